@@ -1,0 +1,97 @@
+"""Packing of parameters into block vectors."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from vogn.linalg.layout import JoinedLayout, MatrixLayout, StackLayout, layout_from_dict
+
+LAYOUTS = {
+    "linear": MatrixLayout(("w", "b"), ((3, 4), (3,)), (3, 4)),
+    "weight only": MatrixLayout(("w",), ((3, 4),), (3, 4)),
+    "bias only": MatrixLayout(("b",), ((3,),), (3, 0)),
+    "convolution": MatrixLayout(("w", "b"), ((3, 2, 3, 3), (3,)), (3, 18)),
+    "grouped convolution": MatrixLayout(("w", "b"), ((6, 2, 3), (6,)), (2, 3, 6)),
+    "grouped bias only": MatrixLayout(("b",), ((6,),), (2, 3, 0)),
+    "table": MatrixLayout(("w",), ((7, 3),), (3, 7), permute=(1, 0)),
+    "three permuted dimensions": MatrixLayout(("w", "b"), ((2, 3, 4), (3,)), (3, 8), permute=(1, 2, 0)),
+    "norm": StackLayout(("w", "b"), ((5,), (5,))),
+    "norm over two dimensions": StackLayout(("w", "b"), ((2, 3), (2, 3))),
+    "scalar": StackLayout(("p",), ((),)),
+}
+LAYOUTS["joined"] = JoinedLayout(
+    (
+        MatrixLayout(("a.w", "a.b"), ((3, 4), (3,)), (3, 4)),
+        StackLayout(("n.w", "n.b"), ((5,), (5,))),
+        MatrixLayout(("e.w",), ((7, 3),), (3, 7), permute=(1, 0)),
+    )
+)
+LAYOUTS["joined twice"] = JoinedLayout((LAYOUTS["joined"], LAYOUTS["scalar"]))
+every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+
+
+def tensors(layout, batch):
+    source = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn((*batch, *shape), generator=source, dtype=torch.float64)
+        for name, shape in zip(layout.names, layout.shapes, strict=True)
+    }
+
+
+@every_layout
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_unpack_inverts_pack(layout, batch):
+    named = tensors(layout, batch)
+    block = layout.pack(named)
+    assert block.shape == (*batch, *layout.block_shape)
+    back = layout.unpack(block)
+    assert list(back) == list(layout.names)
+    for name in layout.names:
+        assert torch.equal(back[name], named[name])
+
+
+@every_layout
+def test_pack_is_a_permutation_of_the_parameters(layout):
+    named = tensors(layout, ())
+    values = torch.cat([t.flatten() for t in named.values()])
+    assert torch.equal(layout.pack(named).flatten().sort().values, values.sort().values)
+    assert layout.numel == values.numel() == math.prod(layout.block_shape)
+
+
+@every_layout
+def test_a_batch_is_packed_example_by_example(layout):
+    named = tensors(layout, (3,))
+    block = layout.pack(named)
+    for n in range(3):
+        assert torch.equal(block[n], layout.pack({name: t[n] for name, t in named.items()}))
+
+
+@every_layout
+def test_a_layout_survives_json(layout):
+    assert layout_from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
+
+
+def test_an_unknown_kind_raises():
+    with pytest.raises(ValueError, match="unknown layout kind 'ring'.*matrix, stack, joined"):
+        layout_from_dict({"kind": "ring", "names": [], "shapes": []})
+
+
+def test_the_bias_is_the_last_column():
+    layout = LAYOUTS["linear"]
+    named = tensors(layout, ())
+    assert torch.equal(layout.pack(named), torch.cat([named["w"], named["b"][:, None]], 1))
+
+
+def test_a_permuted_weight_is_transposed():
+    named = tensors(LAYOUTS["table"], ())
+    assert torch.equal(LAYOUTS["table"].pack(named), named["w"].T)
+
+
+def test_scale_and_shift_of_a_channel_share_a_sub_block():
+    layout = LAYOUTS["norm"]
+    named = tensors(layout, ())
+    block = layout.pack(named)
+    for channel in range(5):
+        assert torch.equal(block[channel, :, 0], torch.stack([named["w"][channel], named["b"][channel]]))

@@ -1,0 +1,33 @@
+"""Every registered structure, in every configuration, keeps the promises of the interface."""
+
+from __future__ import annotations
+
+from vogn.structures import REGISTRY, Dense, Diagonal, DiagonalLowRank, EigenKronecker, Identity, Kronecker
+from vogn.testing import StructureConformance
+
+CONFIGURATIONS = {
+    "Identity": Identity(),
+    "Dense": Dense(),
+    "DenseRetract": Dense(negative="retract"),
+    "Diagonal": Diagonal(),
+    "DiagonalRetract": Diagonal(negative="retract"),
+    "DiagonalClamp": Diagonal(negative="clamp"),
+    "DiagonalAbs": Diagonal(negative="abs"),
+    "Kronecker": Kronecker(),
+    "KroneckerFactored": Kronecker(damping="factored"),
+    "KroneckerReduce": Kronecker(sharing="reduce"),
+    "EigenKronecker": EigenKronecker(),
+    "EigenKroneckerContraction": EigenKronecker(basis="contraction"),
+    "EigenKroneckerCarried": EigenKronecker(basis="contraction", restart=False, negative="retract"),
+    "EigenKroneckerKfacCarried": EigenKronecker(restart=False, negative="abs"),
+    "DiagonalLowRank1": DiagonalLowRank(rank=1),
+    "DiagonalLowRank3": DiagonalLowRank(rank=3),
+    "DiagonalLowRank30": DiagonalLowRank(rank=30),
+}
+
+for _name, _structure in CONFIGURATIONS.items():
+    globals()[f"Test{_name}"] = type(f"Test{_name}", (StructureConformance,), {"structure": _structure})
+
+
+def test_every_registered_structure_is_under_test():
+    assert {type(structure) for structure in CONFIGURATIONS.values()} == set(REGISTRY.values())

@@ -1,0 +1,35 @@
+"""vogn: one curvature engine, read as a natural-gradient preconditioner or as a Gaussian posterior.
+
+The flag ``variational`` switches between the two readings, on the same checkpoint, between any two steps.
+"""
+
+from __future__ import annotations
+
+from vogn import likelihoods, metrics
+from vogn.optim import EKFAC, EVON, IVON, KFAC, METHODS, SLANG, VOGN, VON, NaturalGradient, VAdam
+from vogn.posterior import GaussianPosterior, Posterior
+from vogn.posterior import Prior as Prior
+from vogn.predict import Predictive, predict, update_batchnorm
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EKFAC",
+    "EVON",
+    "IVON",
+    "KFAC",
+    "METHODS",
+    "SLANG",
+    "VOGN",
+    "VON",
+    "GaussianPosterior",
+    "NaturalGradient",
+    "Posterior",
+    "Predictive",
+    "Prior",
+    "VAdam",
+    "likelihoods",
+    "metrics",
+    "predict",
+    "update_batchnorm",
+]

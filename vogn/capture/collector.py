@@ -1,0 +1,351 @@
+"""The collector: observations of one optimizer between two steps.
+
+It listens to taps and likelihoods while a sampled context is open, lets the statistics turn what it hears into
+observations, and normalises them once for all structures: a leaf of degree ``d`` in the output gradients becomes
+``leaf * scale^d / count`` (concatenated leaves: ``/ sqrt(count)``; degree 0: divided by the number of rows). Structures
+never see batch size, loss scale or reduction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vogn.announcement import LikelihoodCall, start_listening, stop_listening
+from vogn.capture.own_pass import own_pass
+from vogn.capture.partition import Block, Member
+from vogn.capture.statistics.base import Statistic
+from vogn.capture.taps import Call, Taps, join_calls
+from vogn.errors import MissingCurvatureError
+from vogn.linalg.noise import generator
+from vogn.linalg.rows import AnyRows, IndexedRows, JoinedRows, Rows
+from vogn.structures.base import Structure
+from vogn.types import Observation, State
+
+Source = Literal["user", "own", "exit", "step"]
+"""Where an observation comes from: the user's backward, a pass of our own over the sum of the losses, differences of
+``.grad`` at the end of a context, or the finished gradient at ``step()``."""
+
+
+@dataclass(frozen=True)
+class SampleContext:
+    """What is fixed while one weight sample is in the model.
+
+    Args:
+        seed, step, sample: coordinates of the noise.
+        displacement: block name to ``theta - m`` as a block vector; empty in deterministic mode.
+        ess, shift: block name to effective sample size and prior shift.
+    """
+
+    seed: int
+    step: int
+    sample: int
+    displacement: Mapping[str, Tensor]
+    ess: Mapping[str, float]
+    shift: Mapping[str, float]
+
+
+@dataclass
+class _Record:
+    """Un-normalised leaves of one block from one source."""
+
+    leaves: Observation = field(default_factory=dict)
+    rows: int = 0
+
+
+def merge(structure: Structure, old: Observation, new: Observation) -> Observation:
+    """Add or concatenate the leaves of two micro-batches."""
+    if not old:
+        return new
+    join: Callable[[Tensor, Tensor], Tensor] = (
+        torch.add if structure.REDUCE == "sum" else lambda x, y: torch.cat([x, y])  # type: ignore[assignment]
+    )
+    return old | {key: join(old[key], leaf) if key in old else leaf for key, leaf in new.items()}
+
+
+def normalise(structure: Structure, leaves: Observation, *, scale: float, count: float, rows: int) -> Observation:
+    """``leaf * scale^degree / count`` for every leaf; see the module's text."""
+    out = {}
+    for key, leaf in leaves.items():
+        degree = structure.DEGREE[key]
+        divisor = math.sqrt(count) if structure.REDUCE == "concat" else count if degree else rows
+        factor = scale**degree / divisor
+        out[key] = leaf if factor == 1.0 else leaf * factor
+    return out
+
+
+class Collector:
+    """Observations of a list of blocks.
+
+    Args:
+        blocks: the optimizer's blocks.
+        statistics: what is measured.
+        state_of: block to its curvature state.
+        gradient_of: block to its packed ``.grad`` (zeros where a parameter has none).
+        loss_reduction: ``"mean"`` or ``"sum"`` over the loss terms.
+        loss_scale: returns the factor on the loss during backward (gradient scaling), 1 if there is none.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        statistics: Sequence[Statistic],
+        *,
+        state_of: Callable[[Block], State],
+        gradient_of: Callable[[Block], Tensor],
+        loss_reduction: str,
+        loss_scale: Callable[[], float],
+    ) -> None:
+        self.blocks = list(blocks)
+        self.statistics = tuple(statistics)
+        self.state_of = state_of
+        self.gradient_of = gradient_of
+        self.loss_reduction = loss_reduction
+        self.loss_scale = loss_scale
+        self.context: SampleContext | None = None
+        members = [member for block in blocks for member in block.members if member.rule is not None]
+        self._block_of = {member: block for block in blocks for member in block.members}
+        pairs = any(statistic.NEEDS_PAIRS for statistic in statistics)
+        user = any("backward" in statistic.WHEN for statistic in statistics)
+        self._taps = Taps(members if pairs else [], self._on_gradient if user else None)
+        self._waiting: list[Call] = []
+        self._active = False
+        self.likelihood: dict[str, Any] | None = None
+        """Description of the likelihood that was heard last."""
+        self.clear()
+
+    # ------------------------------------------------------------------ life of the observations
+
+    def clear(self) -> None:
+        """Forget all observations; called with ``zero_grad``."""
+        self._records: dict[Source, dict[str, _Record]] = {}
+        self._announced = 0
+        self.count = 0
+        self.scale_seen = 1.0
+        self.entry_gradients: dict[str, Tensor] = {}
+        self._label_source: torch.Generator | None = None
+        self._waiting.clear()
+        self._taps.calls.clear()
+
+    def begin(self, context: SampleContext, *, active: bool = True) -> None:
+        """Open a sampled context: attach the taps and listen to likelihoods.
+
+        ``active=False`` samples without observing (steps between two observations).
+        """
+        self.context = context
+        self._label_source = None
+        self._active = active
+        if not active:
+            return
+        for statistic in self.statistics:
+            statistic.on_entry(self)
+        self._taps.attach()
+        start_listening(self.on_likelihood)
+
+    def end(self, *, completed: bool) -> None:
+        """Close the context; ``completed=False`` (an exception) drops what it had not finished."""
+        stop_listening(self.on_likelihood)
+        try:
+            if completed and self._active:
+                self._flush()
+                self._close_count()
+                for statistic in self.statistics:
+                    statistic.on_exit(self)
+        finally:
+            self._waiting.clear()
+            self._taps.detach()
+            self.entry_gradients.clear()
+            self.context = None
+
+    # ------------------------------------------------------------------ events
+
+    def on_likelihood(self, call: LikelihoodCall) -> None:
+        """A likelihood has been evaluated inside the context."""
+        if not (torch.is_grad_enabled() and call.outputs.requires_grad):
+            return
+        self._announced = max(self._announced, call.count)
+        self.likelihood = call.likelihood.to_dict()
+        call.outputs.register_hook(lambda grad: self._close_count())
+        for statistic in self.statistics:
+            statistic.on_likelihood(self, call)
+
+    def _close_count(self) -> None:
+        """One backward pass has begun: its examples count once, however many heads its loss has."""
+        if self._taps.muted:
+            return
+        self.scale_seen = self.loss_scale()
+        self.count += self._announced
+        self._announced = 0
+
+    def _on_gradient(self, call: Call) -> None:
+        """The user's backward has reached a layer."""
+        block = self._block_of[call.member]
+        if not self.observes_user_backward(block):
+            return
+        self.scale_seen = self.loss_scale()
+        open_calls = [other for other in self._taps.calls if other.member is call.member]
+        if len(open_calls) == 1 and not block.joined:
+            self._taps.calls.remove(call)
+            self._deliver(block, {call.member: [call]})
+            return
+        if not self._waiting:
+            torch.autograd.Variable._execution_engine.queue_callback(self._flush)
+        self._waiting.append(call)
+
+    def observes_user_backward(self, block: Block) -> bool:
+        """Blocks with bare parameters are measured in a pass of our own instead."""
+        return not block.has_bare
+
+    def _flush(self) -> None:
+        """End of a backward pass: deliver the layers that were called several times and the joined blocks."""
+        calls, self._waiting = self._waiting, []
+        by_block: dict[Block, dict[Member, list[Call]]] = {}
+        for call in calls:
+            if call in self._taps.calls:
+                self._taps.calls.remove(call)
+            by_block.setdefault(self._block_of[call.member], {}).setdefault(call.member, []).append(call)
+        for block, by_member in by_block.items():
+            self._deliver(block, by_member)
+
+    def _deliver(self, block: Block, by_member: Mapping[Member, Sequence[Call]]) -> None:
+        with torch.no_grad():
+            rows_of = {member: join_calls(calls) for member, calls in by_member.items()}
+            for rows in gather(block, rows_of):
+                for statistic in self.statistics:
+                    statistic.on_rows(self, block, rows)
+
+    # ------------------------------------------------------------------ services for the statistics
+
+    @property
+    def muted(self) -> bool:
+        """Whether backward hooks are ignored because a pass of our own is running."""
+        return self._taps.muted
+
+    @muted.setter
+    def muted(self, value: bool) -> None:
+        self._taps.muted = value
+
+    @staticmethod
+    def dtype_of(block: Block) -> torch.dtype:
+        """Curvature arithmetic is done in float32 at least."""
+        dtype = block.parameters[0].dtype
+        return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+    def own_rows(self, call: LikelihoodCall, columns: Tensor, blocks: Sequence[Block]) -> list[tuple[Block, AnyRows]]:
+        """Rows of a pass of our own from ``call.outputs`` with the given gradient columns ``(K, *outputs.shape)``.
+
+        ``.grad`` and the user's graph stay untouched.
+        """
+        wanted = {member for block in blocks for member in block.members}
+        calls = [tap for tap in self._taps.calls if tap.member in wanted]
+        bare = [member for member in wanted if member.rule is None]
+        self._taps.muted = True
+        try:
+            grads, bare_rows = own_pass(call.outputs, columns, calls, bare)
+        finally:
+            self._taps.muted = False
+        by_member: dict[Member, list[Call]] = {}
+        for tap, grad in zip(calls, grads, strict=True):
+            if grad is not None:
+                by_member.setdefault(tap.member, []).append(Call(tap.member, tap.saved, tap.versions, tap.edge, grad))
+        rows_of: dict[Member, list[Rows | IndexedRows]] = {
+            member: join_calls(taps) for member, taps in by_member.items()
+        }
+        rows_of |= {member: [rows] for member, rows in bare_rows.items()}
+        return [(block, rows) for block in blocks for rows in gather(block, rows_of)]
+
+    def label_source(self, device: torch.device) -> torch.Generator:
+        """The stream of sampled labels of this context; micro-batches draw from it in turn."""
+        assert self.context is not None
+        if self._label_source is None:
+            context = self.context
+            self._label_source = generator(
+                seed=context.seed, stream="labels", step=context.step, sample=context.sample, device=device
+            )
+        return self._label_source
+
+    def add(self, block: Block, leaves: Observation, source: Source, *, rows: int = 0) -> None:
+        """Add un-normalised leaves of a block."""
+        record = self._records.setdefault(source, {}).setdefault(block.name, _Record())
+        record.leaves = merge(block.structure, record.leaves, leaves)
+        record.rows += rows
+
+    # ------------------------------------------------------------------ at step()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has been observed since the last ``clear``."""
+        return not self._records
+
+    def loss_terms(self, block: Block) -> int:
+        """Number of loss terms behind the gradients: announced by a likelihood, else the number of rows."""
+        record = self._records.get("user", {}).get(block.name)
+        return self.count or (record.rows if record is not None else 0)
+
+    def finish(self, block: Block, mc_samples: int) -> Observation:
+        """The normalised observation of a block, empty if nothing was observed.
+
+        Args:
+            block: one of the collector's blocks.
+            mc_samples: number of weight samples that the gradients were summed over.
+        """
+        out: Observation = {}
+        for source, records in self._records.items():
+            record = records.get(block.name)
+            if record is None:
+                continue
+            count: float = self.loss_terms(block)
+            scale = 1.0
+            if source in ("user", "exit"):
+                scale = 1.0 / self.scale_seen
+            if source == "user" and self.loss_reduction == "mean":
+                scale *= count / mc_samples
+            if source == "exit":
+                if self.loss_reduction == "sum":
+                    self.require_count(count)
+                    scale /= count / mc_samples
+                count = mc_samples
+            if source == "step":
+                count = 1
+            normal = normalise(block.structure, record.leaves, scale=scale, count=count, rows=max(1, record.rows))
+            out |= normal
+        return out
+
+    @staticmethod
+    def require_count(count: float) -> None:
+        """Raise if the number of loss terms of a summed loss is unknown."""
+        if not count:
+            raise MissingCurvatureError(
+                "loss_reduction='sum' needs to know the number of loss terms: compute the loss with one of "
+                "vogn.likelihoods inside `with opt.sampled_params():`, or use a mean loss"
+            )
+
+
+def gather(block: Block, rows_of: Mapping[Member, Sequence[Rows | IndexedRows]]) -> list[AnyRows]:
+    """Rows of a block from the rows of its members; members that took no part in a joined block are zero."""
+    if not block.joined:
+        return list(rows_of.get(block.members[0], ()))
+    present = {member: rows[0] for member, rows in rows_of.items() if rows and member in block.members}
+    if not present:
+        return []
+    like = next(iter(present.values()))
+    for member, rows in rows_of.items():
+        if len(rows) > 1 and member in block.members:
+            # calls on different examples: JoinedRows would have to guess which rows belong together
+            raise MissingCurvatureError(
+                f"layer {member.layout.names[0]!r} saw batches of different sizes in one backward pass; a block that "
+                "spans the model needs the same examples in every layer: use partition='layer'"
+            )
+    members = [present.get(member) or _zero_rows(member, like) for member in block.members]
+    return [JoinedRows(tuple(members))]
+
+
+def _zero_rows(member: Member, like: Rows | IndexedRows) -> Rows:
+    *lead, d_out, d_in = member.layout.block_shape
+    zero = like.g.new_zeros(())
+    return Rows(zero.expand(*lead, like.count, 1, d_in), zero.expand(*lead, like.columns, like.count, 1, d_out))

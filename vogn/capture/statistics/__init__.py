@@ -1,0 +1,22 @@
+"""Statistics: what is measured about the curvature. One file each, one line in :data:`REGISTRY`."""
+
+from __future__ import annotations
+
+from vogn.capture.statistics.base import Statistic
+from vogn.capture.statistics.empirical import Empirical
+from vogn.capture.statistics.ggn import GGN
+from vogn.capture.statistics.gradient import Gradient
+from vogn.capture.statistics.hutchinson import Hutchinson
+from vogn.capture.statistics.monte_carlo import MonteCarlo
+from vogn.capture.statistics.price import Price
+
+REGISTRY: dict[str, type[Statistic]] = {
+    "empirical": Empirical,
+    "mc": MonteCarlo,
+    "ggn": GGN,
+    "gradient": Gradient,
+    "hutchinson": Hutchinson,
+    "price": Price,
+}
+
+__all__ = ["GGN", "REGISTRY", "Empirical", "Gradient", "Hutchinson", "MonteCarlo", "Price", "Statistic"]

@@ -1,0 +1,63 @@
+"""The interface of a statistic: what is measured, and when."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from torch import Tensor
+
+from vogn.announcement import LikelihoodCall
+from vogn.linalg.rows import AnyRows
+
+if TYPE_CHECKING:
+    from vogn.capture.collector import Collector
+    from vogn.capture.partition import Block
+
+Event = Literal["backward", "likelihood", "sample_exit", "step"]
+
+
+class Statistic(ABC):
+    """One estimate of curvature.
+
+    Class attributes:
+        NAME: key in the registry.
+        CHANNEL: ``"rows"`` or ``"probe"``: how it feeds structures.
+        WHEN: the events it listens to.
+        NEEDS_PAIRS: whether it needs layer inputs and output gradients, hence a model instead of bare parameters.
+        NEEDS_LIKELIHOOD: whether a step without a likelihood call cannot be measured.
+    """
+
+    NAME: ClassVar[str]
+    CHANNEL: ClassVar[Literal["rows", "probe"]]
+    WHEN: ClassVar[frozenset[Event]]
+    NEEDS_PAIRS: ClassVar[bool] = False
+    NEEDS_LIKELIHOOD: ClassVar[bool] = False
+
+    def on_entry(self, collector: Collector) -> None:
+        """A sampled context begins."""
+
+    def on_rows(self, collector: Collector, block: Block, rows: AnyRows) -> None:
+        """The user's backward has produced rows of a block (event ``"backward"``)."""
+
+    def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
+        """A likelihood has been evaluated (event ``"likelihood"``)."""
+
+    def on_exit(self, collector: Collector) -> None:
+        """A sampled context ends, the sample still known (event ``"sample_exit"``)."""
+
+    def on_step(self, collector: Collector, block: Block, gradient: Tensor) -> None:
+        """The gradient of a block is complete (event ``"step"``)."""
+
+
+def term_weights(call: LikelihoodCall) -> Tensor | float:
+    """Per-term weights times mask, shaped to multiply the outputs.
+
+    A scalar weight only rescales the loss (as ``1 / accumulation`` does) and does not enter curvature.
+    """
+    weight: Tensor | float = 1.0
+    for part in (call.weight, call.mask):
+        if isinstance(part, Tensor) and part.ndim > 0:
+            part = part.to(call.outputs.dtype)
+            weight = weight * part.reshape(*part.shape, *(1,) * (call.outputs.ndim - part.ndim))
+    return weight

@@ -1,0 +1,47 @@
+"""Empirical Fisher: per-example gradients at the true labels, read off the user's own backward pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vogn.announcement import LikelihoodCall
+from vogn.capture.statistics.base import Statistic, term_weights
+from vogn.errors import UnsupportedObservationError
+from vogn.linalg.rows import AnyRows
+
+if TYPE_CHECKING:
+    from vogn.capture.collector import Collector
+    from vogn.capture.partition import Block
+
+
+class Empirical(Statistic):
+    """``C_hat = mean_n g_n g_n^T`` with ``g_n`` the gradient of example ``n``'s loss.
+
+    Layers with a rule cost nothing but their own products; bare parameters are measured in a pass of our own when a
+    likelihood is evaluated.
+    """
+
+    NAME = "empirical"
+    CHANNEL = "rows"
+    WHEN = frozenset({"backward", "likelihood"})
+    NEEDS_PAIRS = True
+
+    def on_rows(self, collector: Collector, block: Block, rows: AnyRows) -> None:
+        """See :meth:`Statistic.on_rows`."""
+        leaves = block.structure.observe(collector.state_of(block), rows)
+        collector.add(block, leaves, "user", rows=rows.count)
+
+    def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
+        """Measure the blocks with bare parameters."""
+        blocks = [block for block in collector.blocks if block.has_bare]
+        if not blocks:
+            return
+        if call.targets is None:
+            raise UnsupportedObservationError(
+                f"the empirical Fisher of {blocks[0].name!r} needs the targets: call opt.observe(outputs, likelihood, "
+                "targets)"
+            )
+        score = call.likelihood.score(call.outputs.detach(), call.targets) * term_weights(call)
+        for block, rows in collector.own_rows(call, score.unsqueeze(0), blocks):
+            leaves = block.structure.observe(collector.state_of(block), rows)
+            collector.add(block, leaves, "own", rows=rows.count)

@@ -1,0 +1,76 @@
+"""Exact generalised Gauss-Newton: one backward pass per column of the output Hessian's square root."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vogn.announcement import LikelihoodCall
+from vogn.capture.statistics.base import Statistic, term_weights
+from vogn.linalg.noise import generator
+
+if TYPE_CHECKING:
+    from vogn.capture.collector import Collector
+
+MANY_COLUMNS = 64
+
+
+class GGN(Statistic):
+    """``C_hat = mean_n J_n^T H_n J_n`` with ``H_n`` the Hessian of the loss in the outputs.
+
+    Args:
+        samples: ``None`` for all columns (exact), or a number of random combinations of them (unbiased, cheaper).
+    """
+
+    NAME = "ggn"
+    CHANNEL = "rows"
+    WHEN = frozenset({"likelihood"})
+    NEEDS_PAIRS = True
+    NEEDS_LIKELIHOOD = True
+
+    def __init__(self, samples: int | None = None) -> None:
+        if samples is not None and samples < 1:
+            raise ValueError(f"ggn_samples={samples} must be at least 1, or None for the exact GGN")
+        self.samples = samples
+
+    def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
+        """See :meth:`Statistic.on_likelihood`."""
+        columns = call.likelihood.hessian_sqrt(call.outputs.detach())
+        weight = term_weights(call)
+        if isinstance(weight, Tensor):
+            columns = columns * weight.sqrt()
+        columns = self._columns(collector, columns)
+        for block, rows in collector.own_rows(call, columns, collector.blocks):
+            leaves = block.structure.observe(collector.state_of(block), rows)
+            collector.add(block, leaves, "own", rows=rows.count)
+
+    def _columns(self, collector: Collector, columns: Tensor) -> Tensor:
+        """``(K, N, ...)`` to all columns, one per loss term of an example, or to random combinations of them."""
+        terms = math.prod(columns.shape[2:-1])
+        if self.samples is not None:
+            assert collector.context is not None
+            context = collector.context
+            source = generator(
+                seed=context.seed, stream="ggn", step=context.step, sample=context.sample, device=columns.device
+            )
+            signs = torch.randint(
+                0, 2, (self.samples, *columns.shape[:-1], 1), generator=source, device=columns.device
+            ).to(columns.dtype)
+            return ((2 * signs - 1) * columns).sum(1) * self.samples**-0.5
+        if terms > 1:
+            flat = columns.flatten(2, -2)
+            separate = torch.eye(terms, dtype=columns.dtype, device=columns.device)
+            columns = (
+                (flat.unsqueeze(1) * separate[None, :, None, :, None]).flatten(0, 1).reshape(-1, *columns.shape[1:])
+            )
+        if columns.shape[0] > MANY_COLUMNS:
+            warnings.warn(
+                f"the exact GGN takes {columns.shape[0]} backward passes per batch (one per output and loss term); "
+                "ggn_samples=1 gives an unbiased estimate with one",
+                stacklevel=2,
+            )
+        return columns

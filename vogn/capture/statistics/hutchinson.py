@@ -1,0 +1,86 @@
+"""Hutchinson probes: Hessian-vector products with random directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vogn.announcement import LikelihoodCall
+from vogn.capture.statistics.base import Statistic, term_weights
+from vogn.linalg.noise import normal
+
+if TYPE_CHECKING:
+    from vogn.capture.collector import Collector
+
+
+def hessian_products(collector: Collector, call: LikelihoodCall, directions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hessian of the *summed* loss of a likelihood call times a direction per block, as block vectors.
+
+    A double backward through the user's graph, which is kept; ``.grad`` is untouched.
+    """
+    blocks = collector.blocks
+    parameters = [parameter for block in blocks for parameter in block.parameters]
+    weight = term_weights(call)
+    terms = call.likelihood.terms(call.outputs, call.targets)
+    if isinstance(weight, Tensor):
+        terms = terms * weight.reshape(terms.shape)
+    collector.muted = True
+    try:
+        gradients = torch.autograd.grad(terms.sum(), parameters, create_graph=True, allow_unused=True)
+        flat: list[Tensor] = []
+        for block in blocks:
+            direction = block.layout.unpack(directions[block.name])
+            flat += [direction[name] for name in block.layout.names]
+        pairs = [(g, v) for g, v in zip(gradients, flat, strict=True) if g is not None and g.requires_grad]
+        if pairs:
+            inner = torch.stack([(g * v.to(g.dtype)).sum() for g, v in pairs]).sum()
+            products = torch.autograd.grad(inner, parameters, retain_graph=True, allow_unused=True)
+        else:
+            products = (None,) * len(parameters)
+    finally:
+        collector.muted = False
+    out, position = {}, 0
+    for block in blocks:
+        named = {}
+        for name, parameter in zip(block.layout.names, block.parameters, strict=True):
+            product = products[position]
+            named[name] = torch.zeros_like(parameter) if product is None else product.detach()
+            position += 1
+        out[block.name] = block.layout.pack(named).to(directions[block.name].dtype)
+    return out
+
+
+class Hutchinson(Statistic):
+    """``(v, H v)`` with ``v ~ N(0, I)``: an unbiased estimate of the Hessian itself, which may be indefinite."""
+
+    NAME = "hutchinson"
+    CHANNEL = "probe"
+    WHEN = frozenset({"likelihood"})
+    NEEDS_LIKELIHOOD = True
+
+    def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
+        """See :meth:`Statistic.on_likelihood`."""
+        assert collector.context is not None
+        context = collector.context
+        probes = {
+            block.name: normal(
+                block.layout.block_shape,
+                seed=context.seed,
+                stream="probes",
+                step=context.step,
+                sample=context.sample,
+                name=block.name,
+                dtype=collector.dtype_of(block),
+                device=block.parameters[0].device,
+            )
+            for block in collector.blocks
+        }
+        responses = hessian_products(collector, call, probes)
+        with torch.no_grad():
+            for block in collector.blocks:
+                state = collector.state_of(block)
+                leaves = block.structure.observe_probe(state, probes[block.name], responses[block.name])
+                collector.add(block, leaves, "own")

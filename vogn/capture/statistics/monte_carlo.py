@@ -1,0 +1,44 @@
+"""Monte Carlo Fisher: per-example gradients at labels drawn from the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vogn.announcement import LikelihoodCall
+from vogn.capture.statistics.base import Statistic, term_weights
+
+if TYPE_CHECKING:
+    from vogn.capture.collector import Collector
+
+
+class MonteCarlo(Statistic):
+    """``C_hat = mean_n s_n s_n^T``, ``s_n`` the gradient at a label ``y ~ p(y | x_n, theta)``.
+
+    Args:
+        draws: label draws per example, >= 1.
+
+    One extra backward pass per draw; ``.grad`` never sees it.
+    """
+
+    NAME = "mc"
+    CHANNEL = "rows"
+    WHEN = frozenset({"likelihood"})
+    NEEDS_PAIRS = True
+    NEEDS_LIKELIHOOD = True
+
+    def __init__(self, draws: int = 1) -> None:
+        if draws < 1:
+            raise ValueError(f"draws={draws} must be at least 1")
+        self.draws = draws
+
+    def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
+        """See :meth:`Statistic.on_likelihood`."""
+        outputs, source = call.outputs.detach(), collector.label_source(call.outputs.device)
+        scores = [call.likelihood.score(outputs, call.likelihood.sample(outputs, source)) for _ in range(self.draws)]
+        weight = term_weights(call)
+        factor = (weight.sqrt() if isinstance(weight, torch.Tensor) else weight) * self.draws**-0.5
+        for block, rows in collector.own_rows(call, torch.stack(scores) * factor, collector.blocks):
+            leaves = block.structure.observe(collector.state_of(block), rows)
+            collector.add(block, leaves, "own", rows=rows.count)

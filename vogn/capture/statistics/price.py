@@ -1,0 +1,80 @@
+"""Price's theorem: the Hessian's expectation from the very noise that the weights were sampled with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vogn.announcement import LikelihoodCall
+from vogn.capture.statistics.base import Statistic
+from vogn.capture.statistics.hutchinson import hessian_products
+from vogn.linalg.noise import normal
+
+if TYPE_CHECKING:
+    from vogn.capture.collector import Collector
+
+
+class Price(Statistic):
+    """``(ess (C + shift) (theta - m), gradient at theta)``: no extra pass, variance grows with ``ess``.
+
+    Its deterministic twin is the limit of an antithetic pair as ``ess`` grows: the probe pair ``((C + shift) z, H z)``
+    with ``z = (C + shift)^(-1/2) eps``, one Hessian-vector product inside the likelihood call.
+
+    Source: Shen et al. (2024), "Variational Learning is Effective for Large Deep Networks", Sec. 3.
+    """
+
+    NAME = "price"
+    CHANNEL = "probe"
+    WHEN = frozenset({"sample_exit", "likelihood"})
+
+    def on_entry(self, collector: Collector) -> None:
+        """Remember the gradients that are already there."""
+        for block in collector.blocks:
+            if any(parameter.grad is not None for parameter in block.parameters):
+                collector.entry_gradients[block.name] = collector.gradient_of(block).clone()
+
+    def on_exit(self, collector: Collector) -> None:
+        """See :meth:`Statistic.on_exit`."""
+        context = collector.context
+        assert context is not None
+        with torch.no_grad():
+            for block in collector.blocks:
+                displacement = context.displacement.get(block.name)
+                if displacement is None or all(parameter.grad is None for parameter in block.parameters):
+                    continue
+                response = collector.gradient_of(block)
+                if block.name in collector.entry_gradients:
+                    response = response - collector.entry_gradients[block.name]
+                state = collector.state_of(block)
+                probe = block.structure.apply(state, displacement, context.shift[block.name]) * context.ess[block.name]
+                collector.add(block, block.structure.observe_probe(state, probe, response), "exit")
+
+    def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
+        """Deterministic mode: see the class's text."""
+        context = collector.context
+        assert context is not None
+        if context.displacement:
+            return
+        probes, directions = {}, {}
+        with torch.no_grad():
+            for block in collector.blocks:
+                state, shift = collector.state_of(block), context.shift[block.name]
+                noise = normal(
+                    block.layout.block_shape,
+                    seed=context.seed,
+                    stream="weights",
+                    step=context.step,
+                    sample=context.sample,
+                    name=block.name,
+                    dtype=collector.dtype_of(block),
+                    device=block.parameters[0].device,
+                )
+                directions[block.name] = block.structure.sample(state, noise, shift)
+                probes[block.name] = block.structure.apply(state, directions[block.name], shift)
+        responses = hessian_products(collector, call, directions)
+        with torch.no_grad():
+            for block in collector.blocks:
+                state = collector.state_of(block)
+                leaves = block.structure.observe_probe(state, probes[block.name], responses[block.name])
+                collector.add(block, leaves, "own")

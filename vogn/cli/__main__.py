@@ -1,0 +1,5 @@
+"""``python -m vogn.cli``."""
+
+from vogn.cli import main
+
+main()

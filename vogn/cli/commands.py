@@ -1,0 +1,172 @@
+"""What the commands do, without their command-line clothes."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from vogn.cli.contenders import NaturalGradientContender, check_method, contenders
+from vogn.cli.errors import InterruptedRunError, UsageError
+from vogn.cli.evaluation import Evaluation, entropy, evaluate, predictive
+from vogn.cli.interruption import Interruption
+from vogn.cli.plots import plot_learning_curves, plot_reliability
+from vogn.cli.run_folder import RunFolder, write_atomically
+from vogn.cli.screen import ProgressWatcher, results_table
+from vogn.cli.session import Session, open_data, resolve_device
+from vogn.cli.settings import Settings, given_settings, resumed_settings
+from vogn.cli.training import Training
+from vogn.data import Data, Preprocessing, load_inputs
+from vogn.errors import CheckpointError
+from vogn.posterior import GaussianPosterior
+
+PARTS = ("test", "validation", "train")
+
+
+def train(given: Mapping[str, Any], *, output: Path | None, resume: Path | None, console: Console) -> list[Evaluation]:
+    """Start or continue a run and everything it is compared with.
+
+    Args:
+        given: settings that the command line gave, by field of :class:`Settings`; ``None`` for the others.
+        output: folder of a new run; ``None`` makes a name.
+        resume: folder of the run to continue; excludes ``output``.
+        console: where to write.
+
+    Returns:
+        The rows of the final table.
+    """
+    if resume is not None:
+        if output is not None:
+            raise UsageError("--resume excludes --output: a run goes on in its own folder")
+        folder = RunFolder.open(resume)
+        settings = resumed_settings(folder.read_settings(), given, where=str(resume))
+    else:
+        settings = given_settings(given)
+    rivals = contenders(settings)
+    device = resolve_device(settings.device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    data = open_data(settings)
+    if resume is None:
+        Session.start(settings, rivals[0], data, RunFolder(Path()))  # complain before anything is written
+        folder = RunFolder.create(output or _new_name(settings))
+    console.print(_headline(settings, data, device, folder), highlight=False, soft_wrap=True)
+    rows: list[Evaluation] = []
+    histories = {}
+    with Interruption() as interruption:
+        for number, contender in enumerate(rivals):
+            own_folder = folder if number == 0 else folder.child(f"compare-{contender.key}")
+            session = Session.start(settings, contender, data, own_folder)
+            if own_folder.checkpoint_path.exists():
+                session.restore()
+            else:
+                own_folder.write_config(settings, session.resolved())
+            with ProgressWatcher(console, contender.label) as watcher:
+                Training(session, watcher, interruption, f"vogn train --resume {folder.path}").run()
+            rows += evaluate(session, data.test, samples=settings.samples, with_posterior=number == 0)
+            histories[contender.label] = own_folder.read_metrics()
+            if number == 0:
+                _save_posterior(session)
+    _report(settings, folder, rows, histories, console)
+    return rows
+
+
+def evaluate_run(
+    run: Path, *, data: str | None, part: str, samples: int | None, device: str | None, console: Console
+) -> list[Evaluation]:
+    """Figures of a stored run on a part of its own data or of another data set with the same classes."""
+    if part not in PARTS:
+        raise UsageError(f"unknown part {part!r}; allowed are {', '.join(PARTS)}")
+    session = load_session(run, device=device)
+    split = getattr(_other_data(session, data) if data else session.data, part)
+    if len(split) == 0:
+        raise UsageError(f"{data or session.settings.data} has no {part} part")
+    rows = evaluate(session, split, samples=samples or session.settings.samples)
+    title = f"{data or session.settings.data}, {part} part, {len(split)} examples"
+    console.print(results_table(rows, title))
+    return rows
+
+
+def predict_file(
+    run: Path, *, input_path: Path, output_path: Path, samples: int | None, device: str | None, console: Console
+) -> None:
+    """Write the posterior predictive for the inputs of an archive.
+
+    The output holds ``probabilities`` ``(N, C)``, ``labels`` ``(N,)``, ``variance`` ``(N, C)`` of the probabilities
+    between weight samples, ``entropy`` ``(N,)`` in nats, and ``class_names`` ``(C,)``.
+    """
+    session = load_session(run, device=device)
+    x = session.data.preprocessing.apply(load_inputs(input_path), name=str(input_path))
+    found = predictive(session, x, samples=samples or session.settings.samples)
+    arrays: dict[str, Any] = {
+        "probabilities": found.mean.cpu().numpy(),
+        "labels": found.mean.argmax(dim=1).cpu().numpy(),
+        "variance": found.variance.cpu().numpy(),
+        "entropy": entropy(found.mean).cpu().numpy(),
+        "class_names": np.asarray(session.data.class_names),
+    }
+    try:
+        write_atomically(output_path, lambda file: np.savez(file, **arrays))
+    except OSError as error:
+        raise UsageError(f"cannot write {output_path}: {error.strerror}") from error
+    console.print(f"{len(x)} predictions written to {output_path}", highlight=False, soft_wrap=True)
+
+
+def load_session(run: Path, *, device: str | None) -> Session:
+    """A stored run with its data, at its checkpoint."""
+    folder = RunFolder.open(run)
+    settings = resumed_settings(folder.read_settings(), {"device": device}, where=str(run))
+    check_method(settings.method)
+    session = Session.start(settings, contenders(settings)[0], open_data(settings), folder)
+    session.restore()
+    if session.position.epoch == 0 and session.position.batch == 0:
+        raise CheckpointError(f"{run} has not been trained yet")
+    return session
+
+
+def _other_data(session: Session, spec: str) -> Data:
+    preprocessing: Preprocessing = session.data.preprocessing
+    settings = Settings(data=spec, image_size=session.settings.image_size, augment=False)
+    data = open_data(settings, preprocessing)
+    if data.num_classes != session.data.num_classes:
+        raise UsageError(
+            f"class-count mismatch: {spec} has {data.num_classes} classes, the run has {session.data.num_classes}"
+        )
+    return data
+
+
+def _save_posterior(session: Session) -> None:
+    posterior = session.posterior()
+    assert isinstance(posterior, GaussianPosterior)
+    posterior.save(session.folder.path / "posterior.safetensors")
+
+
+def _report(
+    settings: Settings, folder: RunFolder, rows: list[Evaluation], histories: dict[str, Any], console: Console
+) -> None:
+    folder.write_json("results.json", {"test": [row.to_dict() for row in rows]})
+    plot_learning_curves(histories, folder.path / "learning_curves.png")
+    plot_reliability(rows, folder.path / "reliability.png")
+    console.print(results_table(rows, f"{settings.data}, test part, {len(rows[0].targets)} examples"))
+    console.print(f"Everything is in {folder.path}", highlight=False, soft_wrap=True)
+
+
+def _headline(settings: Settings, data: Data, device: torch.device, folder: RunFolder) -> str:
+    sizes = f"{len(data.train)} / {len(data.validation)} / {len(data.test)} examples"
+    where = f"on {device}, in {folder.path}"
+    return f"{settings.data}: {sizes} (train / validation / test), {data.num_classes} classes, {where}"
+
+
+def _new_name(settings: Settings) -> Path:
+    data = re.sub(r"[^A-Za-z0-9]+", "-", Path(settings.data.partition(":")[2] or settings.data).stem).strip("-")
+    contender = NaturalGradientContender(settings.method, settings.variational)
+    return Path("runs") / f"{data}-{contender.key}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+__all__ = ["PARTS", "InterruptedRunError", "evaluate_run", "load_session", "predict_file", "train"]

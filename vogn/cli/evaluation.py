@@ -1,0 +1,106 @@
+"""Figures that a person can act on: accuracy, NLL, Brier score and calibration error, at the mean and averaged."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vogn.cli.session import Session
+from vogn.data import Split
+from vogn.likelihoods import Categorical
+from vogn.metrics import accuracy, brier, ece, nll
+from vogn.posterior import GaussianPosterior
+from vogn.predict import Predictive, predict
+
+_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Quality of class probabilities on one part of the data.
+
+    Args:
+        accuracy: fraction of correct predictions.
+        nll: mean negative log-likelihood in nats.
+        brier: Brier score, from 0 to 2.
+        ece: expected calibration error, 15 bins.
+    """
+
+    accuracy: float
+    nll: float
+    brier: float
+    ece: float
+
+    @classmethod
+    def of(cls, probabilities: Tensor, targets: Tensor) -> Scores:
+        """Scores of probabilities ``(N, C)`` for labels ``(N,)``."""
+        targets = targets.to(probabilities.device)
+        return cls(*(float(metric(probabilities, targets)) for metric in (accuracy, nll, brier, ece)))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One row of the table.
+
+    Args:
+        label: who was trained.
+        how: ``"mean"`` or the posterior predictive.
+        scores: the figures.
+        probabilities: what they were computed from, ``(N, C)``.
+        targets: labels, ``(N,)``.
+    """
+
+    label: str
+    how: str
+    scores: Scores
+    probabilities: Tensor
+    targets: Tensor
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"label": self.label, "how": self.how, **asdict(self.scores)}
+
+
+def predictive(session: Session, x: Tensor, *, samples: int | None) -> Predictive:
+    """Class probabilities with the mean weights (``samples=None``) or averaged over that many weight samples."""
+    return predict(
+        session.model,
+        session.posterior(),
+        x,
+        method="mean" if samples is None else "mc",
+        samples=1 if samples is None else samples,
+        likelihood=Categorical(),
+        batch_size=_BATCH,
+        seed=session.settings.seed,
+        keep_samples=False,
+    )
+
+
+def evaluate(session: Session, split: Split, *, samples: int, with_posterior: bool = True) -> list[Evaluation]:
+    """Figures at the mean and, unless told otherwise, of the posterior predictive."""
+    ways: dict[str, int | None] = {"mean": None}
+    if with_posterior:
+        ways[f"{samples} samples"] = samples
+    rows = []
+    for how, count in ways.items():
+        probabilities = predictive(session, split.x, samples=count).mean
+        scores = Scores.of(probabilities, split.y)
+        rows.append(Evaluation(session.contender.label, how, scores, probabilities.cpu(), split.y))
+    return rows
+
+
+def mean_scores(session: Session, split: Split) -> Scores:
+    """Figures of the network as it stands, between two epochs: no posterior is built."""
+    point = GaussianPosterior([], {name: value.detach() for name, value in session.model.named_parameters()})
+    found = predict(
+        session.model, point, split.x, method="mean", samples=1, likelihood=Categorical(), batch_size=_BATCH
+    )
+    return Scores.of(found.mean, split.y)
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Entropy of class probabilities in nats, ``(N,)``."""
+    return torch.special.entr(probabilities).sum(dim=-1)

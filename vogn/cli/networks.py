@@ -1,0 +1,139 @@
+"""From ``--model`` to a network that fits the data."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import pkgutil
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vogn.cli.errors import UsageError
+from vogn.cli.settings import Settings
+from vogn.models import MODELS, build_model
+
+_DEFAULT_FOR_IMAGES = "resnet8"
+_DEFAULT_FOR_FEATURES = "mlp"
+_HIDDEN_FEATURES = 64
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What determines the architecture; a checkpoint holds it and refuses another one.
+
+    Args:
+        name: key of :data:`vogn.models.MODELS` or ``package.module:callable``.
+        input_shape: shape of one input.
+        num_classes: number of outputs.
+        width: as given on the command line.
+        norm: as given on the command line.
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    num_classes: int
+    width: int | None = None
+    norm: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, input_shape: tuple[int, ...], num_classes: int) -> ModelSpec:
+        """The specification that the settings and the data amount to."""
+        default = _DEFAULT_FOR_IMAGES if len(input_shape) == 3 else _DEFAULT_FOR_FEATURES
+        return cls(settings.model or default, input_shape, num_classes, settings.width, settings.norm)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for checkpoints."""
+        return {
+            "name": self.name,
+            "input_shape": list(self.input_shape),
+            "num_classes": self.num_classes,
+            "width": self.width,
+            "norm": self.norm,
+        }
+
+
+def build_network(spec: ModelSpec, *, seed: int) -> nn.Module:
+    """Build and try the network.
+
+    A constructor is offered ``num_classes``, ``in_channels``, ``input_shape``, ``image_size``, ``sizes`` (features of a
+    fully connected network) and takes those that its signature names; ``width`` and ``norm`` must be accepted if given.
+
+    Args:
+        spec: the architecture.
+        seed: of the initial weights; torch's global generator is left as it was.
+
+    Raises:
+        UsageError: unknown model, options it does not take, or outputs that do not fit the number of classes.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    arguments = _arguments(spec)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            model = build_model(spec.name, **arguments)
+        except (ValueError, TypeError) as error:
+            raise UsageError(str(error)) from error
+        _try_out(model, spec)
+    return model
+
+
+def _arguments(spec: ModelSpec) -> dict[str, Any]:
+    features = math.prod(spec.input_shape)
+    offered: dict[str, Any] = {
+        "num_classes": spec.num_classes,
+        "input_shape": spec.input_shape,
+        "in_channels": spec.input_shape[0],
+        "image_size": spec.input_shape[-1],
+        "sizes": (features, spec.width or _HIDDEN_FEATURES, spec.num_classes),
+    }
+    accepted = _parameters(spec.name)
+    if accepted is None:
+        return {}
+    chosen = {name: value for name, value in offered.items() if name in accepted}
+    for name, value in (("width", spec.width), ("norm", spec.norm)):
+        if value is None or (name == "width" and "sizes" in accepted):
+            continue
+        if name not in accepted:
+            raise UsageError(f"model {spec.name!r} takes no --{name}; it takes {', '.join(accepted) or 'no arguments'}")
+        chosen[name] = value
+    return chosen
+
+
+def _parameters(name: str) -> list[str] | None:
+    """Names of the constructor's parameters; ``None`` when there is no such constructor (building tells why)."""
+    try:
+        constructor = pkgutil.resolve_name(name) if ":" in name else MODELS[name]
+        return list(inspect.signature(constructor).parameters)
+    except (KeyError, ImportError, AttributeError, ValueError, TypeError):
+        return None
+
+
+def _try_out(model: nn.Module, spec: ModelSpec) -> None:
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            outputs = model(torch.zeros(2, *spec.input_shape))
+    except Exception as error:  # whatever a foreign model raises on inputs it was not made for
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(f"model {spec.name!r} fails on inputs of shape {spec.input_shape}: {reason[0]}") from error
+    finally:
+        for module, flag in flags:
+            module.training = flag
+    shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+    if shape != (2, spec.num_classes):
+        raise UsageError(
+            f"class-count mismatch: model {spec.name!r} gives outputs of shape {shape} for 2 inputs, "
+            f"but the data has {spec.num_classes} classes, so (2, {spec.num_classes}) is wanted"
+        )
+
+
+def known_models() -> str:
+    """Names for help texts."""
+    return ", ".join(MODELS)

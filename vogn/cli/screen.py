@@ -1,0 +1,97 @@
+"""What a person sees: a progress bar, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vogn.cli.evaluation import Evaluation
+from vogn.cli.session import Session
+from vogn.optim import METHODS
+
+
+class ProgressWatcher:
+    """A progress bar with epoch, loss, accuracy and time left; one line per epoch where there is no terminal."""
+
+    def __init__(self, console: Console, label: str) -> None:
+        self.console = console
+        self.label = label
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("epoch {task.fields[epoch]}"),
+            TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.4f}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task(label, total=None, epoch="-", loss=float("nan"), accuracy=float("nan"))
+
+    def __enter__(self) -> ProgressWatcher:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def batch_done(self, session: Session, done: int, total: int) -> None:
+        """Move the bar."""
+        position = session.position
+        self.progress.update(
+            self.task,
+            completed=done,
+            total=total,
+            epoch=f"{position.epoch + 1}/{session.settings.epochs}",
+            loss=position.loss_sum / position.seen,
+            accuracy=position.correct / position.seen,
+        )
+
+    def epoch_done(self, session: Session, row: dict[str, float]) -> None:
+        """Write a line where no bar can be drawn."""
+        if self.console.is_terminal:
+            return
+        figures = "  ".join(
+            f"{name.replace('_', ' ')} {row[name]:.4f}"
+            for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+            if name in row
+        )
+        self.console.print(f"{self.label}  epoch {row['epoch']}/{session.settings.epochs}  {figures}", highlight=False, soft_wrap=True)
+
+
+def results_table(rows: Sequence[Evaluation], title: str) -> Table:
+    """Accuracy, NLL, Brier score and ECE of every row; the best of each column is bold."""
+    table = Table(title=title)
+    table.add_column("trained with")
+    table.add_column("prediction")
+    columns = {"accuracy": max, "nll": min, "brier": min, "ece": min}
+    for name, better in {"accuracy": "higher", "nll": "lower", "brier": "lower", "ece": "lower"}.items():
+        heading = name if name == "accuracy" else name.upper() if name != "brier" else "Brier"
+        table.add_column(f"{heading}\n({better})", justify="right")
+    best = {name: choose(getattr(row.scores, name) for row in rows) for name, choose in columns.items()}
+    for row in rows:
+        cells = []
+        for name in columns:
+            value = getattr(row.scores, name)
+            text = f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4f}"
+            cells.append(f"[bold]{text}[/bold]" if value == best[name] and len(rows) > 1 else text)
+        table.add_row(row.label, row.how, *cells)
+    return table
+
+
+def methods_table() -> Table:
+    """Every method with its summary and the defaults of the command line."""
+    table = Table(title="methods")
+    for heading in ("--method", "what it is", "defaults"):
+        table.add_column(heading)
+    for name, info in METHODS.items():
+        defaults = ", ".join(f"{key} {value}" for key, value in info.defaults.items())
+        table.add_row(name, info.summary, defaults)
+    return table

@@ -1,0 +1,24 @@
+"""Small data sets as tensors: loading, checking, splitting, standardising, augmenting, ordering."""
+
+from vogn.data.augmentation import Augmentation, standard_augmentation
+from vogn.data.errors import DataError
+from vogn.data.loading import SOURCES, load_data
+from vogn.data.npz import load_inputs
+from vogn.data.order import epoch_batches, epoch_order
+from vogn.data.preprocessing import Preprocessing
+from vogn.data.splits import Data, Split, stratified_parts
+
+__all__ = [
+    "SOURCES",
+    "Augmentation",
+    "Data",
+    "DataError",
+    "Preprocessing",
+    "Split",
+    "epoch_batches",
+    "epoch_order",
+    "load_data",
+    "load_inputs",
+    "standard_augmentation",
+    "stratified_parts",
+]

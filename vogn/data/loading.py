@@ -1,0 +1,129 @@
+"""``load_data``: from a description such as ``digits`` or ``npz:FILE`` to checked, split, standardised tensors."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from vogn.data.augmentation import standard_augmentation
+from vogn.data.digits import load_digits
+from vogn.data.errors import DataError
+from vogn.data.huggingface import load_huggingface
+from vogn.data.imagefolder import load_imagefolder
+from vogn.data.npz import load_npz
+from vogn.data.preprocessing import Preprocessing
+from vogn.data.raw import LabelledArrays, RawData, check_range, checked_labels, class_count
+from vogn.data.splits import Data, Split, stratified_parts
+
+
+class Source(Protocol):
+    """Reads what stands behind the colon of a description."""
+
+    def __call__(self, location: str, *, image_size: int | None) -> RawData: ...
+
+
+SOURCES: dict[str, tuple[str, Source]] = {
+    "digits": ("", load_digits),
+    "npz": ("FILE", load_npz),
+    "imagefolder": ("DIR", load_imagefolder),
+    "hf": ("NAME", load_huggingface),
+}
+"""Kind to (what follows the colon, reader). Help texts, error messages and tests iterate it."""
+
+
+def load_data(
+    spec: str,
+    *,
+    seed: int = 0,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    augment: bool = True,
+    preprocessing: Preprocessing | None = None,
+) -> Data:
+    """Load a classification data set.
+
+    Args:
+        spec: ``digits``, ``npz:FILE``, ``imagefolder:DIR`` or ``hf:NAME``.
+        seed: of the random split, where the source has no parts of its own; not of the training order.
+        validation_fraction: share of the examples held out for validation where the source has no such part, in [0, 1).
+        test_fraction: likewise for the test part.
+        num_classes: number of classes; ``None`` takes it from the source or from the training labels.
+        image_size: side in pixels to which image files are brought (shorter side, middle crop); ``None`` leaves them.
+        augment: whether to attach the customary augmentation (see :func:`vogn.data.standard_augmentation`).
+        preprocessing: a fitted map to use instead of fitting one to the training inputs.
+
+    Returns:
+        The data: float32 inputs, standardised with the mean and standard deviation of the training inputs.
+
+    Raises:
+        DataError: anything wrong with the description, the file or its contents, in one line.
+        MissingExtraError: the source needs a library that is not installed.
+    """
+    raw = _read(spec, image_size)
+    parts = _label_parts(raw, spec)
+    wanted = num_classes if num_classes is not None or raw.class_names is None else len(raw.class_names)
+    count = class_count(parts["train"][1], wanted=wanted, name=f"{spec} [train]")
+    for part, (_, labels) in parts.items():
+        check_range(labels, count, name=f"{spec} [{part}]")
+    parts = _hold_out(parts, {"test": test_fraction, "validation": validation_fraction}, seed=seed, name=spec)
+    if preprocessing is None:
+        preprocessing = Preprocessing.fit(parts["train"][0], name=f"{spec} [train]")
+    splits = {part: _split(preprocessing, arrays, f"{spec} [{part}]") for part, arrays in parts.items()}
+    names = raw.class_names if raw.class_names is not None and len(raw.class_names) == count else None
+    return Data(
+        name=spec,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        class_names=names or tuple(str(label) for label in range(count)),
+        preprocessing=preprocessing,
+        augmentation=standard_augmentation(preprocessing.input_shape) if augment else None,
+    )
+
+
+def _read(spec: str, image_size: int | None) -> RawData:
+    kind, _, location = spec.partition(":")
+    allowed = ", ".join(f"{name}:{rest}" if rest else name for name, (rest, _) in SOURCES.items())
+    if kind not in SOURCES or bool(SOURCES[kind][0]) != bool(location):
+        raise DataError(f"unknown data {spec!r}; allowed are {allowed}")
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image_size is {image_size}; it is a number of pixels, at least 1")
+    return SOURCES[kind][1](location, image_size=image_size)
+
+
+def _label_parts(raw: RawData, spec: str) -> dict[str, LabelledArrays]:
+    found = {"train": raw.train, "validation": raw.validation, "test": raw.test}
+    return {
+        part: (arrays[0], checked_labels(*arrays, name=f"{spec} [{part}]"))
+        for part, arrays in found.items()
+        if arrays is not None
+    }
+
+
+def _hold_out(
+    parts: dict[str, LabelledArrays], fractions: dict[str, float], *, seed: int, name: str
+) -> dict[str, LabelledArrays]:
+    """Take the parts that are missing out of the training part."""
+    for part, fraction in fractions.items():
+        if not 0.0 <= fraction < 1.0:
+            raise DataError(f"{part}_fraction is {fraction}; it is a share in [0, 1)")
+    missing = [part for part in fractions if part not in parts]
+    if sum(fractions[part] for part in missing) >= 1.0:
+        raise DataError(f"the held-out fractions {fractions} leave nothing to train on")
+    x, y = parts["train"]
+    indices = stratified_parts(y, [fractions[part] for part in missing], seed=seed)
+    result = dict(parts)
+    for part, chosen in zip([*missing, "train"], indices, strict=True):
+        if len(chosen) == 0 and fractions.get(part, 1.0) > 0.0:
+            raise DataError(f"{name} has {len(y)} training examples: too few to hold out a {part} part")
+        result[part] = (x[chosen], y[chosen])
+    return result
+
+
+def _split(preprocessing: Preprocessing, arrays: LabelledArrays, name: str) -> Split:
+    x, y = arrays
+    return Split(x=preprocessing.apply(np.asarray(x), name=name), y=torch.from_numpy(y))

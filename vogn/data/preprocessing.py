@@ -1,0 +1,106 @@
+"""From raw arrays to network inputs: layout, scaling to [0, 1] for 8-bit images, standardisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vogn.data.errors import DataError
+
+_CHANNEL_COUNTS = (1, 3, 4)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The map that was fitted on the training inputs and is applied to every other input.
+
+    Args:
+        input_shape: shape of one network input: ``(C, H, W)`` or ``(F,)``.
+        eight_bit: whether raw inputs are 8-bit images, divided by 255 first.
+        mean: mean of the training inputs, one value per channel (images) or per feature.
+        std: standard deviation likewise; channels and features that do not vary have 1.
+    """
+
+    input_shape: tuple[int, ...]
+    eight_bit: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, x: np.ndarray, *, name: str) -> Preprocessing:
+        """Fit to raw training inputs ``x``; ``name`` stands for them in messages."""
+        eight_bit = x.dtype == np.uint8 and x.ndim > 2
+        raw = _to_channels_first(_as_floats(x, eight_bit=eight_bit, name=name), name=name)
+        axes = (0, 2, 3) if raw.ndim == 4 else (0,)
+        mean, std = raw.mean(axis=axes, dtype=np.float64), raw.std(axis=axes, dtype=np.float64)
+        std = np.where(std > 1e-8 * np.maximum(1.0, np.abs(mean)), std, 1.0)
+        return cls(tuple(raw.shape[1:]), bool(eight_bit), tuple(map(float, mean)), tuple(map(float, std)))
+
+    def apply(self, x: np.ndarray, *, name: str) -> Tensor:
+        """Network inputs, float32, shape ``(N, *input_shape)``.
+
+        Raises:
+            DataError: the array has another shape per example or another kind of number than the training inputs.
+        """
+        if self.eight_bit != (x.dtype == np.uint8 and x.ndim > 2):
+            wanted = "8-bit integers (uint8)" if self.eight_bit else "floating-point numbers"
+            raise DataError(f"{name} holds {x.dtype}, but the training inputs were {wanted}; use the same units")
+        raw = _to_channels_first(_as_floats(x, eight_bit=self.eight_bit, name=name), name=name)
+        if tuple(raw.shape[1:]) != self.input_shape:
+            raise DataError(
+                f"{name} has examples of shape {tuple(raw.shape[1:])}, but the training inputs have {self.input_shape}"
+            )
+        ones = (1,) * (raw.ndim - 2)
+        mean = np.asarray(self.mean, dtype=np.float32).reshape(-1, *ones)
+        std = np.asarray(self.std, dtype=np.float32).reshape(-1, *ones)
+        return torch.from_numpy(np.ascontiguousarray((raw - mean) / std, dtype=np.float32))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and for checkpoints."""
+        return {
+            "input_shape": list(self.input_shape),
+            "eight_bit": self.eight_bit,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of :meth:`to_dict`."""
+        return cls(
+            input_shape=tuple(values["input_shape"]),
+            eight_bit=bool(values["eight_bit"]),
+            mean=tuple(values["mean"]),
+            std=tuple(values["std"]),
+        )
+
+
+def _as_floats(x: np.ndarray, *, eight_bit: bool, name: str) -> np.ndarray:
+    if x.dtype.kind not in "fiu":
+        raise DataError(f"{name} holds {x.dtype}; inputs are real numbers (floating point, or uint8 for images)")
+    floats = x.astype(np.float32) / np.float32(255.0) if eight_bit else x.astype(np.float32)
+    if not np.isfinite(floats).all():
+        bad = int((~np.isfinite(floats)).reshape(len(floats), -1).any(axis=1).sum())
+        raise DataError(f"{name} holds NaN or infinity in {bad} of {len(floats)} examples; clean the data first")
+    return floats
+
+
+def _to_channels_first(x: np.ndarray, *, name: str) -> np.ndarray:
+    if x.ndim == 2:
+        return x
+    if x.ndim == 3:
+        return x[:, None]
+    if x.ndim == 4:
+        return x.transpose(0, 3, 1, 2) if _is_channels_last(x) else x
+    raise DataError(
+        f"{name} has shape {x.shape}; allowed are (N, F) features and (N, H, W), (N, C, H, W) or (N, H, W, C) images"
+    )
+
+
+def _is_channels_last(x: np.ndarray) -> bool:
+    return x.shape[3] in _CHANNEL_COUNTS and x.shape[1] not in _CHANNEL_COUNTS

@@ -1,0 +1,88 @@
+"""Training, validation and test parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from vogn.data.augmentation import Augmentation
+from vogn.data.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs and labels.
+
+    Args:
+        x: network inputs, float32, ``(N, C, H, W)`` or ``(N, F)``.
+        y: class numbers, int64, ``(N,)``.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set ready for training.
+
+    Args:
+        name: what was asked for, e.g. ``"digits"``.
+        train: the training part.
+        validation: watched during training; empty when it was asked for with fraction 0.
+        test: for the final figures.
+        class_names: one name per class.
+        preprocessing: how raw inputs became ``x``.
+        augmentation: applied to training batches, or ``None``.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    augmentation: Augmentation | None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one network input."""
+        return self.preprocessing.input_shape
+
+    @property
+    def augmentation_factor(self) -> float:
+        """How many times larger augmentation makes the training set; 1 without augmentation."""
+        return 1.0 if self.augmentation is None else self.augmentation.factor
+
+
+def stratified_parts(labels: np.ndarray, fractions: Sequence[float], *, seed: int) -> list[np.ndarray]:
+    """Disjoint random index sets with the classes in equal proportion.
+
+    Args:
+        labels: class numbers, ``(N,)``.
+        fractions: size of every part but the last, each in [0, 1), summing to less than 1; the last part is the rest.
+        seed: the result is a function of the labels, the fractions and this seed.
+
+    Returns:
+        ``len(fractions) + 1`` sorted index arrays that together hold every index once.
+    """
+    generator = np.random.default_rng([0x5917, seed])
+    parts: list[list[np.ndarray]] = [[] for _ in range(len(fractions) + 1)]
+    ends = np.cumsum(np.asarray(fractions, dtype=np.float64))
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        cuts = np.floor(ends * len(members) + 0.5).astype(int)
+        for part, piece in zip(parts, np.split(members, cuts), strict=True):
+            part.append(piece)
+    return [np.sort(np.concatenate(part)) for part in parts]

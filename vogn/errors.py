@@ -1,0 +1,31 @@
+"""The error types of the library; every message names the block and the remedy."""
+
+from __future__ import annotations
+
+
+class VognError(Exception):
+    """Base class of the library's own errors."""
+
+
+class NotPositiveDefiniteError(VognError, ArithmeticError):
+    """A curvature plus its shift is not positive definite, so it has no inverse root."""
+
+
+class NonFiniteStatisticsError(VognError, ArithmeticError):
+    """A gradient or a curvature statistic holds NaN or infinity."""
+
+
+class UnsupportedObservationError(VognError, TypeError):
+    """A structure, statistic or layer rule was asked for something it cannot express."""
+
+
+class MissingCurvatureError(VognError, RuntimeError):
+    """A step saw gradients although the curvature has never been observed."""
+
+
+class CheckpointError(VognError, ValueError):
+    """A file is not a checkpoint of this model, method or schema version."""
+
+
+class MissingExtraError(VognError, ImportError):
+    """An optional dependency is not installed; the message names the extra to install."""

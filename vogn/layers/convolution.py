@@ -1,0 +1,95 @@
+"""Convolutions: the input of output position ``t`` is the patch that the kernel sees there.
+
+Source: Grosse and Martens 2016, "A Kronecker-factored approximate Fisher matrix for convolution layers", section 3.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from vogn.layers.base import LayerRule, register_layer
+from vogn.layers.pairs import bias_rows, matrix_layout, row_dtype
+from vogn.linalg.layout import Layout
+from vogn.linalg.rows import Rows
+from vogn.types import Shape
+
+
+@register_layer(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+class ConvolutionRule(LayerRule):
+    """``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d`` with every stride, padding, padding mode, dilation and grouping.
+
+    With one group the block is ``(c_out, c_in * kernel (+ 1))``; with more, ``(groups, c_out / groups, ...)``: the
+    groups see disjoint channels and are independent sub-blocks.
+    """
+
+    def layout(self, module: nn.Module, names: Mapping[str, str], shapes: Mapping[str, Shape]) -> Layout:
+        """See :meth:`LayerRule.layout`."""
+        assert isinstance(module, _ConvNd)
+        groups = module.groups
+        d_in = module.in_channels // groups * math.prod(module.kernel_size)
+        lead = (groups,) if groups > 1 else ()
+        return matrix_layout(names, shapes, (*lead, module.out_channels // groups, d_in))
+
+    def rows(
+        self, module: nn.Module, attributes: tuple[str, ...], saved: tuple[Tensor, ...], grad_output: Tensor
+    ) -> Rows:
+        """See :meth:`LayerRule.rows`."""
+        assert isinstance(module, _ConvNd)
+        (x,) = saved
+        if x.ndim == len(module.kernel_size) + 1:  # unbatched input
+            x, grad_output = x.unsqueeze(0), grad_output.unsqueeze(1)
+        dtype = row_dtype(x, grad_output)
+        g = grad_output.to(dtype).flatten(3).unflatten(2, (module.groups, -1)).permute(2, 0, 1, 4, 3)
+        g = g if module.groups > 1 else g.squeeze(0)
+        if "weight" not in attributes:
+            return bias_rows(g)
+        return Rows(a=_patch_matrix(module, x, "bias" in attributes, dtype), g=g)
+
+
+def _patch_matrix(module: _ConvNd, x: Tensor, bias: bool, dtype: torch.dtype) -> Tensor:
+    """Patches of ``(N, c_in, *space)`` as ``(*lead, N, T, c_in / groups * kernel (+ 1))``, written at most once."""
+    dims = len(module.kernel_size)
+    patches = _patches(module, x)  # (N, c_in, *out, *kernel), a view
+    patches = patches.unflatten(1, (module.groups, -1))
+    patches = patches.permute(1, 0, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims))
+    patches = patches if module.groups > 1 else patches.squeeze(0)
+    shape = patches.shape
+    rest = len(shape) - 2 * dims - 1
+    positions, d_in = math.prod(shape[rest : rest + dims]), math.prod(shape[rest + dims :])
+    if not bias:
+        return patches.to(dtype).reshape(*shape[:rest], positions, d_in)
+    a = torch.empty((*shape[:rest], positions, d_in + 1), dtype=dtype, device=x.device)
+    a[..., d_in] = 1
+    a[..., :d_in].unflatten(-1, shape[rest + dims :]).unflatten(rest, shape[rest : rest + dims]).copy_(patches)
+    return a
+
+
+def _patches(module: _ConvNd, x: Tensor) -> Tensor:
+    """Patches as a strided view ``(N, c_in, *out, *kernel)`` of the padded input."""
+    pads = _pads(module)
+    if any(pads):
+        x = F.pad(x, pads, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
+    for dim, (kernel, stride, dilation) in enumerate(
+        zip(module.kernel_size, module.stride, module.dilation, strict=True)
+    ):
+        x = x.unfold(2 + dim, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
+    return x
+
+
+def _pads(module: _ConvNd) -> list[int]:
+    """Padding in the order of ``F.pad``: last dimension first, before and after. ``"same"`` puts the odd one after."""
+    if module.padding == "valid":
+        pairs = [(0, 0)] * len(module.kernel_size)
+    elif module.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        pairs = [(total // 2, total - total // 2) for total in totals]
+    else:
+        pairs = [(int(p), int(p)) for p in module.padding]
+    return list(itertools.chain.from_iterable(reversed(pairs)))

@@ -1,0 +1,190 @@
+"""Normalisation layers: one small block per channel, holding its scale and its shift.
+
+The per-example gradient is already summed over positions: ``(sum_t g_nt xhat_nt, sum_t g_nt)``. Batch normalisation in
+training mode couples the examples; its pair is taken by row (output row ``n`` with its own gradient), so the rows still
+sum to the batch gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from vogn.layers.base import LayerRule, register_layer
+from vogn.layers.pairs import row_dtype, stack_layout, stack_rows
+from vogn.linalg.layout import Layout
+from vogn.linalg.rows import Rows
+from vogn.types import Shape
+
+
+class NormRule(LayerRule):
+    """What all normalisations share; a family says how it normalises and where its channels are."""
+
+    def layout(self, module: nn.Module, names: Mapping[str, str], shapes: Mapping[str, Shape]) -> Layout:
+        """See :meth:`LayerRule.layout`."""
+        return stack_layout(names, shapes)
+
+    def rows(
+        self, module: nn.Module, attributes: tuple[str, ...], saved: tuple[Tensor, ...], grad_output: Tensor
+    ) -> Rows:
+        """See :meth:`LayerRule.rows`."""
+        dtype = row_dtype(saved[0], grad_output)
+        g = self.positions(module, grad_output.to(dtype))  # (K, N, T, channels)
+        parts = []
+        for attribute in attributes:
+            if attribute == "weight":
+                x = saved[0].to(dtype).unsqueeze(0)
+                normalised = self.positions(module, self.normalise(module, x, saved[1:])).squeeze(0)
+                parts.append(torch.einsum("kntc,ntc->knc", g, normalised))
+            else:
+                parts.append(g.sum(2))
+        return stack_rows(torch.stack(parts, -1))
+
+    @abstractmethod
+    def normalise(self, module: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
+        """``xhat`` of ``x = (1, *input.shape)``; ``statistics`` is what ``saved`` kept beside the input."""
+
+    @abstractmethod
+    def positions(self, module: nn.Module, x: Tensor) -> Tensor:
+        """``(K, *output.shape)`` as ``(K, N, T, channels)``."""
+
+
+def _standardise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    """``(x - mean) / sqrt(var + eps)`` over ``dims``, with the biased variance."""
+    variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+    return (x - mean) * (variance + eps).rsqrt()
+
+
+def _standardise_by(x: Tensor, statistics: tuple[Tensor, ...], eps: float, channel: int) -> Tensor:
+    """The same with given ``(mean, variance)`` per channel; ``channel`` is the channels' dimension."""
+    shape = [1] * x.ndim
+    shape[channel] = -1
+    mean, variance = (statistic.to(x.dtype).view(shape) for statistic in statistics)
+    return (x - mean) * (variance + eps).rsqrt()
+
+
+def _channels_second(x: Tensor) -> Tensor:
+    """``(K, N, C, *space)`` as ``(K, N, T, C)``."""
+    return x.flatten(3).transpose(2, 3) if x.ndim > 3 else x.unsqueeze(2)
+
+
+@register_layer(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+class BatchNormRule(NormRule):
+    """Batch normalisation: batch statistics in training, the running statistics of that forward in evaluation."""
+
+    def saved(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
+        """The input, and copies of the running statistics if forward used them."""
+        assert isinstance(module, _BatchNorm)
+        mean, variance = module.running_mean, module.running_var
+        if module.training or mean is None or variance is None:
+            return (inputs[0].detach(),)
+        return (inputs[0].detach(), mean.detach().clone(), variance.detach().clone())
+
+    def normalise(self, module: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
+        """See :meth:`NormRule.normalise`."""
+        assert isinstance(module, _BatchNorm)
+        if statistics:
+            return _standardise_by(x, statistics, module.eps, 2)
+        return _standardise(x, (1, *range(3, x.ndim)), module.eps)
+
+    def positions(self, module: nn.Module, x: Tensor) -> Tensor:
+        """See :meth:`NormRule.positions`."""
+        return _channels_second(x)
+
+
+@register_layer(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+class InstanceNormRule(NormRule):
+    """Instance normalisation with ``affine=True``; an unbatched input is one example."""
+
+    def saved(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
+        """The input, and copies of the running statistics if forward used them."""
+        assert isinstance(module, _InstanceNorm)
+        mean, variance = module.running_mean, module.running_var
+        if module.training or not module.track_running_stats or mean is None or variance is None:
+            return (inputs[0].detach(),)
+        return (inputs[0].detach(), mean.detach().clone(), variance.detach().clone())
+
+    def normalise(self, module: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
+        """See :meth:`NormRule.normalise`."""
+        assert isinstance(module, _InstanceNorm)
+        channel = x.ndim - self._space(module) - 1
+        if statistics:
+            return _standardise_by(x, statistics, module.eps, channel)
+        return _standardise(x, tuple(range(channel + 1, x.ndim)), module.eps)
+
+    def positions(self, module: nn.Module, x: Tensor) -> Tensor:
+        """See :meth:`NormRule.positions`."""
+        return _channels_second(x if x.ndim == self._space(module) + 3 else x.unsqueeze(1))
+
+    @staticmethod
+    def _space(module: nn.Module) -> int:
+        """Number of spatial dimensions of the module's family."""
+        families = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
+        return next(families[kind] for kind in type(module).__mro__ if kind in families)
+
+
+@register_layer(nn.GroupNorm)
+class GroupNormRule(NormRule):
+    """Group normalisation on ``(N, C, *space)``."""
+
+    def normalise(self, module: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
+        """See :meth:`NormRule.normalise`."""
+        assert isinstance(module, nn.GroupNorm)
+        grouped = x.unflatten(2, (module.num_groups, -1))
+        return _standardise(grouped, tuple(range(3, grouped.ndim)), module.eps).reshape(x.shape)
+
+    def positions(self, module: nn.Module, x: Tensor) -> Tensor:
+        """See :meth:`NormRule.positions`."""
+        return _channels_second(x)
+
+
+def _trailing(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``(K, N, *middle, *shape)`` (or ``(K, *shape)``: one example) as ``(K, N, T, prod(shape))``."""
+    if x.ndim == len(shape) + 1:
+        x = x.unsqueeze(1)
+    middle = x.shape[2 : x.ndim - len(shape)]
+    return x.reshape(*x.shape[:2], math.prod(middle), math.prod(shape))
+
+
+@register_layer(nn.LayerNorm)
+class LayerNormRule(NormRule):
+    """Layer normalisation over any ``normalized_shape``; every element is a channel."""
+
+    def normalise(self, module: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
+        """See :meth:`NormRule.normalise`."""
+        assert isinstance(module, nn.LayerNorm)
+        return _standardise(x, tuple(range(-len(module.normalized_shape), 0)), module.eps)
+
+    def positions(self, module: nn.Module, x: Tensor) -> Tensor:
+        """See :meth:`NormRule.positions`."""
+        assert isinstance(module, nn.LayerNorm)
+        return _trailing(x, module.normalized_shape)
+
+
+@register_layer(nn.RMSNorm)
+class RMSNormRule(NormRule):
+    """Root-mean-square normalisation; ``eps=None`` means the machine epsilon of the input's type, at least float32."""
+
+    def saved(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
+        """The input, and ``eps`` as forward saw it."""
+        assert isinstance(module, nn.RMSNorm)
+        eps = torch.finfo(row_dtype(inputs[0])).eps if module.eps is None else module.eps
+        return (inputs[0].detach(), torch.tensor(eps, dtype=torch.float64))
+
+    def normalise(self, module: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
+        """See :meth:`NormRule.normalise`."""
+        assert isinstance(module, nn.RMSNorm)
+        dims = tuple(range(-len(module.normalized_shape), 0))
+        return x * (x.square().mean(dims, keepdim=True) + float(statistics[0])).rsqrt()
+
+    def positions(self, module: nn.Module, x: Tensor) -> Tensor:
+        """See :meth:`NormRule.positions`."""
+        assert isinstance(module, nn.RMSNorm)
+        return _trailing(x, module.normalized_shape)

@@ -1,0 +1,1 @@
+"""Floor 1: rows, layouts, factorisations and noise."""

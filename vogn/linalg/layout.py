@@ -1,0 +1,216 @@
+"""How the parameters of a block are packed into one block vector ``(*lead, d_out, d_in)`` and back.
+
+A layout is plain data: it is written into checkpoints and lets a posterior live without the optimizer or the model.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vogn.types import Shape
+
+
+class Layout(ABC):
+    """Packing of named parameters into a block vector. Batch dimensions in front are carried along."""
+
+    names: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+
+    @property
+    @abstractmethod
+    def block_shape(self) -> Shape:
+        """``(*lead, d_out, d_in)``."""
+
+    @abstractmethod
+    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """``{name: (*batch, *shape)}`` to ``(*batch, *block_shape)``."""
+
+    @abstractmethod
+    def unpack(self, block: Tensor) -> dict[str, Tensor]:
+        """``(*batch, *block_shape)`` to ``{name: (*batch, *shape)}``."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Plain description; see :func:`layout_from_dict`."""
+
+    @property
+    def numel(self) -> int:
+        """Number of parameters in the block."""
+        return math.prod(self.block_shape)
+
+
+@dataclass(frozen=True)
+class MatrixLayout(Layout):
+    """A weight as ``(*lead, d_out, d_in)``, its bias as a last input column. Either may be absent.
+
+    Args:
+        names: ``(weight, bias)``, ``(weight,)`` or ``(bias,)``.
+        shapes: shapes of these parameters.
+        matrix: ``(*lead, d_out, d_in)`` of the weight without the bias column; ``d_in = 0`` if there is only a bias.
+        permute: order of the weight's dimensions before it is reshaped (transposed weights); ``()`` keeps them.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+    matrix: Shape
+    permute: tuple[int, ...] = ()
+
+    @property
+    def has_weight(self) -> bool:
+        """Whether the first parameter is a weight."""
+        return self.matrix[-1] > 0
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the last parameter is a bias."""
+        return len(self.names) == 2 or not self.has_weight
+
+    @property
+    def block_shape(self) -> Shape:
+        """``(*lead, d_out, d_in + has_bias)``."""
+        return (*self.matrix[:-1], self.matrix[-1] + int(self.has_bias))
+
+    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """See :meth:`Layout.pack`."""
+        parts = []
+        if self.has_weight:
+            weight = tensors[self.names[0]]
+            batch = weight.shape[: weight.ndim - len(self.shapes[0])]
+            if self.permute:
+                offset = len(batch)
+                weight = weight.permute(*range(offset), *(offset + d for d in self.permute))
+            parts.append(weight.reshape(*batch, *self.matrix))
+        if self.has_bias:
+            bias = tensors[self.names[-1]]
+            batch = bias.shape[: bias.ndim - len(self.shapes[-1])]
+            parts.append(bias.reshape(*batch, *self.matrix[:-1], 1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def unpack(self, block: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Layout.unpack`."""
+        batch = block.shape[: block.ndim - len(self.matrix)]
+        out = {}
+        if self.has_weight:
+            weight = block[..., : self.matrix[-1]]
+            shape = self.shapes[0]
+            if self.permute:
+                offset = len(batch)
+                inverse = sorted(range(len(shape)), key=self.permute.__getitem__)
+                weight = weight.reshape(*batch, *(shape[d] for d in self.permute))
+                weight = weight.permute(*range(offset), *(offset + d for d in inverse))
+            out[self.names[0]] = weight.reshape((*batch, *shape))
+        if self.has_bias:
+            out[self.names[-1]] = block[..., -1].reshape((*batch, *self.shapes[-1]))
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """See :meth:`Layout.to_dict`."""
+        return {
+            "kind": "matrix",
+            "names": list(self.names),
+            "shapes": [list(s) for s in self.shapes],
+            "matrix": list(self.matrix),
+            "permute": list(self.permute),
+        }
+
+
+@dataclass(frozen=True)
+class StackLayout(Layout):
+    """Equally shaped parameters side by side: ``(numel, number of parameters, 1)``.
+
+    A lone parameter becomes ``(numel, 1, 1)``: every element its own sub-block. The scale and shift of a norm become
+    ``(channels, 2, 1)``: one 2 x 2 unit block per channel.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+
+    @property
+    def block_shape(self) -> Shape:
+        """``(numel, number of parameters, 1)``."""
+        return (math.prod(self.shapes[0]), len(self.names), 1)
+
+    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """See :meth:`Layout.pack`."""
+        parts = []
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            tensor = tensors[name]
+            parts.append(tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], -1))
+        return torch.stack(parts, -1).unsqueeze(-1)
+
+    def unpack(self, block: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Layout.unpack`."""
+        batch = block.shape[:-3]
+        return {
+            name: block[..., j, 0].reshape((*batch, *shape))
+            for j, (name, shape) in enumerate(zip(self.names, self.shapes, strict=True))
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """See :meth:`Layout.to_dict`."""
+        return {"kind": "stack", "names": list(self.names), "shapes": [list(s) for s in self.shapes]}
+
+
+@dataclass(frozen=True)
+class JoinedLayout(Layout):
+    """Several blocks as one vector ``(D, 1)``: the members' block vectors, flattened and concatenated."""
+
+    members: tuple[Layout, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """All parameter names, member by member."""
+        return tuple(name for member in self.members for name in member.names)
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:  # type: ignore[override]
+        """All parameter shapes, member by member."""
+        return tuple(shape for member in self.members for shape in member.shapes)
+
+    @property
+    def block_shape(self) -> Shape:
+        """``(D, 1)``."""
+        return (sum(member.numel for member in self.members), 1)
+
+    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """See :meth:`Layout.pack`."""
+        parts = []
+        for member in self.members:
+            block = member.pack(tensors)
+            parts.append(block.reshape(*block.shape[: block.ndim - len(member.block_shape)], -1))
+        return torch.cat(parts, -1).unsqueeze(-1)
+
+    def unpack(self, block: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Layout.unpack`."""
+        out: dict[str, Tensor] = {}
+        parts = block.squeeze(-1).split([member.numel for member in self.members], -1)
+        for member, part in zip(self.members, parts, strict=True):
+            out.update(member.unpack(part.reshape(*part.shape[:-1], *member.block_shape)))
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """See :meth:`Layout.to_dict`."""
+        return {"kind": "joined", "members": [member.to_dict() for member in self.members]}
+
+
+def layout_from_dict(data: Mapping[str, Any]) -> Layout:
+    """Rebuild a layout from :meth:`Layout.to_dict`.
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
+    if data["kind"] == "joined":
+        return JoinedLayout(tuple(layout_from_dict(member) for member in data["members"]))
+    names, shapes = tuple(data["names"]), tuple(tuple(shape) for shape in data["shapes"])
+    if data["kind"] == "matrix":
+        return MatrixLayout(names, shapes, tuple(data["matrix"]), tuple(data["permute"]))
+    if data["kind"] == "stack":
+        return StackLayout(names, shapes)
+    raise ValueError(f"unknown layout kind {data['kind']!r}; known kinds: matrix, stack, joined")

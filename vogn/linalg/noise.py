@@ -1,0 +1,50 @@
+"""Counter-based randomness: every draw is a pure function of its coordinates.
+
+Nothing here touches the global random state, so checkpoints store counters instead of generator states, and switching
+between the two modes does not shift any other stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from vogn.types import Shape
+
+
+def generator(
+    *, seed: int, stream: str, step: int, sample: int, name: str = "", rank: int = 0, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A fresh generator for one draw.
+
+    Args:
+        seed: the user's seed.
+        stream: what is drawn (``"weights"``, ``"labels"``, ``"probes"`` ...); streams are independent.
+        step: optimizer step, >= 0.
+        sample: index of the weight sample within the step, >= 0.
+        name: block name.
+        rank: process rank if the processes draw independently.
+        device: where the generator lives.
+    """
+    key = f"{seed}|{stream}|{step}|{sample}|{name}|{rank}".encode()
+    digest = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+    return torch.Generator(device=device).manual_seed(digest & ((1 << 63) - 1))
+
+
+def normal(
+    shape: Shape,
+    *,
+    seed: int,
+    stream: str,
+    step: int,
+    sample: int,
+    name: str = "",
+    rank: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Standard normal noise of the given shape; see :func:`generator` for the coordinates."""
+    source = generator(seed=seed, stream=stream, step=step, sample=sample, name=name, rank=rank, device=device)
+    return torch.randn(shape, generator=source, dtype=dtype, device=device)

@@ -1,0 +1,606 @@
+"""The one optimizer shell: parameters, groups, contexts and checkpoints around the functional core."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vogn.announcement import LikelihoodCall
+from vogn.capture.collector import Collector, SampleContext
+from vogn.capture.partition import Block, Partition, partition
+from vogn.capture.statistics import REGISTRY as STATISTICS
+from vogn.capture.statistics import Statistic
+from vogn.errors import CheckpointError, MissingCurvatureError, UnsupportedObservationError
+from vogn.optim.checks import check_combination, check_group, describe
+from vogn.optim.functional import check_finite, displacement, natural_gradient_step
+from vogn.optim.groups import NormPolicy, build_groups
+from vogn.optim.steps import BlockView, Momentum, Prior, Solve, Step, StepContext
+from vogn.posterior import GaussianPosterior, PosteriorBlock
+from vogn.structures import Diagonal
+from vogn.structures.base import Structure
+from vogn.types import Observation, State
+
+REMEDY = "run forward and backward inside `with opt.sampled_params():`"
+
+
+class NaturalGradient(torch.optim.Optimizer):
+    """Natural-gradient optimizer and Gaussian variational inference over one tracked curvature.
+
+    ``C`` is the curvature of the mean loss per example, ``m`` the mean of the weights::
+
+        sample    theta = m + (ess (C + weight_decay I))^(-1/2) eps     (variational; else theta = m)
+        observe   C <- curvature_decay C + (1 - curvature_decay) statistic(theta)
+        step      m <- m - lr (C + (weight_decay + damping) I)^-1 (gradient(theta) + weight_decay m)
+
+    The loop is the same in both modes::
+
+        opt.zero_grad()
+        with opt.sampled_params():
+            likelihood(model(x), y).backward()
+        opt.step()
+
+    Args:
+        params: the model. Methods whose statistics need no layer inputs also take parameters or group dictionaries.
+        structure: matrix family of ``C``.
+        statistics: names from :data:`vogn.capture.statistics.REGISTRY` or instances; at most one per channel.
+        lr: learning rate of the mean, >= 0.
+        ess: effective sample size ``N * augmentation / temperature``, > 0; needed for sampling and posteriors.
+        weight_decay: ``prior_precision / ess``, >= 0.
+        damping: added to ``C`` in the step only, >= 0.
+        momentum: in [0, 1).
+        curvature_decay: weight of the old curvature, in [0, 1].
+        refresh_every: steps between factorisations, >= 1.
+        observe_every: steps between curvature observations, >= 1.
+        initial_curvature: ``"first_batch"`` (the first observation counts fully) or a number >= 0, ``C_0 = c I``.
+        mc_samples: weight samples per step, >= 1: number of sampled contexts that one ``step()`` averages over.
+        antithetic: samples come in mirrored pairs; ``mc_samples`` must be even.
+        variational: the one flag; a group entry that may be changed between any two steps.
+        seed: seed of all noise; the global random state is never used.
+        steps: the chain from gradient to update; default ``Momentum, Prior, Solve``.
+        partition: ``"layer"``, ``"parameter"`` or ``"model"`` (one block per param group).
+        norms: ``"sampled"`` treats norm parameters like all others; ``"point"`` preconditions them but neither samples
+            them nor gives them a prior.
+        groups: further param groups, as dictionaries with ``"params"`` and overrides; the model's other parameters form
+            the default group.
+        loss_reduction: whether the user's loss is the ``"mean"`` or the ``"sum"`` over the loss terms.
+        fallback: structure of blocks that ``structure`` cannot afford.
+
+    Raises:
+        TypeError: if layer inputs are needed but only parameters were given.
+        ValueError: if an option is out of range.
+        UnsupportedObservationError: if structure, statistics and mode do not fit.
+
+    Source: Khan et al. (2018), "Fast and Scalable Bayesian Deep Learning by Weight-Perturbation in Adam"; Zhang et al.
+    (2018), "Noisy Natural Gradient as Variational Inference"; Khan and Rue (2023), "The Bayesian Learning Rule".
+    """
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        structure: Structure,
+        statistics: str | Statistic | Sequence[str | Statistic],
+        *,
+        lr: float,
+        ess: float | None = None,
+        weight_decay: float = 0.0,
+        damping: float = 0.0,
+        momentum: float = 0.9,
+        curvature_decay: float = 0.95,
+        refresh_every: int = 1,
+        observe_every: int = 1,
+        initial_curvature: float | Literal["first_batch"] = "first_batch",
+        mc_samples: int = 1,
+        antithetic: bool = False,
+        variational: bool = True,
+        seed: int = 0,
+        steps: Sequence[Step] | None = None,
+        partition: Partition = "layer",
+        norms: NormPolicy = "sampled",
+        groups: Iterable[Mapping[str, Any]] = (),
+        loss_reduction: Literal["mean", "sum"] = "mean",
+        fallback: Structure | None = None,
+    ) -> None:
+        self.structure = structure
+        self.statistics = tuple(
+            STATISTICS[name]() if isinstance(name, str) else name
+            for name in ([statistics] if isinstance(statistics, (str, Statistic)) else statistics)
+        )
+        self.chain = tuple(steps) if steps is not None else (Momentum(), Prior(), Solve())
+        self.partition: Partition = partition
+        self.fallback = fallback or Diagonal(negative="retract")
+        self.seed = seed
+        self.antithetic = antithetic
+        self.loss_reduction = loss_reduction
+        self.grad_scaler: Any = None
+        """A ``torch.amp.GradScaler`` whose scale is on the loss during backward, or ``None``."""
+        self._model = params if isinstance(params, nn.Module) else None
+        check_combination(self, needs_model=any(s.NEEDS_PAIRS for s in self.statistics) or partition != "parameter")
+        defaults = {
+            "lr": lr,
+            "ess": ess,
+            "weight_decay": weight_decay,
+            "damping": damping,
+            "momentum": momentum,
+            "curvature_decay": curvature_decay,
+            "refresh_every": refresh_every,
+            "observe_every": observe_every,
+            "initial_curvature": initial_curvature,
+            "mc_samples": mc_samples,
+            "variational": variational,
+            "sampled": True,
+            "anneal_power": None,
+            "steps_done": 0,
+            "likelihood": None,
+        }
+        self._collector: Collector | None = None
+        self._saved: list[tuple[Tensor, Tensor]] | None = None
+        self._contexts = 0
+        self._in_closure = False
+        self._warned: set[str] = set()
+        super().__init__(build_groups(params, norms, groups), defaults)
+
+    # ------------------------------------------------------------------ blocks
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; see ``torch.optim.Optimizer.add_param_group``."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        check_group(self, group)
+        start = sum(len(other["params"]) for other in self.param_groups[:-1])
+        names = group.get("param_names") or [f"param{start + k}" for k in range(len(group["params"]))]
+        group["param_names"] = list(names)
+        self._collector = None
+
+    def _build(self) -> Collector:
+        """Blocks and collector of the current groups."""
+        if self._collector is not None:
+            return self._collector
+        self._blocks: list[tuple[Block, dict[str, Any]]] = []
+        for group in self.param_groups:
+            tracked = [(n, p) for n, p in zip(group["param_names"], group["params"], strict=True) if p.requires_grad]
+            blocks = partition(
+                self._model, tracked, structure=self.structure, fallback=self.fallback, kind=self.partition
+            )
+            self._blocks += [(block, group) for block in blocks]
+        self._collector = Collector(
+            [block for block, _ in self._blocks],
+            self.statistics,
+            state_of=lambda block: self._state_of(block)["curvature"],
+            gradient_of=self._gradient_of,
+            loss_reduction=self.loss_reduction,
+            loss_scale=lambda: 1.0 if self.grad_scaler is None else float(self.grad_scaler.get_scale()),
+        )
+        return self._collector
+
+    def _group_of(self, block: Block) -> dict[str, Any]:
+        return next(group for other, group in self._blocks if other is block)
+
+    def _state_of(self, block: Block) -> dict[str, Any]:
+        """``{"curvature": ..., "memory": ...}``, kept under the block's first parameter."""
+        state = self.state[block.parameters[0]]
+        if "curvature" not in state:
+            initial = self._group_of(block)["initial_curvature"]
+            state["curvature"] = block.structure.init(
+                block.layout.block_shape,
+                initial=0.0 if initial == "first_batch" else float(initial),
+                dtype=Collector.dtype_of(block),
+                device=block.parameters[0].device,
+            )
+            weight = 0.0 if initial == "first_batch" or not initial else 1.0
+            state["memory"] = {
+                "observations": torch.zeros((), dtype=torch.int64),
+                "curvature_weight": torch.tensor(weight, dtype=torch.float64),
+            }
+        return state
+
+    def _gradient_of(self, block: Block) -> Tensor:
+        """The packed ``.grad`` of a block; a parameter without one counts as zero."""
+        named = {}
+        for name, parameter in zip(block.layout.names, block.parameters, strict=True):
+            grad = parameter.grad
+            if grad is not None and grad.is_sparse:
+                raise UnsupportedObservationError(f"parameter {name!r} has a sparse gradient; use a dense one")
+            named[name] = torch.zeros_like(parameter) if grad is None else grad.detach()
+        return block.layout.pack(named).to(Collector.dtype_of(block))
+
+    def coverage(self) -> list[dict[str, Any]]:
+        """One line per block: parameters, shape, structure, statistics, sampled or not, bytes of curvature, and why a
+        fallback is used (``note``). Every trainable parameter appears exactly once."""
+        self._build()
+        return [
+            {
+                "block": block.name,
+                "parameters": list(block.layout.names),
+                "shape": block.layout.block_shape,
+                "structure": type(block.structure).__name__,
+                "statistics": [statistic.NAME for statistic in self.statistics],
+                "per_example": "own pass" if block.has_bare else "layer rule",
+                "sampled": bool(group["sampled"]),
+                "bytes": block.structure.bytes_per_block(block.layout.block_shape),
+                "note": block.note,
+            }
+            for block, group in self._blocks
+        ]
+
+    # ------------------------------------------------------------------ sampled contexts
+
+    @contextmanager
+    def sampled_params(self) -> Iterator[None]:
+        """Weights ``~ q`` inside the block (``m`` itself in deterministic mode); capture is active.
+
+        The mean is restored bit for bit at the end, also when the body raises; then what the body had observed is
+        dropped.
+        """
+        self.sample_()
+        try:
+            yield
+        except BaseException:
+            self.restore_(completed=False)
+            raise
+        self.restore_()
+
+    @torch.no_grad()
+    def sample_(self) -> None:
+        """Write a weight sample into the model and start to capture; for trainers that cannot use a ``with`` block.
+
+        Raises:
+            RuntimeError: if a sample is already in the model.
+        """
+        if self._saved is not None:
+            raise RuntimeError("sampled_params() is already active; contexts cannot be nested")
+        collector = self._build()
+        drawn: dict[str, Tensor] = {}
+        for block, group in self._blocks:
+            if not (group["variational"] and group["sampled"]):
+                continue
+            check_group(self, group)
+            state = self._state_of(block)
+            if not state["memory"]["observations"] and not float(state["memory"]["curvature_weight"]):
+                continue  # no evidence yet: never a draw from the bare prior
+            drawn[block.name] = displacement(
+                block.structure,
+                state["curvature"],
+                block.layout.block_shape,
+                ess=group["ess"],
+                shift=group["weight_decay"],
+                seed=self.seed,
+                step=group["steps_done"],
+                sample=self._contexts,
+                name=block.name,
+                antithetic=self.antithetic,
+                dtype=Collector.dtype_of(block),
+                device=block.parameters[0].device,
+            )
+        context = SampleContext(
+            seed=self.seed,
+            step=self.param_groups[0]["steps_done"],
+            sample=self._contexts,
+            displacement=drawn,
+            ess={block.name: group["ess"] for block, group in self._blocks},
+            shift={block.name: group["weight_decay"] for block, group in self._blocks},
+        )
+        self._saved = []
+        for block, _ in self._blocks:
+            if block.name in drawn:
+                offsets = block.layout.unpack(drawn[block.name])
+                for name, parameter in zip(block.layout.names, block.parameters, strict=True):
+                    self._saved.append((parameter, parameter.detach().clone()))
+                    parameter.copy_(parameter + offsets[name])
+        due = [self._due(block, group, "observe_every") for block, group in self._blocks]
+        collector.begin(context, active=any(due))
+
+    def _due(self, block: Block, group: Mapping[str, Any], key: str) -> bool:
+        fresh = not self._state_of(block)["memory"]["observations"]
+        return fresh or group["steps_done"] % group[key] == 0
+
+    @torch.no_grad()
+    def restore_(self, *, completed: bool = True) -> None:
+        """Put the mean back and stop capturing. ``completed=False`` drops what this context has observed."""
+        if self._saved is None:
+            return
+        assert self._collector is not None
+        try:
+            self._collector.end(completed=completed)
+        finally:
+            saved, self._saved = self._saved, None
+            for parameter, mean in saved:
+                parameter.copy_(mean)
+        if completed:
+            self._contexts += 1
+            if self._collector.likelihood is not None:
+                for group in self.param_groups:
+                    group["likelihood"] = self._collector.likelihood
+
+    def observe(
+        self, outputs: Tensor, likelihood: Any, targets: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
+        """Tell capture about outputs whose loss was not computed by one of :mod:`vogn.likelihoods`.
+
+        Args:
+            outputs: network outputs, attached to the graph, inside a sampled context.
+            likelihood: the likelihood of these outputs.
+            targets: needed by the empirical Fisher of bare parameters and by Hutchinson probes.
+            mask: loss terms that count.
+        """
+        if self._saved is None or self._collector is None:
+            raise RuntimeError(f"observe() belongs inside a sampled context: {REMEDY}")
+        count = math.prod(likelihood.term_shape(outputs)) if mask is None else int(mask.sum())
+        self._collector.on_likelihood(LikelihoodCall(likelihood, outputs, targets, 1.0, mask, count))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients and, with them, the observations made since the last step."""
+        super().zero_grad(set_to_none)
+        if self._collector is not None and not self._in_closure:
+            self._collector.clear()
+            self._contexts = 0
+        elif self._collector is not None:
+            self._collector.entry_gradients.clear()
+
+    # ------------------------------------------------------------------ step
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of curvature and mean from the gradients and observations at hand.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls ``backward()`` and returns the loss; it is run once
+                per weight sample.
+
+        Returns:
+            The closure's last value, or ``None``.
+
+        Raises:
+            MissingCurvatureError: if there are gradients but the curvature has never been observed.
+            NonFiniteStatisticsError: if a gradient or statistic is not finite; nothing has changed then.
+        """
+        loss = self._run_closure(closure) if closure is not None else None
+        if self._saved is not None:
+            self.restore_()
+        with torch.no_grad():
+            self._update()
+        return loss
+
+    def _run_closure(self, closure: Callable[[], Any]) -> Any:
+        self.zero_grad()
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        sums: list[Tensor | None] = [None] * len(parameters)
+        loss = None
+        self._in_closure = True
+        try:
+            for _ in range(self.param_groups[0]["mc_samples"]):
+                super().zero_grad()
+                with self.sampled_params(), torch.enable_grad():
+                    loss = closure()
+                for k, parameter in enumerate(parameters):
+                    if parameter.grad is not None:
+                        total = sums[k]
+                        sums[k] = parameter.grad if total is None else total.add_(parameter.grad)
+                        parameter.grad = None
+        finally:
+            self._in_closure = False
+        for parameter, total in zip(parameters, sums, strict=True):
+            parameter.grad = total
+        return loss
+
+    def _update(self) -> None:
+        collector = self._build()
+        taking_part = []
+        for block, group in self._blocks:
+            self._state_of(block)
+            if any(parameter.grad is not None for parameter in block.parameters):
+                taking_part.append((block, group, self._mean_gradient(block, group)))
+        if not self._has_evidence(taking_part):
+            return
+        for block, _, gradient in taking_part:
+            for statistic in self.statistics:
+                statistic.on_step(collector, block, gradient)
+        observations = [collector.finish(block, self._samples(group)) for block, group, _ in taking_part]
+        for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
+            check_finite(block.name, gradient, observation)
+            self._warn_if_unobserved(block, group, observation, gradient)
+        views, rates = [], []
+        for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
+            self._update_curvature(block, group, observation)
+            state = self._state_of(block)
+            mean = block.layout.pack(
+                {name: parameter.detach() for name, parameter in zip(block.layout.names, block.parameters, strict=True)}
+            ).to(Collector.dtype_of(block))
+            views.append(
+                BlockView(block.name, block.structure, state["curvature"], state["memory"], group, mean, gradient)
+            )
+            rates.append(float(group["lr"]) / self._anneal(group))
+        context = StepContext(views, self.param_groups[0]["steps_done"])
+        for (block, _, _), mean in zip(taking_part, natural_gradient_step(context, self.chain, rates), strict=True):
+            values = block.layout.unpack(mean)
+            for name, parameter in zip(block.layout.names, block.parameters, strict=True):
+                if parameter.grad is not None:
+                    parameter.copy_(values[name])
+        for group in self.param_groups:
+            group["steps_done"] += 1
+        collector.clear()
+        self._contexts = 0
+
+    def _samples(self, group: Mapping[str, Any]) -> int:
+        """The divisor of the gradients: the group's ``mc_samples``, checked against the contexts that were run."""
+        samples = int(group["mc_samples"])
+        if self._contexts and self._contexts % samples:
+            raise RuntimeError(
+                f"{self._contexts} sampled contexts since the last step are not a multiple of mc_samples={samples}; run "
+                "the context mc_samples times per step (micro-batches inside one context accumulate)"
+            )
+        return samples if self._contexts else 1
+
+    def _mean_gradient(self, block: Block, group: Mapping[str, Any]) -> Tensor:
+        assert self._collector is not None
+        gradient = self._gradient_of(block)
+        divisor = float(self._samples(group))
+        if self.loss_reduction == "sum":
+            count = self._collector.loss_terms(block)
+            self._collector.require_count(count)
+            divisor = float(count)
+        return gradient / divisor if divisor != 1.0 else gradient
+
+    def _has_evidence(self, taking_part: Sequence[tuple[Block, dict[str, Any], Tensor]]) -> bool:
+        """Whether this step may run; ``False`` for a harmless step without gradients.
+
+        Raises:
+            MissingCurvatureError: see :meth:`step`.
+        """
+        assert self._collector is not None
+        if not self._collector.empty or any("step" in statistic.WHEN for statistic in self.statistics):
+            return bool(taking_part)
+        moving = [block for block, _, gradient in taking_part if bool(gradient.any())]
+        if not moving:
+            return False
+        if not any(self._state_of(block)["memory"]["observations"] for block, _ in self._blocks):
+            hint = ""
+            if any(statistic.NEEDS_LIKELIHOOD or statistic.NAME == "price" for statistic in self.statistics):
+                hint = " and compute the loss with one of vogn.likelihoods (or call opt.observe(outputs, likelihood))"
+            raise MissingCurvatureError(
+                f"block {moving[0].name!r} has a gradient but its curvature has never been observed: {REMEDY}{hint}"
+            )
+        due = any(self._due(block, group, "observe_every") for block, group, _ in taking_part)
+        if due and "stale" not in self._warned:
+            self._warned.add("stale")
+            warnings.warn(f"this step observed no curvature and uses the old one: {REMEDY}", stacklevel=4)
+        return True
+
+    def _warn_if_unobserved(
+        self, block: Block, group: Mapping[str, Any], observation: Observation, gradient: Tensor
+    ) -> None:
+        memory = self._state_of(block)["memory"]
+        if observation or memory["observations"] or not bool(gradient.any()):
+            return
+        if not float(memory["curvature_weight"]):
+            raise MissingCurvatureError(
+                f"block {block.name!r} has a gradient but the statistic {[s.NAME for s in self.statistics]} saw nothing of "
+                "it: its layer is used without calling its forward, or the loss was computed without one of "
+                "vogn.likelihoods; use one, or give the block a curvature with initial_curvature=1.0"
+            )
+        if block.name not in self._warned and group["sampled"]:
+            self._warned.add(block.name)
+            warnings.warn(f"block {block.name!r} keeps its initial curvature: no statistic has seen it", stacklevel=5)
+
+    def _update_curvature(self, block: Block, group: Mapping[str, Any], observation: Observation) -> None:
+        state = self._state_of(block)
+        memory = state["memory"]
+        first = not memory["observations"]
+        if observation:
+            decay = float(group["curvature_decay"])
+            weight = (1.0 - decay) / self._anneal(group)
+            decay = 1.0 - weight if group["anneal_power"] is not None else decay
+            if first and group["initial_curvature"] == "first_batch":
+                decay, weight = 0.0, 1.0
+            state["curvature"] = block.structure.update(
+                state["curvature"], observation, decay=decay, weight=weight, shift=float(group["weight_decay"])
+            )
+            memory["observations"] += 1
+            memory["curvature_weight"].mul_(decay).add_(weight)
+        if first or group["steps_done"] % group["refresh_every"] == 0:
+            state["curvature"] = block.structure.refresh(state["curvature"])
+
+    @staticmethod
+    def _anneal(group: Mapping[str, Any]) -> float:
+        """``1 + t^p``: the divisor of both step sizes, with ``t`` starting at 1."""
+        power = group["anneal_power"]
+        return 1.0 if power is None else 1.0 + (group["steps_done"] + 1.0) ** power
+
+    # ------------------------------------------------------------------ posterior and checkpoints
+
+    def posterior(self) -> GaussianPosterior:
+        """The Gaussian ``N(m, (ess (C + weight_decay I))^-1)`` at the current mean and curvature.
+
+        In deterministic mode this is the Laplace approximation read from the tracked curvature. The object is
+        independent of the optimizer.
+
+        Raises:
+            RuntimeError: inside a sampled context.
+            MissingCurvatureError: if no curvature has been observed.
+            ValueError: if ``ess`` is missing.
+        """
+        self._require_mean("posterior()")
+        self._build()
+        blocks, means = [], {}
+        for block, group in self._blocks:
+            state = self._state_of(block)
+            means |= dict(zip(block.layout.names, (p.detach() for p in block.parameters), strict=True))
+            known = bool(state["memory"]["observations"]) or bool(float(state["memory"]["curvature_weight"]))
+            if group["sampled"] and not known:
+                raise MissingCurvatureError(f"block {block.name!r} has no curvature yet: {REMEDY}, then opt.step()")
+            if group["sampled"] and group["ess"] is None:
+                raise ValueError("a posterior needs the effective sample size: set ess=len(train_set)")
+            blocks.append(
+                PosteriorBlock(
+                    name=block.name,
+                    layout=block.layout,
+                    structure=block.structure,
+                    state=state["curvature"],
+                    shift=float(group["weight_decay"]),
+                    ess=float(group["ess"] or math.inf),
+                    sampled=bool(group["sampled"]),
+                )
+            )
+        likelihood = self.param_groups[0]["likelihood"]
+        return GaussianPosterior(blocks, means, likelihood=likelihood, method=type(self).__name__)
+
+    def _require_mean(self, what: str) -> None:
+        if self._saved is not None:
+            raise RuntimeError(f"{what} inside a sampled context would see noisy weights; call it after the context")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and numbers; loads with ``torch.load(..., weights_only=True)``.
+
+        Raises:
+            RuntimeError: inside a sampled context.
+        """
+        self._require_mean("state_dict()")
+        for group in self.param_groups:
+            group["engine"] = describe(self)
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of the same method; curvature keeps its own dtype.
+
+        Raises:
+            CheckpointError: if the checkpoint belongs to another structure, statistic or set of parameters.
+        """
+        self._require_mean("load_state_dict()")
+        mine = describe(self)
+        saved_groups = state_dict.get("param_groups")
+        if not isinstance(saved_groups, list) or "state" not in state_dict:
+            raise CheckpointError("not an optimizer checkpoint: it needs 'state' and 'param_groups'")
+        for group, saved in zip(self.param_groups, saved_groups, strict=False):
+            theirs = saved.get("engine")
+            if theirs != mine:
+                raise CheckpointError(f"the checkpoint was written by another method: it has {theirs}, this is {mine}")
+            if saved.get("param_names") != group["param_names"]:
+                raise CheckpointError(
+                    f"the checkpoint holds other parameters: {saved.get('param_names')} instead of {group['param_names']}"
+                )
+        try:
+            super().load_state_dict(state_dict)
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"the checkpoint does not fit this optimizer: {error}") from error
+        self._restore_dtypes(state_dict)
+        self._collector = None
+        self._contexts = 0
+
+    def _restore_dtypes(self, state_dict: Mapping[str, Any]) -> None:
+        """Undo the cast of every state tensor to its parameter's dtype."""
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for parameter, key in zip(group["params"], saved["params"], strict=True):
+                entry = state_dict["state"].get(key)
+                if entry is None:
+                    continue
+                curvature: State = {
+                    name: tensor.detach().to(parameter.device, copy=True) for name, tensor in entry["curvature"].items()
+                }
+                memory = {name: tensor.detach().clone() for name, tensor in entry["memory"].items()}
+                if "momentum" in memory:
+                    memory["momentum"] = memory["momentum"].to(parameter.device)
+                self.state[parameter] = {"curvature": curvature, "memory": memory}

@@ -1,0 +1,102 @@
+"""What the shell refuses, with the remedy, before any training time is spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vogn.errors import UnsupportedObservationError
+from vogn.optim.steps import Solve
+from vogn.structures import structure_to_dict
+
+if TYPE_CHECKING:
+    from vogn.optim.base import NaturalGradient
+
+SCHEMA = 1
+
+
+def describe(optimizer: NaturalGradient) -> dict[str, Any]:
+    """What a checkpoint must agree about: schema, structure, statistics and partition."""
+    return {
+        "schema": SCHEMA,
+        "structure": structure_to_dict(optimizer.structure),
+        "statistics": [statistic.NAME for statistic in optimizer.statistics],
+        "partition": optimizer.partition,
+    }
+
+
+def check_combination(optimizer: NaturalGradient, *, needs_model: bool) -> None:
+    """Structure, statistics and chain fit each other.
+
+    Raises:
+        TypeError: if layers are needed but only parameters were given.
+        UnsupportedObservationError: if the structure cannot be fed, or the chain asks for an unsupported exponent.
+        ValueError: if ``loss_reduction`` is unknown.
+    """
+    name, structure = type(optimizer).__name__, optimizer.structure
+    if needs_model and optimizer._model is None:
+        raise TypeError(f"{name} reads layer inputs and output gradients: pass the model, {name}(model, ...)")
+    for statistic in optimizer.statistics:
+        if statistic.CHANNEL not in structure.OBSERVES:
+            raise UnsupportedObservationError(
+                f"{type(structure).__name__} cannot be fed with the statistic {statistic.NAME!r} ({statistic.CHANNEL}); "
+                f"it takes {sorted(structure.OBSERVES)}"
+            )
+    channels = [statistic.CHANNEL for statistic in optimizer.statistics]
+    if len(set(channels)) != len(channels) or not channels:
+        raise UnsupportedObservationError(
+            f"statistics={[s.NAME for s in optimizer.statistics]}: give one statistic, or one of rows and one of probes"
+        )
+    for step in optimizer.chain:
+        if isinstance(step, Solve) and step.exponent != 1.0 and "exponent" not in structure.SUPPORTS:
+            raise UnsupportedObservationError(f"{type(structure).__name__} has no powers; use Solve(exponent=1.0)")
+    if optimizer.loss_reduction not in ("mean", "sum"):
+        raise ValueError(f"loss_reduction={optimizer.loss_reduction!r}: choose 'mean' or 'sum'")
+
+
+def check_group(optimizer: NaturalGradient, group: Mapping[str, Any]) -> None:
+    """Ranges of a group's entries.
+
+    Raises:
+        ValueError: naming the entry, its value, its range and the remedy.
+        UnsupportedObservationError: if a variational group's structure cannot sample.
+    """
+    _in_range("lr", group["lr"], 0.0, math.inf)
+    _in_range("weight_decay", group["weight_decay"], 0.0, math.inf)
+    _in_range("damping", group["damping"], 0.0, math.inf)
+    _in_range("curvature_decay", group["curvature_decay"], 0.0, 1.0)
+    _in_range("momentum", group["momentum"], 0.0, math.nextafter(1.0, 0.0))
+    for key in ("refresh_every", "observe_every", "mc_samples"):
+        if int(group[key]) != group[key] or group[key] < 1:
+            raise ValueError(f"{key}={group[key]} must be a whole number >= 1")
+    initial = group["initial_curvature"]
+    if initial != "first_batch":
+        if isinstance(initial, str):
+            raise ValueError(f"initial_curvature={initial!r}: choose 'first_batch' or a number >= 0")
+        _in_range("initial_curvature", initial, 0.0, math.inf)
+    if any(statistic.NAME == "price" for statistic in optimizer.statistics) and (
+        initial == "first_batch" or not initial
+    ):
+        raise ValueError("the Price statistic learns from its own noise and needs a start: give initial_curvature > 0")
+    if optimizer.antithetic and group["mc_samples"] % 2:
+        raise ValueError(f"antithetic=True draws mirrored pairs: mc_samples={group['mc_samples']} must be even")
+    if group["ess"] is not None and not (group["ess"] > 0):
+        raise ValueError(
+            f"ess={group['ess']} must be positive: ess = number of training examples * augmentation / temperature"
+        )
+    if group["variational"] and group["sampled"]:
+        if group["ess"] is None:
+            raise ValueError(
+                f"{type(optimizer).__name__} samples weights and needs the effective sample size: pass ess=len(train_set), "
+                "or variational=False"
+            )
+        if "sample" not in optimizer.structure.SUPPORTS:
+            raise UnsupportedObservationError(
+                f"{type(optimizer.structure).__name__} cannot sample; use variational=False or another structure"
+            )
+
+
+def _in_range(key: str, value: float, low: float, high: float) -> None:
+    if not (low <= value <= high):
+        raise ValueError(f"{key}={value} is out of range: it must lie in [{low:g}, {high:g}]")

@@ -1,0 +1,61 @@
+"""The named methods: one row each. Tests, the command line and the documentation iterate this table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from vogn.optim.base import NaturalGradient
+from vogn.optim.ekfac import EKFAC
+from vogn.optim.evon import EVON
+from vogn.optim.ivon import IVON
+from vogn.optim.kfac import KFAC
+from vogn.optim.slang import SLANG
+from vogn.optim.vadam import VAdam
+from vogn.optim.vogn import VOGN
+from vogn.optim.von import VON
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """One named method.
+
+    Args:
+        constructor: the class.
+        summary: one line for tables.
+        paper: where the method comes from.
+        defaults: constructor arguments that suit the training of image classifiers.
+        needs_model: whether it reads layer inputs and output gradients.
+    """
+
+    constructor: type[NaturalGradient]
+    summary: str
+    paper: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    needs_model: bool = True
+
+    def build(self, model: nn.Module, **options: Any) -> NaturalGradient:
+        """The optimizer for ``model``: ``options`` win over :attr:`defaults`."""
+        return self.constructor(model, **(dict(self.defaults) | options))
+
+
+METHODS: dict[str, MethodInfo] = {
+    "vogn": MethodInfo(VOGN, "diagonal Gaussian, per-example squared gradients", "Khan et al. 2018; Osawa et al. 2019"),
+    "von": MethodInfo(VON, "diagonal or dense Gaussian, exact Gauss-Newton", "Khan et al. 2018"),
+    "vadam": MethodInfo(VAdam, "diagonal Gaussian, Adam's second moment", "Khan et al. 2018", needs_model=False),
+    "ivon": MethodInfo(IVON, "diagonal Gaussian, Hessian from the weight noise", "Shen et al. 2024", needs_model=False),
+    "evon": MethodInfo(
+        EVON,
+        "IVON in the gradient's eigenbasis",
+        "Shen et al. 2024 in the basis of Vyas et al. 2024",
+        needs_model=False,
+    ),
+    "kfac": MethodInfo(KFAC, "Kronecker factors; noisy K-FAC", "Martens, Grosse 2015; Zhang et al. 2018"),
+    "ekfac": MethodInfo(
+        EKFAC, "eigen-corrected Kronecker factors; noisy EK-FAC", "George et al. 2018; Bae et al. 2018"
+    ),
+    "slang": MethodInfo(SLANG, "diagonal plus low rank across layers", "Mishkin et al. 2018"),
+}

@@ -1,0 +1,54 @@
+"""Limits on the size of an update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vogn.optim.steps.base import Step, StepContext
+
+
+@dataclass(frozen=True)
+class ClipKL(Step):
+    """Scale all updates by ``min(1, sqrt(kappa / sum_b lr_b^2 <update_b, gradient_b>))``.
+
+    Args:
+        kappa: bound, > 0, on ``sum_b lr_b^2 <update_b, gradient_b>``: twice the KL divergence, to second order, between
+            the predictions before and after the step.
+
+    Source: Ba, Grosse, Martens (2017), "Distributed Second-Order Optimization using Kronecker-Factored Approximations",
+    Sec. 5; Wu et al. (2017), ACKTR.
+    """
+
+    kappa: float
+
+    def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
+        """See :meth:`Step.__call__`."""
+        if not updates:
+            return updates
+        products = [
+            (update * block.gradient).sum() * block.group["lr"] ** 2
+            for update, block in zip(updates, context.blocks, strict=True)
+        ]
+        total = torch.stack([product.to(products[0]) for product in products]).sum()
+        factor = (self.kappa / total.clamp_min(torch.finfo(total.dtype).tiny)).sqrt().clamp_max(1.0)
+        return [update * factor.to(update) for update in updates]
+
+
+@dataclass(frozen=True)
+class ClipElements(Step):
+    """Clamp every element of the update to ``[-radius, radius]``.
+
+    Args:
+        radius: > 0, in units of parameters per unit of ``lr``.
+
+    Source: Shen et al. (2024), IVON, the clipping radius.
+    """
+
+    radius: float
+
+    def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
+        """See :meth:`Step.__call__`."""
+        return [update.clamp(-self.radius, self.radius) for update in updates]

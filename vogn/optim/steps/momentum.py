@@ -1,0 +1,38 @@
+"""Momentum: an exponential average of what enters it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vogn.optim.steps.base import Step, StepContext
+
+
+@dataclass(frozen=True)
+class Momentum(Step):
+    """``m <- b m + (1 - b) u``, returned divided by its total weight ``1 - b^t`` if ``debias``.
+
+    ``b`` is the group's ``momentum`` in [0, 1). The average carries its own weight, so a changed ``b`` or a skipped step
+    stays exactly debiased.
+    """
+
+    debias: bool = True
+
+    def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
+        """See :meth:`Step.__call__`."""
+        return [
+            self._average(update, block.memory, block.group["momentum"])
+            for update, block in zip(updates, context.blocks, strict=True)
+        ]
+
+    def _average(self, update: Tensor, memory: dict[str, Tensor], beta: float) -> Tensor:
+        if beta == 0.0 and "momentum" not in memory:
+            return update
+        if "momentum" not in memory:
+            memory["momentum"] = torch.zeros_like(update)
+            memory["momentum_weight"] = torch.zeros((), dtype=torch.float64)
+        average = memory["momentum"].mul_(beta).add_(update, alpha=1.0 - beta)
+        weight = memory["momentum_weight"].mul_(beta).add_(1.0 - beta)
+        return average / float(weight) if self.debias else average.clone()

@@ -1,0 +1,21 @@
+"""The prior's gradient, taken at the mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vogn.optim.steps.base import Step, StepContext
+
+
+@dataclass(frozen=True)
+class Prior(Step):
+    """Adds ``weight_decay * m``: the gradient of an isotropic zero-mean prior, at the mean and not at the sample."""
+
+    def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
+        """See :meth:`Step.__call__`."""
+        return [
+            update.add(block.mean, alpha=block.group["weight_decay"]) if block.group["weight_decay"] else update
+            for update, block in zip(updates, context.blocks, strict=True)
+        ]

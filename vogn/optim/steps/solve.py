@@ -1,0 +1,34 @@
+"""The preconditioner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vogn.optim.steps.base import BlockView, Step, StepContext
+
+
+@dataclass(frozen=True)
+class Solve(Step):
+    """``u <- (C^exponent (+) (weight_decay + damping))^-1 u``.
+
+    Args:
+        exponent: 1 for a natural gradient, 1/2 for Adam-like roots.
+        debias: divide ``C`` by the total weight of its evidence first (Adam's second bias correction).
+    """
+
+    exponent: float = 1.0
+    debias: bool = False
+
+    def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
+        """See :meth:`Step.__call__`."""
+        return [self._solve(update, block) for update, block in zip(updates, context.blocks, strict=True)]
+
+    def _solve(self, update: Tensor, block: BlockView) -> Tensor:
+        shift = block.group["weight_decay"] + block.group["damping"]
+        if not self.debias:
+            return block.structure.solve(block.state, update, shift, exponent=self.exponent)
+        # (k^e C^e + s)^-1 v = k^-e (C^e + s / k^e)^-1 v with k = 1 / weight
+        factor = float(block.memory["curvature_weight"]) ** -self.exponent
+        return block.structure.solve(block.state, update, shift / factor, exponent=self.exponent) / factor

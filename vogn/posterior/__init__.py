@@ -1,0 +1,8 @@
+"""Floor 4: distributions over weights. The Gaussian read from a curvature, its prior, and the protocol of them all."""
+
+from vogn.posterior.block import PosteriorBlock
+from vogn.posterior.gaussian import GaussianPosterior
+from vogn.posterior.prior import Prior
+from vogn.posterior.protocol import Posterior
+
+__all__ = ["GaussianPosterior", "Posterior", "PosteriorBlock", "Prior"]

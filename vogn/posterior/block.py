@@ -1,0 +1,137 @@
+"""One independent block of a Gaussian posterior: precision ``ess (C + shift I)``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vogn.errors import NotPositiveDefiniteError, UnsupportedObservationError
+from vogn.linalg.layout import Layout
+from vogn.linalg.noise import normal
+from vogn.structures.base import Structure
+from vogn.types import State
+
+
+@dataclass(frozen=True)
+class PosteriorBlock:
+    """A block of parameters with its curvature.
+
+    Args:
+        name: block name; names the noise stream and appears in messages.
+        layout: how the block's parameters are packed.
+        structure: matrix family of the curvature ``C`` (mean loss per example).
+        state: the structure's state.
+        shift: what is added to ``C``: the weight decay, >= 0. Never the damping.
+        ess: effective sample size, > 0 and finite.
+        sampled: ``False`` keeps the parameters at their mean (norm parameters): a point mass.
+
+    Raises:
+        ValueError: if ``ess`` or ``shift`` is out of range.
+        UnsupportedObservationError: if the structure cannot sample.
+        NotPositiveDefiniteError: if the shift is zero and the curvature alone has no inverse.
+    """
+
+    name: str
+    layout: Layout
+    structure: Structure
+    state: State
+    shift: float
+    ess: float
+    sampled: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.sampled:
+            return
+        if not (self.ess > 0 and math.isfinite(self.ess)):
+            raise ValueError(
+                f"block {self.name!r}: a posterior needs a positive finite effective sample size, got ess={self.ess}; "
+                "pass ess=len(train_set), or sampled=False for a point mass"
+            )
+        if not (self.shift >= 0 and math.isfinite(self.shift)):
+            raise ValueError(f"block {self.name!r}: the shift must be a finite number >= 0, got {self.shift}")
+        self._require("sample")
+        if self.shift == 0:
+            self._check_invertible()
+
+    def _require(self, feature: str) -> None:
+        if feature not in self.structure.SUPPORTS:
+            raise UnsupportedObservationError(
+                f"block {self.name!r}: structure {type(self.structure).__name__} does not support {feature!r} "
+                f"(it supports {sorted(self.structure.SUPPORTS)}); choose another structure for this block"
+            )
+
+    def _check_invertible(self) -> None:
+        """Without a shift the curvature must be positive definite on its own."""
+        if "inverse_diagonal" not in self.structure.SUPPORTS:
+            return
+        message = (
+            f"block {self.name!r}: the weight decay is zero and the curvature is not positive definite, "
+            "so there is no posterior; use weight_decay > 0, or observe curvature before asking for the posterior"
+        )
+        try:
+            diagonal = self.structure.inverse_diagonal(self.state, 0.0)
+        except (ArithmeticError, RuntimeError) as error:
+            raise NotPositiveDefiniteError(message) from error
+        if not bool(((diagonal > 0) & torch.isfinite(diagonal)).all()):
+            raise NotPositiveDefiniteError(message)
+
+    @property
+    def numel(self) -> int:
+        """Number of parameters ``D``."""
+        return self.layout.numel
+
+    def cast(self, dtype: torch.dtype, device: torch.device | str | None) -> PosteriorBlock:
+        """A block with its own copy of the state: floating point tensors in ``dtype``, the others as they are."""
+        state = {}
+        for key, tensor in self.state.items():
+            target = dtype if tensor.is_floating_point() else tensor.dtype
+            state[key] = tensor.detach().to(device=device, dtype=target, copy=True).contiguous()
+        return replace(self, state=state)
+
+    def noise(self, n: int, *, seed: int, start: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Standard normal noise ``(n, *block_shape)`` of the draws ``start, ..., start + n - 1``."""
+        draws = [
+            normal(
+                self.layout.block_shape,
+                seed=seed,
+                stream="posterior",
+                step=0,
+                sample=k,
+                name=self.name,
+                dtype=dtype,
+                device=device,
+            )
+            for k in range(start, start + n)
+        ]
+        return torch.stack(draws)
+
+    def root(self, noise: Tensor) -> Tensor:
+        """``S noise`` with ``S S^T = Sigma``, for block vectors ``(*batch, *block_shape)``."""
+        return self.structure.sample(self.state, noise, self.shift) / math.sqrt(self.ess)
+
+    def variance(self) -> Tensor:
+        """``diag(Sigma)`` as a block vector."""
+        self._require("inverse_diagonal")
+        return self.structure.inverse_diagonal(self.state, self.shift) / self.ess
+
+    def covariance_product(self, v: Tensor) -> Tensor:
+        """``Sigma v`` for block vectors."""
+        return self.structure.solve(self.state, v, self.shift) / self.ess
+
+    def quadratic(self, v: Tensor) -> Tensor:
+        """``v^T Lambda v`` for block vectors ``(*batch, *block_shape)``; returns ``batch``."""
+        self._require("apply")
+        product = v * self.structure.apply(self.state, v, self.shift)
+        return self.ess * product.sum(tuple(range(-len(self.layout.block_shape), 0)))
+
+    def logdet(self) -> Tensor:
+        """``log det Lambda``, a scalar."""
+        self._require("logdet")
+        return self.structure.logdet(self.state, self.shift) + self.numel * math.log(self.ess)
+
+    def precision_matrix(self) -> Tensor:
+        """``Lambda``, ``(D, D)`` in the row-major order of the block. For tests and small models."""
+        return self.ess * self.structure.to_dense(self.state, self.shift)

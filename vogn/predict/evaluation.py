@@ -1,0 +1,100 @@
+"""Running a model with other weights and leaving it exactly as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vogn.predict.inputs import Arguments
+
+
+@contextmanager
+def undisturbed(model: nn.Module, *, seed: int) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards flags, gradient mode and torch's random states are as before.
+
+    Args:
+        model: every submodule's ``training`` flag is set to ``False`` and later to what it was.
+        seed: seeds torch's generators meanwhile, for models that draw random numbers in evaluation mode.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.default_generator.manual_seed(seed)
+        for index in devices:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        try:
+            for module, _ in flags:
+                module.training = False
+            yield
+        finally:
+            for module, flag in flags:
+                module.training = flag
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer lives; the CPU if it has neither."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor], *, batch: int) -> None:
+    """Names and shapes of a posterior's weights fit the model.
+
+    Args:
+        model: the model.
+        weights: ``{name: (*batch dimensions, *shape)}``.
+        batch: number of batch dimensions in front.
+
+    Raises:
+        ValueError: naming the first parameter that the model lacks or has in another shape.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    missing = [name for name in weights if name not in parameters]
+    if missing:
+        raise ValueError(
+            f"the posterior has parameters that the model lacks: {missing[:5]}; "
+            f"the model has {list(parameters)[:5]} ...; pass the trained model, not a wrapper that renames parameters"
+        )
+    for name, tensor in weights.items():
+        if tensor.shape[batch:] != parameters[name].shape:
+            raise ValueError(
+                f"parameter {name!r} has shape {tuple(parameters[name].shape)} in the model "
+                f"and {tuple(tensor.shape[batch:])} in the posterior"
+            )
+
+
+def evaluate(model: nn.Module, weights: Mapping[str, Tensor], batches: Iterable[Arguments]) -> Tensor:
+    """Outputs of the model with the given weights, all batches concatenated.
+
+    Args:
+        model: inside :func:`undisturbed`; its buffers are copied, so that no module can change them.
+        weights: ``{name: shape}``, moved to the parameters' device and dtype; other parameters are used as they are.
+        batches: arguments of the calls.
+
+    Returns:
+        ``(N, ...)``.
+
+    Raises:
+        ValueError: if there is no example.
+        TypeError: if the model returns something else than a tensor.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    device = device_of(model)
+    replaced = {name: tensor.to(parameters[name]) for name, tensor in weights.items()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    outputs = []
+    for batch in batches:
+        args, kwargs = batch.to(device)
+        output = functional_call(model, (replaced, buffers), args, kwargs)
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"predict needs a model that returns a tensor of outputs, got {type(output).__name__}; "
+                "wrap it in a module that returns the tensor, e.g. the logits"
+            )
+        outputs.append(output)
+    if not outputs or sum(len(output) for output in outputs) == 0:
+        raise ValueError("x holds no examples: predict needs at least one")
+    return torch.cat(outputs)

@@ -1,0 +1,101 @@
+"""The ways to turn a posterior over weights into a predictive distribution, by name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vogn.likelihoods import Likelihood
+from vogn.posterior.protocol import Posterior
+from vogn.predict.evaluation import check_weights, evaluate
+from vogn.predict.inputs import Arguments
+from vogn.predict.predictive import Predictive
+
+DRAW_BYTES = 1 << 24
+"""Small models draw several weight samples at once, up to this many bytes; large ones hold one sample at a time."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of :func:`vogn.predict.predict`, checked; the model is already in evaluation mode.
+
+    Args:
+        model, posterior, likelihood: see :func:`vogn.predict.predict`.
+        batches: arguments of the model's calls, in the same order at every iteration.
+        samples, seed, keep_samples, progress: see :func:`vogn.predict.predict`.
+    """
+
+    model: nn.Module
+    posterior: Posterior
+    likelihood: Likelihood
+    batches: Iterable[Arguments]
+    samples: int
+    seed: int
+    keep_samples: bool
+    progress: bool
+
+
+def mean_weights(request: Request) -> Predictive:
+    """Prediction with the posterior mean of the weights; ignores their uncertainty."""
+    weights = request.posterior.mean()
+    check_weights(request.model, weights, batch=0)
+    mean, variance, _ = request.likelihood.point(evaluate(request.model, weights, request.batches))
+    return Predictive(mean, variance, None, request.likelihood)
+
+
+def monte_carlo(request: Request) -> Predictive:
+    """Average of the predictive distributions of sampled weights: probabilities are averaged, never logits."""
+    if request.keep_samples:
+        return _keep(request)
+    return _stream(request)
+
+
+METHODS: dict[str, Callable[[Request], Predictive]] = {"mc": monte_carlo, "mean": mean_weights}
+"""Value of ``method=`` to implementation."""
+
+
+def _keep(request: Request) -> Predictive:
+    outputs: Tensor | None = None
+    for k, output in enumerate(_outputs(request)):
+        if outputs is None:
+            outputs = output.new_empty((request.samples, *output.shape))
+        outputs[k] = output
+    assert outputs is not None
+    return Predictive(*request.likelihood.predictive(outputs), request.likelihood)
+
+
+def _stream(request: Request) -> Predictive:
+    """Mean and variance of the mixture in one pass: law of total variance, with Welford's update for its parts."""
+    mean: Tensor | None = None
+    for k, output in enumerate(_outputs(request)):
+        sample_mean, sample_variance, _ = request.likelihood.point(output)
+        if mean is None:
+            mean, within, between = sample_mean.clone(), sample_variance.clone(), torch.zeros_like(sample_mean)
+            continue
+        difference = sample_mean - mean
+        mean += difference / (k + 1)
+        between += difference * (sample_mean - mean)
+        within += (sample_variance - within) / (k + 1)
+    assert mean is not None
+    return Predictive(mean, within + between / request.samples, None, request.likelihood)
+
+
+def _outputs(request: Request) -> Iterator[Tensor]:
+    """Outputs ``(N, ..., K)`` of one weight sample after the other."""
+    parameters = list(request.model.parameters())
+    size = sum(max(4, p.element_size()) * p.numel() for p in parameters)
+    chunk = max(1, min(request.samples, DRAW_BYTES // max(1, size)))
+    for start in range(0, request.samples, chunk):
+        count = min(chunk, request.samples - start)
+        draws = request.posterior.sample(count, seed=request.seed, start=start)
+        check_weights(request.model, draws, batch=1)
+        for i in range(count):
+            yield evaluate(request.model, {name: draw[i] for name, draw in draws.items()}, request.batches)
+            if request.progress:
+                done = start + i + 1
+                end = "\n" if done == request.samples else ""
+                print(f"\rpredict: weight sample {done} of {request.samples}", end=end, file=sys.stderr, flush=True)

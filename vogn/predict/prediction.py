@@ -1,0 +1,83 @@
+"""The entry point of prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from vogn.likelihoods import Likelihood, likelihood_from_dict
+from vogn.posterior.protocol import Posterior
+from vogn.predict.evaluation import undisturbed
+from vogn.predict.inputs import batches_of
+from vogn.predict.methods import METHODS, Request
+from vogn.predict.predictive import Predictive
+
+
+def predict(
+    model: nn.Module,
+    posterior: Posterior,
+    x: Any,
+    *,
+    method: str = "mc",
+    samples: int = 32,
+    likelihood: Likelihood | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    keep_samples: bool = True,
+    progress: bool = False,
+) -> Predictive:
+    """The predictive distribution at ``x``.
+
+    The model runs in evaluation mode with the posterior's weights in place of its own. Batch norm uses the running
+    statistics as they are, the same for every weight sample; see :func:`vogn.predict.update_batchnorm`. Afterwards
+    training flags, parameters, buffers, torch's random states and the gradient mode are as they were, also after an
+    exception.
+
+    Args:
+        model: returns a tensor ``(N, ..., K)``; parameters that the posterior does not name are used as they are.
+        posterior: any :class:`vogn.posterior.Posterior`.
+        x: a tensor, tuple or dictionary of tensors (``model(x)``, ``model(*x)``, ``model(**x)``), or a list,
+            ``DataLoader`` or iterable of batches: inputs or (inputs, targets). A loader must not shuffle.
+        method: ``"mc"`` averages predictive distributions over sampled weights; ``"mean"`` uses the mean weights.
+        samples: number of weight samples, >= 1.
+        likelihood: observation model; ``None`` takes the one stored in the posterior.
+        batch_size: examples per call of the model when ``x`` holds tensors, >= 1.
+        seed: fixes the weight samples.
+        keep_samples: ``False`` keeps only mean and variance: memory ``N K`` instead of ``samples N K``.
+        progress: report every weight sample on standard error.
+
+    Returns:
+        ``mean`` and ``variance`` ``(N, ..., K)``, ``samples`` ``(samples, N, ..., K)`` or ``None``, where the model's
+        outputs live.
+
+    Raises:
+        ValueError: for an unknown method, no likelihood, no examples, a shuffling loader, ``samples < 1``, or a
+            posterior that does not fit the model.
+        TypeError: if the model does not return a tensor.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown prediction method {method!r}; known methods: {', '.join(sorted(METHODS))}")
+    if samples < 1:
+        raise ValueError(f"samples must be >= 1, got {samples}")
+    observation_model = _likelihood(posterior, likelihood)
+    with undisturbed(model, seed=seed):
+        request = Request(
+            model, posterior, observation_model, batches_of(x, batch_size), samples, seed, keep_samples, progress
+        )
+        return METHODS[method](request)
+
+
+def _likelihood(posterior: Posterior, given: Likelihood | None) -> Likelihood:
+    """The given likelihood, else the one that the posterior carries (a likelihood or its description)."""
+    if given is not None:
+        return given
+    stored = getattr(posterior, "likelihood", None)  # optional: the protocol does not ask for it
+    if isinstance(stored, Likelihood):
+        return stored
+    if isinstance(stored, Mapping):
+        return likelihood_from_dict(stored)
+    raise ValueError(
+        "the posterior does not know its likelihood; pass one, e.g. predict(..., likelihood=vogn.Categorical())"
+    )

@@ -1,0 +1,74 @@
+"""Floor 2: matrix families that store curvature, one per file.
+
+:data:`REGISTRY` lists them by name; :func:`structure_to_dict` and :func:`structure_from_dict` carry a configuration
+through JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from vogn.structures.base import Feature, Negative, Shift, Structure
+from vogn.structures.dense import Dense
+from vogn.structures.diagonal import Diagonal
+from vogn.structures.diagonal_low_rank import DiagonalLowRank
+from vogn.structures.eigen_kronecker import EigenKronecker
+from vogn.structures.identity import Identity
+from vogn.structures.kronecker import Kronecker
+
+REGISTRY: dict[str, type[Structure]] = {
+    "identity": Identity,
+    "diagonal": Diagonal,
+    "dense": Dense,
+    "kronecker": Kronecker,
+    "eigen_kronecker": EigenKronecker,
+    "diagonal_low_rank": DiagonalLowRank,
+}
+"""Name to structure. A third party adds its own line: ``REGISTRY["mine"] = Mine``."""
+
+
+def structure_to_dict(structure: Structure) -> dict[str, Any]:
+    """A JSON-ready description: ``{"name": ..., **fields}``.
+
+    Raises:
+        ValueError: if the type of the structure is not in :data:`REGISTRY`.
+    """
+    for name, kind in REGISTRY.items():
+        if type(structure) is kind:
+            return {"name": name, **asdict(structure)}  # type: ignore[call-overload]
+    raise ValueError(
+        f"{type(structure).__name__} is not registered, so it cannot be written to a checkpoint; "
+        f"add it: vogn.structures.REGISTRY['name'] = {type(structure).__name__}"
+    )
+
+
+def structure_from_dict(data: Mapping[str, Any]) -> Structure:
+    """Rebuild a structure from :func:`structure_to_dict`.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    fields = dict(data)
+    name = fields.pop("name", None)
+    if name not in REGISTRY:
+        raise ValueError(f"unknown structure {name!r}; registered: {', '.join(sorted(REGISTRY))}")
+    return REGISTRY[name](**fields)
+
+
+__all__ = [
+    "REGISTRY",
+    "Dense",
+    "Diagonal",
+    "DiagonalLowRank",
+    "EigenKronecker",
+    "Feature",
+    "Identity",
+    "Kronecker",
+    "Negative",
+    "Shift",
+    "Structure",
+    "structure_from_dict",
+    "structure_to_dict",
+]

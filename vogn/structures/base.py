@@ -1,0 +1,120 @@
+"""The interface of a matrix family that stores curvature.
+
+A structure is a frozen configuration without tensors; its state is a plain dictionary of tensors. Block vectors have
+shape ``(*batch, *lead, d_out, d_in)``. ``C`` is the curvature of the mean loss per example; ``shift`` is what is added
+to it (prior plus damping), and :meth:`Structure.to_dense` is the meaning of every other method.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vogn.errors import UnsupportedObservationError
+from vogn.linalg.rows import AnyRows
+from vogn.types import Observation, Shape, State
+
+Feature = Literal["shift", "tensor_shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal"]
+Negative = Literal["retract", "clamp", "abs", "raise"]
+Shift = float | Tensor
+"""What is added to ``C``: a number, or a block vector for structures that support ``"tensor_shift"``."""
+
+
+class Structure(ABC):
+    """One family of matrices ``C``.
+
+    Class attributes:
+        OBSERVES: the channels it can be fed from, ``{"rows"}``, ``{"probe"}`` or both.
+        SUPPORTS: the optional features it has; using another one raises when the optimizer is built.
+        REDUCE: how observations of micro-batches merge: ``"sum"`` or ``"concat"`` (first dimension).
+        DEGREE: observation leaf to its degree in the output gradients (0, 1 or 2).
+        REFRESHED: state keys that :meth:`refresh` writes.
+    """
+
+    OBSERVES: ClassVar[frozenset[str]] = frozenset({"rows"})
+    SUPPORTS: ClassVar[frozenset[str]] = frozenset()
+    REDUCE: ClassVar[Literal["sum", "concat"]] = "sum"
+    DEGREE: ClassVar[dict[str, int]] = {}
+    REFRESHED: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
+        """The state of ``C_0 = initial * I`` for blocks of ``shape = (*lead, d_out, d_in)``; ``initial >= 0``."""
+
+    def observe(self, state: State, rows: AnyRows) -> Observation:
+        """Un-normalised sums over the rows of one batch; the collector divides by counts and scales."""
+        raise UnsupportedObservationError(f"{type(self).__name__} cannot be fed with rows")
+
+    def observe_probe(self, state: State, probe: Tensor, response: Tensor) -> Observation:
+        """Evidence from a pair with ``E[probe response^T] = H``; both are block vectors."""
+        raise UnsupportedObservationError(f"{type(self).__name__} cannot be fed with probes")
+
+    @abstractmethod
+    def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
+        """``C <- decay * C + weight * C_hat``, or the structure's own law. Returns a new state dictionary."""
+
+    def refresh(self, state: State) -> State:
+        """The expensive factorisation, run on a schedule. Structures without one return the state unchanged."""
+        return state
+
+    @abstractmethod
+    def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
+        """``(C^exponent + shift I)^-1 v``."""
+
+    @abstractmethod
+    def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
+        """``(C + shift I) v``."""
+
+    @abstractmethod
+    def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
+        """``S noise``, linear in the noise, with ``S S^T = (C + shift I)^-1`` and ``S`` continuous in ``C``."""
+
+    @abstractmethod
+    def logdet(self, state: State, shift: Shift) -> Tensor:
+        """``log det (C + shift I)`` of the whole block, a scalar."""
+
+    @abstractmethod
+    def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
+        """``diag((C + shift I)^-1)`` as a block vector."""
+
+    @abstractmethod
+    def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
+        """The meaning of ``C (+) shift``: ``(D, D)`` in the row-major order of the block ``(*lead, d_out, d_in)``."""
+
+    def _check_option(self, field: str, value: object, allowed: tuple[object, ...]) -> None:
+        """Raise ``ValueError`` if a configuration field holds none of its allowed values."""
+        if value not in allowed:
+            choices = ", ".join(repr(choice) for choice in allowed)
+            raise ValueError(f"{type(self).__name__}: {field}={value!r} is unknown; allowed: {choices}")
+
+    def _only_linear(self, exponent: float) -> None:
+        """Raise if a root of ``C`` is asked for and the structure has none."""
+        if exponent != 1.0:
+            raise UnsupportedObservationError(
+                f"{type(self).__name__} has no solve with exponent={exponent}; use exponent=1, "
+                "or a structure whose SUPPORTS contains 'exponent'"
+            )
+
+    def _scalar_shift(self, shift: Shift) -> float:
+        """The shift as a number; raises if it is a tensor of several numbers."""
+        if isinstance(shift, Tensor):
+            if shift.numel() != 1:
+                raise UnsupportedObservationError(
+                    f"{type(self).__name__} adds one number to C, got a shift of shape {tuple(shift.shape)}; "
+                    "use a structure whose SUPPORTS contains 'tensor_shift'"
+                )
+            return float(shift)
+        return shift
+
+    def fits(self, shape: Shape) -> bool:
+        """Whether a block of this shape is affordable; if not, the optimizer uses its stated fallback structure."""
+        return True
+
+    def bytes_per_block(self, shape: Shape) -> int:
+        """Memory of the state in float32, for reports."""
+        state = self.init(shape, initial=0.0, dtype=torch.float32, device="meta")
+        return sum(4 * math.prod(tensor.shape) for tensor in state.values())

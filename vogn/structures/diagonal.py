@@ -1,0 +1,90 @@
+"""One number per parameter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vogn.linalg.rows import AnyRows
+from vogn.structures.base import Negative, Shift, Structure
+from vogn.structures.evidence import absorb, blend, require_positive_without_shift
+from vogn.types import Observation, Shape, State
+
+
+@dataclass(frozen=True)
+class Diagonal(Structure):
+    """``C = diag(c)``, ``c`` a block vector.
+
+    Where an observation holds both channels, the probe is the evidence.
+
+    Args:
+        negative: what to do with negative evidence (probes): ``"raise"``, ``"clamp"`` it at zero, take ``"abs"``, or
+            ``"retract"`` (see :func:`vogn.structures.evidence.absorb`): the law of IVON, for which
+            ``c' + shift = (c + shift) (1 + x + x^2 / 2)`` with ``x = weight (h - c) / (c + shift)`` at
+            ``decay = 1 - weight``.
+
+    Raises:
+        ValueError: if ``negative`` is unknown.
+    """
+
+    negative: Negative = "raise"
+
+    OBSERVES: ClassVar[frozenset[str]] = frozenset({"rows", "probe"})
+    SUPPORTS: ClassVar[frozenset[str]] = frozenset(
+        {"shift", "tensor_shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal"}
+    )
+    DEGREE: ClassVar[dict[str, int]] = {"rows": 2, "probe": 1}
+
+    def __post_init__(self) -> None:
+        self._check_option("negative", self.negative, ("raise", "retract", "clamp", "abs"))
+
+    def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
+        """``c = initial``."""
+        return {"c": torch.full(shape, initial, dtype=dtype, device=device)}
+
+    def observe(self, state: State, rows: AnyRows) -> Observation:
+        """Sum of squared rows."""
+        return {"rows": rows.squares()}
+
+    def observe_probe(self, state: State, probe: Tensor, response: Tensor) -> Observation:
+        """``probe * response``."""
+        return {"probe": probe * response}
+
+    def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
+        """``decay c + weight c_hat``; probes follow ``negative``."""
+        if "probe" in observation:
+            h = observation["probe"]
+            return {"c": absorb(state["c"], h, decay=decay, weight=weight, shift=shift, negative=self.negative)}
+        return {"c": blend(state["c"], observation["rows"], decay, weight)}
+
+    def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
+        """``v / (c^exponent + shift)``; under a root, negative ``c`` counts as zero."""
+        if exponent == 1.0:
+            return v / self._shifted(state, shift)
+        return v / require_positive_without_shift(state["c"].clamp_min(0.0).pow_(exponent) + shift, shift)
+
+    def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
+        """``(c + shift) v``."""
+        return v * (state["c"] + shift)
+
+    def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
+        """``noise / sqrt(c + shift)``."""
+        return noise * self._shifted(state, shift).rsqrt()
+
+    def logdet(self, state: State, shift: Shift) -> Tensor:
+        """``sum log(c + shift)``."""
+        return self._shifted(state, shift).log().sum()
+
+    def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
+        """``1 / (c + shift)``."""
+        return self._shifted(state, shift).reciprocal()
+
+    def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
+        """``diag(c + shift)``."""
+        return (state["c"] + shift).flatten().diag()
+
+    def _shifted(self, state: State, shift: Shift) -> Tensor:
+        return require_positive_without_shift(state["c"] + shift, shift)

@@ -1,0 +1,151 @@
+"""A free diagonal in a Kronecker eigenbasis (EKFAC, the basis of SOAP and EVON)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vogn.linalg.eigh import dense_from_basis, diagonal_from_basis, eigh, from_basis, to_basis
+from vogn.linalg.factors import contractions, kronecker_factors, rotated_squares
+from vogn.linalg.rows import AnyRows
+from vogn.structures.base import Negative, Shift, Structure
+from vogn.structures.evidence import absorb, blend, require_positive_without_shift
+from vogn.types import Observation, Shape, State
+
+
+@dataclass(frozen=True)
+class EigenKronecker(Structure):
+    """``C = (QS (x) QA) diag(s) (QS (x) QA)^T`` with eigenbases ``QA (i, i)``, ``QS (o, o)`` of two factors.
+
+    Before the first :meth:`refresh` the basis is the identity. Where an observation holds both channels, rows move the
+    factors of the basis and the probe is the evidence for ``s``.
+
+    Args:
+        basis: ``"kfac"``: second moments of layer inputs and output gradients. ``"contraction"``: ``sum J^T J`` and
+            ``sum J J^T`` of the rows seen as matrices, which also takes the mini-batch gradient as one row.
+        restart: ``True``: :meth:`refresh` restarts ``s`` at the product of the factors' eigenvalues (``"contraction"``
+            divides it by the trace, so that it has the scale of ``C``). ``False``: ``s`` is carried over as the
+            diagonal of the old ``C`` in the new basis, ``(QS'^T QS)^2 s (QA^T QA')^2``; the trace is unchanged.
+        negative: what to do with negative evidence (probes), see :class:`vogn.structures.diagonal.Diagonal`.
+        max_dim: largest factor that :meth:`fits`.
+        basis_decay: weight of the old factors, in [0, 1]; ``None`` averages them like ``s``.
+
+    Raises:
+        ValueError: if an option is unknown.
+
+    Source: George, Laurent, Bouthillier, Ballas, Vincent 2018, section 3; Vyas et al. 2024 (SOAP).
+    """
+
+    basis: Literal["kfac", "contraction"] = "kfac"
+    restart: bool = True
+    negative: Negative = "raise"
+    max_dim: int = 8192
+    basis_decay: float | None = None
+
+    OBSERVES: ClassVar[frozenset[str]] = frozenset({"rows", "probe"})
+    SUPPORTS: ClassVar[frozenset[str]] = frozenset(
+        {"shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal"}
+    )
+    DEGREE: ClassVar[dict[str, int]] = {"inputs": 0, "right": 2, "S": 2, "rows": 2, "probe": 1}
+    REFRESHED: ClassVar[tuple[str, ...]] = ("QA", "QS", "s")
+
+    def __post_init__(self) -> None:
+        self._check_option("basis", self.basis, ("kfac", "contraction"))
+        self._check_option("negative", self.negative, ("raise", "retract", "clamp", "abs"))
+        if self.basis_decay is not None and not 0.0 <= self.basis_decay <= 1.0:
+            raise ValueError(f"basis_decay={self.basis_decay} must lie in [0, 1], or be None")
+
+    def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
+        """``s = initial`` and the factors of ``initial * I``."""
+        *lead, o, i = shape
+        scale_a, scale_s = (initial**0.5, initial**0.5) if self.basis == "kfac" else (o * initial, i * initial)
+        eye_a = torch.eye(i, dtype=dtype, device=device).expand(*lead, i, i)
+        eye_s = torch.eye(o, dtype=dtype, device=device).expand(*lead, o, o)
+        return {
+            "A": eye_a * scale_a,
+            "S": eye_s * scale_s,
+            "QA": eye_a.clone(),
+            "QS": eye_s.clone(),
+            "s": torch.full(shape, initial, dtype=dtype, device=device),
+        }
+
+    def observe(self, state: State, rows: AnyRows) -> Observation:
+        """Factors of the basis, and the second moment of the rows in the present basis."""
+        squares = rotated_squares(rows, state["QS"], state["QA"])
+        if self.basis == "kfac":
+            a, s = kronecker_factors(rows, "expand")
+            return {"inputs": a, "S": s, "rows": squares}
+        a, s = contractions(rows)
+        return {"right": a, "S": s, "rows": squares}
+
+    def observe_probe(self, state: State, probe: Tensor, response: Tensor) -> Observation:
+        """The product of the coordinates of probe and response."""
+        qs, qa = state["QS"], state["QA"]
+        return {"probe": to_basis(probe, qs, qa).mul_(to_basis(response, qs, qa))}
+
+    def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
+        """Averages of the factors and of ``s``; probes follow ``negative``."""
+        new = dict(state)
+        keep, take = (decay, weight) if self.basis_decay is None else (self.basis_decay, 1.0 - self.basis_decay)
+        for key, leaf in (("A", "inputs"), ("A", "right"), ("S", "S")):
+            if leaf in observation:
+                new[key] = blend(state[key], observation[leaf], keep, take)
+        if "probe" in observation:
+            h = observation["probe"]
+            new["s"] = absorb(state["s"], h, decay=decay, weight=weight, shift=shift, negative=self.negative)
+        else:
+            new["s"] = blend(state["s"], observation["rows"], decay, weight)
+        return new
+
+    def refresh(self, state: State) -> State:
+        """New eigenbases; ``s`` restarts or is carried over."""
+        x, qa = eigh(state["A"])
+        y, qs = eigh(state["S"])
+        if self.restart:
+            s = y.unsqueeze(-1) * x.unsqueeze(-2)
+            if self.basis == "contraction":
+                trace = x.sum(-1)[..., None, None]
+                s = torch.where(trace > 0, s / trace, 0.0)
+        else:
+            s = (qs.mT @ state["QS"]).square_() @ state["s"] @ (state["QA"].mT @ qa).square_()
+        return state | {"QA": qa, "QS": qs, "s": s}
+
+    def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
+        """Division in the basis; under a root, negative ``s`` counts as zero."""
+        if exponent == 1.0:
+            return self._scale(state, v, self._eigenvalues(state, shift).reciprocal_())
+        values = state["s"].clamp_min(0.0).pow_(exponent) + self._scalar_shift(shift)
+        return self._scale(state, v, require_positive_without_shift(values, shift).reciprocal_())
+
+    def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
+        """Multiplication in the basis."""
+        return self._scale(state, v, state["s"] + self._scalar_shift(shift))
+
+    def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
+        """The symmetric root, ``U f(U^T noise)``."""
+        return self._scale(state, noise, self._eigenvalues(state, shift).rsqrt_())
+
+    def logdet(self, state: State, shift: Shift) -> Tensor:
+        """``sum log(s + shift)``."""
+        return self._eigenvalues(state, shift).log_().sum()
+
+    def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
+        """``QS^2 (1 / (s + shift)) (QA^2)^T``."""
+        return diagonal_from_basis(self._eigenvalues(state, shift).reciprocal_(), state["QS"], state["QA"])
+
+    def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
+        """``C + shift I``, block-diagonal over ``lead``."""
+        return dense_from_basis(state["s"] + self._scalar_shift(shift), state["QS"], state["QA"])
+
+    def fits(self, shape: Shape) -> bool:
+        """Whether both factors are at most ``max_dim`` wide."""
+        return max(shape[-2:]) <= self.max_dim
+
+    def _eigenvalues(self, state: State, shift: Shift) -> Tensor:
+        return require_positive_without_shift(state["s"] + self._scalar_shift(shift), shift)
+
+    def _scale(self, state: State, v: Tensor, factor: Tensor) -> Tensor:
+        return from_basis(to_basis(v, state["QS"], state["QA"]).mul_(factor), state["QS"], state["QA"])
