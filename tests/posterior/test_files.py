@@ -101,6 +101,21 @@ def test_a_failed_save_keeps_the_old_file(posterior, path, monkeypatch):
     assert [entry.name for entry in path.parent.iterdir()] == ["q.safetensors"]
 
 
+def test_the_file_appears_by_one_rename(posterior, path, monkeypatch):
+    """Until the rename the destination is untouched."""
+    old = path.read_bytes()
+
+    def refuse(source, target):
+        assert source.stat().st_size == len(old)
+        raise OSError("no rename")
+
+    monkeypatch.setattr(files.os, "replace", refuse)
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="no rename"):
+        posterior.save(path)
+    assert path.read_bytes() == b"old"
+
+
 def test_a_likelihood_that_is_not_plain_data_raises(posterior, tmp_path):
     with pytest.raises(ValueError, match="plain data"):
         GaussianPosterior(posterior.blocks, posterior.mean(), likelihood={"noise": torch.ones(())}).save(tmp_path / "q")

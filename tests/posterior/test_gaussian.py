@@ -173,7 +173,7 @@ def test_it_keeps_its_own_copies(case):
 def test_half_precision_becomes_float32(case):
     posterior = GaussianPosterior(
         [dataclasses.replace(b, state={"C": b.state["C"].float()}) for b in case.posterior.blocks],
-        {name: mean.bfloat16() for name, mean in case.means.items()},
+        {**{name: mean.bfloat16() for name, mean in case.means.items()}, "extra": torch.ones(2).half()},
     )
     assert {tensor.dtype for tensor in posterior.sample(2).values()} == {torch.float32}
     assert posterior.log_prob(posterior.mean()).dtype == torch.float32

@@ -215,6 +215,9 @@ class Collector:
     def _deliver(self, block: Block, by_member: Mapping[Member, Sequence[Call]]) -> None:
         with torch.no_grad():
             rows_of = {member: join_calls(calls) for member, calls in by_member.items()}
+            for calls in by_member.values():
+                for call in calls:
+                    call.forget()
             for rows in gather(block, rows_of):
                 for statistic in self.statistics:
                     statistic.on_rows(self, block, rows)

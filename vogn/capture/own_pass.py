@@ -30,7 +30,8 @@ def own_pass(
     """
     per_call: list[list[Tensor | None]] = []
     if calls:
-        edges = [call.edge for call in calls]
+        edges = [call.edge for call in calls if call.edge is not None]
+        assert len(edges) == len(calls)
         for column in columns:
             grads = torch.autograd.grad(outputs, edges, column.to(outputs.dtype), retain_graph=True, allow_unused=True)
             per_call.append(list(grads))

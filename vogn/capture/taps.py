@@ -34,8 +34,12 @@ class Call:
     member: Member
     saved: tuple[Tensor, ...]
     versions: tuple[int, ...]
-    edge: GradientEdge
+    edge: GradientEdge | None
     grad: Tensor | None = None
+
+    def forget(self) -> None:
+        """Let go of the graph: a hook on the graph holds this call, so keeping the edge would keep both alive."""
+        self.saved, self.edge, self.grad = (), None, None
 
     def rows(self) -> Rows | IndexedRows:
         """Rows of this call."""
@@ -63,6 +67,7 @@ class Taps:
     calls: list[Call] = field(default_factory=list)
     muted: bool = False
     _handles: list[Any] = field(default_factory=list)
+    _open: list[Call] = field(default_factory=list)
 
     def attach(self) -> None:
         """Start to record forward calls."""
@@ -71,11 +76,14 @@ class Taps:
             self._handles.append(member.module.register_forward_hook(self._hook(member), with_kwargs=True))
 
     def detach(self) -> None:
-        """Stop recording and forget everything."""
+        """Stop recording and let go of every graph that was recorded."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self.calls.clear()
+        for call in self._open:
+            call.forget()
+        self._open.clear()
 
     def _hook(self, member: Member) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
@@ -87,6 +95,7 @@ class Taps:
                 saved = member.rule.saved(module, inputs, output)
             call = Call(member, saved, tuple(tensor._version for tensor in saved), get_gradient_edge(output))
             self.calls.append(call)
+            self._open.append(call)
             if self.on_gradient is not None:
                 output.register_hook(lambda grad: self._receive(call, grad))
 

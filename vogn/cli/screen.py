@@ -63,7 +63,8 @@ class ProgressWatcher:
             for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
             if name in row
         )
-        self.console.print(f"{self.label}  epoch {row['epoch']}/{session.settings.epochs}  {figures}", highlight=False, soft_wrap=True)
+        line = f"{self.label}  epoch {row['epoch']}/{session.settings.epochs}  {figures}"
+        self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def results_table(rows: Sequence[Evaluation], title: str) -> Table:

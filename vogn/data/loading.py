@@ -49,7 +49,8 @@ def load_data(
     Args:
         spec: ``digits``, ``npz:FILE``, ``imagefolder:DIR`` or ``hf:NAME``.
         seed: of the random split, where the source has no parts of its own; not of the training order.
-        validation_fraction: share of the examples held out for validation where the source has no such part, in [0, 1).
+        validation_fraction: share of the examples held out for validation where the source has no such part, in [0, 1);
+            a small data set may end up with an empty part.
         test_fraction: likewise for the test part.
         num_classes: number of classes; ``None`` takes it from the source or from the training labels.
         image_size: side in pixels to which image files are brought (shorter side, middle crop); ``None`` leaves them.
@@ -118,7 +119,7 @@ def _hold_out(
     indices = stratified_parts(y, [fractions[part] for part in missing], seed=seed)
     result = dict(parts)
     for part, chosen in zip([*missing, "train"], indices, strict=True):
-        if len(chosen) == 0 and fractions.get(part, 1.0) > 0.0:
+        if len(chosen) == 0 and part != "validation" and fractions.get(part, 1.0) > 0.0:
             raise DataError(f"{name} has {len(y)} training examples: too few to hold out a {part} part")
         result[part] = (x[chosen], y[chosen])
     return result

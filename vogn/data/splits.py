@@ -35,7 +35,7 @@ class Data:
     Args:
         name: what was asked for, e.g. ``"digits"``.
         train: the training part.
-        validation: watched during training; empty when it was asked for with fraction 0.
+        validation: watched during training; it may be empty.
         test: for the final figures.
         class_names: one name per class.
         preprocessing: how raw inputs became ``x``.

@@ -27,6 +27,8 @@ from vogn.types import Shape
 class NormRule(LayerRule):
     """What all normalisations share; a family says how it normalises and where its channels are."""
 
+    NORMALISES = True
+
     def layout(self, module: nn.Module, names: Mapping[str, str], shapes: Mapping[str, Shape]) -> Layout:
         """See :meth:`LayerRule.layout`."""
         return stack_layout(names, shapes)

@@ -20,7 +20,8 @@ def cholesky(matrix: Tensor, *, remedy: str) -> Tensor:
         NotPositiveDefiniteError: if the matrix is not positive definite.
     """
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if not bool(info.any()):
+    # an infinite pivot passes LAPACK's own check
+    if not bool(info.any() | ~factor.diagonal(dim1=-2, dim2=-1).isfinite().all()):
         return factor
     if not bool(matrix.isfinite().all()):
         raise NonFiniteStatisticsError(f"a curvature of size {matrix.shape[-1]} holds NaN or infinity")

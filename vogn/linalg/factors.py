@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import singledispatch
 from typing import Literal
 
@@ -90,7 +91,7 @@ def _(rows: Rows) -> tuple[Tensor, Tensor]:
         lengths = inputs.square().sum(-1)
         left = (outputs * lengths[..., None, :, None]).flatten(-3, -2)
         return (inputs * strength.unsqueeze(-1)).mT @ inputs, left.mT @ outputs.flatten(-3, -2)
-    per_example = rows.columns * rows.g[..., 0, 0, 0, :].numel() * rows.shape[-1]
+    per_example = rows.columns * math.prod(rows.shape)
     chunk = max(1, CHUNK_ELEMENTS // max(1, per_example))
     parts = [slice(start, start + chunk) for start in range(0, max(1, rows.count), chunk)]
     dense = kernel("row_dense")

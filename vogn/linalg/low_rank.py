@@ -1,6 +1,7 @@
 """The matrix ``diag(d) + U U^T`` with ``d > 0`` and few columns in ``U``, on flat vectors.
 
-``d`` is ``(D,)``, ``U`` is ``(D, r)``, vectors are ``(batch, D)``.
+``d`` is ``(D,)``, ``U`` is ``(D, r)``, vectors are ``(batch, D)``. Inverses are computed in double precision:
+they cancel where ``|U|^2`` is much larger than ``d``, and in single precision nothing would be left.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
-from vogn.linalg.cholesky import cholesky, cholesky_logdet, cholesky_solve
+from vogn.linalg.cholesky import cholesky, cholesky_inverse_diagonal, cholesky_logdet, cholesky_solve
 from vogn.linalg.eigh import eigh
 
 _REMEDY = "set weight_decay, damping or initial_curvature above 0"
@@ -21,14 +22,15 @@ def apply(d: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 
 def solve(d: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """``(diag(d) + U U^T)^-1 v`` by Woodbury's identity and one step of iterative refinement.
+    """``(diag(d) + U U^T)^-1 v`` by Woodbury's identity and one step of iterative refinement, in double precision.
 
     The identity alone loses as many digits as ``|U|^2 / d`` has when ``v`` lies in the span of ``U``, which is where
-    gradients lie; the refinement returns them.
+    gradients lie: all of them in single precision.
 
     Raises:
         NotPositiveDefiniteError: if an element of ``d`` is not positive.
     """
+    dtype, d, u, v = v.dtype, d.double(), u.double(), v.double()
     w = u / d.unsqueeze(-1)
     factor = _capacitance_root(d, u)
 
@@ -36,7 +38,7 @@ def solve(d: Tensor, u: Tensor, v: Tensor) -> Tensor:
         return torch.addmm(r / d, cholesky_solve(factor, r @ w), w.T, alpha=-1.0)
 
     x = woodbury(v)
-    return x + woodbury(v - apply(d, u, x))
+    return x.add_(woodbury(v - apply(d, u, x))).to(dtype)
 
 
 def sample(d: Tensor, u: Tensor, noise: Tensor) -> Tensor:
@@ -50,29 +52,36 @@ def sample(d: Tensor, u: Tensor, noise: Tensor) -> Tensor:
         NotPositiveDefiniteError: if an element of ``d`` is not positive.
     """
     _require_positive(d)
-    root = d.sqrt()
-    v = u / root.unsqueeze(-1)
-    wide = v.double()
-    s, basis = eigh(wide.T @ wide)
+    dtype, root, noise = noise.dtype, d.double().sqrt(), noise.double()
+    v = u.double() / root.unsqueeze(-1)
+    s, basis = eigh(v.T @ v)
     q = (1.0 + s).sqrt()
-    columns = v @ basis.to(v.dtype)
-    coefficients = (q * (1.0 + q)).reciprocal().to(v.dtype)
-    return torch.addmm(noise, (noise @ columns) * coefficients, columns.T, alpha=-1.0) / root
+    columns = v @ basis
+    kept = torch.addmm(noise, (noise @ columns) / (q * (1.0 + q)), columns.T, alpha=-1.0)
+    return (kept / root).to(dtype)
 
 
 def logdet(d: Tensor, u: Tensor) -> Tensor:
     """``log det (diag(d) + U U^T)``, a scalar."""
-    return d.log().sum() + cholesky_logdet(_capacitance_root(d, u))
+    wide = d.double()
+    return (cholesky_logdet(_capacitance_root(wide, u.double())) + wide.log().sum()).to(d.dtype)
 
 
 def inverse_diagonal(d: Tensor, u: Tensor) -> Tensor:
-    """``diag((diag(d) + U U^T)^-1)``, ``(D,)``.
+    """``diag((diag(d) + U U^T)^-1)``, ``(D,)``, computed in double precision.
 
-    Never below ``1 / (d + diag(U U^T))``, which bounds it from below and keeps it positive under cancellation.
+    Never below ``1 / (d + diag(U U^T))``, which bounds it from below and keeps it positive under cancellation. With as
+    many columns as parameters the full matrix is the cheaper and more accurate way.
     """
-    w = u / d.unsqueeze(-1)
-    half = torch.linalg.solve_triangular(_capacitance_root(d, u), w.T, upper=False)
-    return torch.maximum(d.reciprocal() - half.square().sum(0), (d + u.square().sum(-1)).reciprocal())
+    _require_positive(d)
+    wide, diagonal = u.double(), d.double()
+    if u.shape[1] >= u.shape[0]:
+        factor = cholesky(wide @ wide.T + diagonal.diag(), remedy=_REMEDY)
+        return cholesky_inverse_diagonal(factor).to(d.dtype)
+    w = (wide / diagonal.unsqueeze(-1)).T
+    half = torch.linalg.solve_triangular(_capacitance_root(diagonal, wide), w, upper=False)
+    bound = (diagonal + wide.square().sum(-1)).reciprocal()
+    return torch.maximum(diagonal.reciprocal() - half.square().sum(0), bound).to(d.dtype)
 
 
 def compress(u: Tensor, rows: Tensor, *, decay: float, weight: float, rank: int) -> tuple[Tensor, Tensor]:
@@ -109,12 +118,12 @@ def compress(u: Tensor, rows: Tensor, *, decay: float, weight: float, rank: int)
 
 
 def _capacitance_root(d: Tensor, u: Tensor) -> Tensor:
-    """Cholesky factor of ``I + U^T diag(d)^-1 U``, ``(r, r)``; the products are accumulated in double precision."""
+    """Cholesky factor of ``I + U^T diag(d)^-1 U``, ``(r, r)``."""
     _require_positive(d)
-    wide = u.double() / d.double().sqrt().unsqueeze(-1)
-    capacitance = wide.T @ wide
+    v = u / d.sqrt().unsqueeze(-1)
+    capacitance = v.T @ v
     capacitance.diagonal().add_(1.0)
-    return cholesky(capacitance, remedy=_REMEDY).to(u.dtype)
+    return cholesky(capacitance, remedy=_REMEDY)
 
 
 def _require_positive(d: Tensor) -> None:

@@ -67,6 +67,8 @@ class FilterResponseNorm2d(nn.Module):
 class FilterResponseNormRule(LayerRule):
     """One block per channel: ``(C, number of tracked parameters, 1)``, per-example gradients as rows with ``a = 1``."""
 
+    NORMALISES = True
+
     def layout(self, module: nn.Module, names: Mapping[str, str], shapes: Mapping[str, Shape]) -> Layout:
         """See :meth:`LayerRule.layout`."""
         tracked = [attribute for attribute in ATTRIBUTES if attribute in names]

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
+from vogn.linalg import eigh as module
+from vogn.linalg.eigh import dense_from_basis, diagonal_from_basis, eigh, from_basis, to_basis
+
+
+def psd(size: int, rank: int, batch: tuple[int, ...] = ()) -> torch.Tensor:
+    root = torch.randn(*batch, size, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return root @ root.mT
+
+
+@pytest.mark.parametrize(("size", "batch"), [(4, ()), (3, (2, 2)), (1, ()), (1, (5,))])
+def test_values_and_vectors_rebuild_the_matrix(size, batch):
+    matrix = psd(size, 2, batch)
+    values, vectors = eigh(matrix)
+    torch.testing.assert_close((vectors * values.unsqueeze(-2)) @ vectors.mT, matrix)
+
+
+def test_rounding_below_zero_is_clamped():
+    assert (eigh(psd(6, 2))[0] >= 0).all()
+    assert (eigh(torch.full((1, 1), -1e-20))[0] == 0).all()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_matrices_are_named(size, value):
+    with pytest.raises(NonFiniteStatisticsError, match="NaN or infinity"):
+        eigh(torch.full((size, size), value))
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_failures_are_retried_in_double_and_with_jitter(monkeypatch, failures):
+    matrix, calls = psd(3, 3).float(), []
+    true_eigh = torch.linalg.eigh
+
+    def flaky(m):
+        calls.append(m.dtype)
+        if len(calls) <= failures:
+            raise torch.linalg.LinAlgError("did not converge")
+        return true_eigh(m)
+
+    monkeypatch.setattr(module.torch.linalg, "eigh", flaky)
+    values, vectors = eigh(matrix)
+    assert calls == [torch.float32, torch.float64, torch.float64][: failures + 1]
+    assert values.dtype == vectors.dtype == torch.float32
+    torch.testing.assert_close((vectors * values) @ vectors.T, matrix, rtol=1e-5, atol=1e-5)
+
+
+def test_a_hopeless_matrix_is_named(monkeypatch):
+    def never(m):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(module.torch.linalg, "eigh", never)
+    with pytest.raises(NotPositiveDefiniteError, match="of size 3 did not converge"):
+        eigh(psd(3, 3))
+
+
+def test_coordinates_are_those_of_the_kronecker_basis():
+    qs, qa = eigh(psd(2, 2))[1], eigh(psd(3, 3))[1]
+    v = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    values = torch.rand(2, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    q = torch.kron(qs, qa)
+    torch.testing.assert_close(to_basis(v, qs, qa).flatten(1), v.flatten(1) @ q)
+    torch.testing.assert_close(from_basis(to_basis(v, qs, qa), qs, qa), v)
+    dense = q @ values.flatten().diag() @ q.T
+    torch.testing.assert_close(dense_from_basis(values, qs, qa), dense)
+    torch.testing.assert_close(diagonal_from_basis(values, qs, qa).flatten(), dense.diagonal())

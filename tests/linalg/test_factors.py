@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vogn.linalg import factors
+from vogn.linalg.rows import IndexedRows, Rows
+
+
+def rows_of(*lead: int) -> Rows:
+    source = torch.Generator().manual_seed(0)
+    a = torch.randn(*lead, 5, 3, 4, generator=source, dtype=torch.float64)
+    g = torch.randn(*lead, 2, 5, 3, 2, generator=source, dtype=torch.float64)
+    return Rows(a, g)
+
+
+def look_ups() -> IndexedRows:
+    index = torch.randint(4, (5, 3), generator=torch.Generator().manual_seed(1))
+    return IndexedRows(index, rows_of().g, 4)
+
+
+@pytest.mark.parametrize("elements", [1, 40, 1 << 22])
+@pytest.mark.parametrize("rows", [rows_of(), rows_of(3), look_ups()], ids=["rows", "groups", "look-ups"])
+def test_contractions_do_not_depend_on_the_chunk(monkeypatch, rows, elements):
+    monkeypatch.setattr(factors, "CHUNK_ELEMENTS", elements)
+    right, left = factors.contractions(rows)
+    dense = rows.dense().flatten(0, 1)
+    torch.testing.assert_close(right, (dense.mT @ dense).sum(0))
+    torch.testing.assert_close(left, (dense @ dense.mT).sum(0))
+
+
+@pytest.mark.parametrize("rows", [rows_of(), rows_of(3), look_ups()], ids=["rows", "groups", "look-ups"])
+def test_rotated_squares_are_squares_of_rotated_rows(rows):
+    source = torch.Generator().manual_seed(2)
+    *lead, o, i = rows.shape
+    qs = torch.linalg.qr(torch.randn(*lead, o, o, generator=source, dtype=torch.float64))[0]
+    qa = torch.linalg.qr(torch.randn(*lead, i, i, generator=source, dtype=torch.float64))[0]
+    expected = (qs.mT @ rows.dense() @ qa).square().sum((0, 1))
+    torch.testing.assert_close(factors.rotated_squares(rows, qs, qa), expected)
+
+
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+def test_look_ups_have_the_factors_of_their_one_hot_inputs(sharing):
+    rows = look_ups()
+    for left, right in zip(
+        factors.kronecker_factors(rows, sharing), factors.kronecker_factors(Rows(rows.a, rows.g), sharing), strict=True
+    ):
+        torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+def test_no_examples_give_zero_factors(sharing):
+    empty = Rows(rows_of().a[:0], rows_of().g[:, :0])
+    for factor in (*factors.kronecker_factors(empty, sharing), *factors.contractions(empty)):
+        assert not factor.any()
