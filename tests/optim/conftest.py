@@ -27,6 +27,26 @@ def network(seed=0, dtype=torch.float64):
     return fill(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), seed).to(dtype)
 
 
+def square_network():
+    """Its gradients have full rank: bias-free square layers and no softmax right behind them.
+
+    Where the gradients' contractions have no full rank, their eigenbasis is not unique: any rounding turns it, and the
+    curvature that EVON stores in it. A test of equality needs a unique basis.
+    """
+    head = nn.Linear(3, 3, bias=False)
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 3, bias=False), nn.Tanh(), head)
+    fill(model.double())
+    head.requires_grad_(False)
+    return model
+
+
+def twin(model):
+    """A copy of :func:`network` that no optimizer watches, for passes of the test's own inside a context."""
+    other = network(dtype=next(model.parameters()).dtype)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
 def batch(n=8, seed=0):
     labels = torch.randint(0, 3, (n,), generator=torch.Generator().manual_seed(seed))
     return normal(n, 3, seed=seed + 7), labels
@@ -65,6 +85,8 @@ class Tools:
     normal = staticmethod(normal)
     fill = staticmethod(fill)
     network = staticmethod(network)
+    square_network = staticmethod(square_network)
+    twin = staticmethod(twin)
     batch = staticmethod(batch)
     build = staticmethod(build)
     train = staticmethod(train)

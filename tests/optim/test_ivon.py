@@ -25,7 +25,7 @@ class ByHand:
         self.h = {name: torch.full_like(p, H0) for name, p in self.mu.items()}
         self.m = {name: torch.zeros_like(p) for name, p in self.mu.items()}
         self.alpha = lr * (H0 + WEIGHT_DECAY) if rescale else lr
-        self.beta1, self.clip, self.t = beta1, clip, 0
+        self.beta1, self.clip, self.t, self.clipped = beta1, clip, 0, False
 
     def step(self, samples):
         """``samples``: list of (sampled weights, gradient of the mean loss there)."""
@@ -40,6 +40,7 @@ class ByHand:
             self.h[name] = DECAY * h + (1 - DECAY) * h_hat + correction
             debiased = self.m[name] / (1 - self.beta1**self.t)
             update = (debiased + WEIGHT_DECAY * mu) / (self.h[name] + WEIGHT_DECAY)
+            self.clipped |= bool((update.abs() > self.clip).any())
             self.mu[name] = mu - self.alpha * update.clamp(-self.clip, self.clip)
 
 
@@ -61,7 +62,7 @@ def test_ivon_is_the_recursion_of_the_paper(tools, contexts, clip, rescale):
         mc_samples=contexts,
         seed=11,
     )
-    hand, clipped = ByHand(model, 0.1, 0.9, clip, rescale), False
+    hand = ByHand(model, 0.1, 0.9, clip, rescale)
     for step in range(20):
         x, y = tools.batch(seed=step)
         samples = []
@@ -71,14 +72,11 @@ def test_ivon_is_the_recursion_of_the_paper(tools, contexts, clip, rescale):
                 samples.append((tools.weights(model), gradients_at(model, x, y)))
                 F.cross_entropy(model(x), y).backward()
         opt.step()
-        old = hand.mu
         hand.step(samples)
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.detach(), hand.mu[name], rtol=1e-9, atol=1e-11)
             torch.testing.assert_close(tools.curvature(opt)[name]["c"].reshape(parameter.shape), hand.h[name])
-            moved = (hand.mu[name] - old[name]).abs().max()
-            clipped |= bool(torch.isclose(moved, torch.tensor(hand.alpha * clip).double()))
-    assert clipped == math.isfinite(clip), "the radius must have been reached, or the test shows nothing about it"
+    assert hand.clipped == math.isfinite(clip), "the radius must have been reached, or the test shows nothing about it"
 
 
 def test_the_sample_is_mu_plus_sigma_eps(tools):

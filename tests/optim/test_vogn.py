@@ -84,7 +84,7 @@ def test_with_noise_it_is_the_same_recursion_at_the_sampled_weights(tools, conte
             with opt.sampled_params():
                 displaced = torch.cat([(p.detach() - hand.mu[n]).flatten() for n, p in model.named_parameters()])
                 assert bool((displaced.abs() < 1e-9).all()) == (step == 0)  # nothing to sample from before evidence
-                pairs.append(per_example_loop(model, x, y))
+                pairs.append(per_example_loop(tools.twin(model), x, y))
                 Categorical()(model(x), y).backward()
         opt.step()
         g, h = ({k: sum(pair[i][k] for pair in pairs) / contexts for k in hand.mu} for i in (0, 1))

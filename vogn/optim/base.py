@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from vogn.announcement import LikelihoodCall
 from vogn.capture.collector import Collector, SampleContext
 from vogn.capture.partition import Block, Partition, partition
-from vogn.capture.statistics import REGISTRY as STATISTICS
-from vogn.capture.statistics import Statistic
+from vogn.capture.statistics import Statistic, make_statistic
 from vogn.errors import CheckpointError, MissingCurvatureError, UnsupportedObservationError
 from vogn.optim.checks import check_combination, check_group, describe
 from vogn.optim.functional import check_finite, displacement, natural_gradient_step
@@ -108,8 +107,8 @@ class NaturalGradient(torch.optim.Optimizer):
     ) -> None:
         self.structure = structure
         self.statistics = tuple(
-            STATISTICS[name]() if isinstance(name, str) else name
-            for name in ([statistics] if isinstance(statistics, (str, Statistic)) else statistics)
+            make_statistic(item)
+            for item in ([statistics] if isinstance(statistics, (str, Statistic)) else statistics)
         )
         self.chain = tuple(steps) if steps is not None else (Momentum(), Prior(), Solve())
         self.partition: Partition = partition

@@ -6,7 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from vogn.capture.statistics import Statistic
 from vogn.errors import UnsupportedObservationError
+from vogn.linalg.rows import AnyRows, GradientRow, JoinedRows, Rows
 from vogn.optim.steps import Solve
 from vogn.structures import structure_to_dict
 
@@ -43,6 +47,8 @@ def check_combination(optimizer: NaturalGradient, *, needs_model: bool) -> None:
                 f"{type(structure).__name__} cannot be fed with the statistic {statistic.NAME!r} ({statistic.CHANNEL}); "
                 f"it takes {sorted(structure.OBSERVES)}"
             )
+        if statistic.CHANNEL == "rows":
+            _feed_once(optimizer, statistic)
     channels = [statistic.CHANNEL for statistic in optimizer.statistics]
     if len(set(channels)) != len(channels) or not channels:
         raise UnsupportedObservationError(
@@ -53,6 +59,17 @@ def check_combination(optimizer: NaturalGradient, *, needs_model: bool) -> None:
             raise UnsupportedObservationError(f"{type(structure).__name__} has no powers; use Solve(exponent=1.0)")
     if optimizer.loss_reduction not in ("mean", "sum"):
         raise ValueError(f"loss_reduction={optimizer.loss_reduction!r}: choose 'mean' or 'sum'")
+
+
+def _feed_once(optimizer: NaturalGradient, statistic: Statistic) -> None:
+    """Show the structure one tiny row of the kind that it will see; it raises if it cannot read it."""
+    row: AnyRows = Rows(torch.zeros(1, 1, 2), torch.zeros(1, 1, 1, 2))
+    if optimizer.partition == "model":
+        row = JoinedRows((row,))
+    if not statistic.NEEDS_PAIRS:
+        row = GradientRow(torch.zeros(row.shape))
+    structure = optimizer.structure
+    structure.observe(structure.init(row.shape, initial=0.0, dtype=torch.float32, device="cpu"), row)
 
 
 def check_group(optimizer: NaturalGradient, group: Mapping[str, Any]) -> None:

@@ -19,4 +19,28 @@ REGISTRY: dict[str, type[Statistic]] = {
     "price": Price,
 }
 
-__all__ = ["GGN", "REGISTRY", "Empirical", "Gradient", "Hutchinson", "MonteCarlo", "Price", "Statistic"]
+
+def make_statistic(statistic: str | Statistic) -> Statistic:
+    """The statistic of that name, or the instance itself.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if isinstance(statistic, Statistic):
+        return statistic
+    if statistic not in REGISTRY:
+        raise ValueError(f"unknown statistic {statistic!r}; choose one of {', '.join(REGISTRY)}, or pass an instance")
+    return REGISTRY[statistic]()
+
+
+__all__ = [
+    "GGN",
+    "REGISTRY",
+    "Empirical",
+    "Gradient",
+    "Hutchinson",
+    "MonteCarlo",
+    "Price",
+    "Statistic",
+    "make_statistic",
+]

@@ -1,0 +1,94 @@
+"""Resumable cells: one small JSON file per (study, method, data, split, seed), run in worker processes.
+
+A cell that has a file is done; deleting the file runs it again. Nothing else is kept between runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_cell(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a cell atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    os.replace(temporary, path)
+
+
+def read_cell(path: Path) -> dict[str, Any] | None:
+    """A finished cell, or ``None``."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    import numpy
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__.split("+")[0],
+        "numpy": numpy.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def run_cells(
+    module: str, cells: Sequence[tuple[Path, Sequence[str]]], *, jobs: int, deadline: float | None
+) -> tuple[int, int]:
+    """Run unfinished cells as ``python -m module ARGUMENTS`` processes with one thread each.
+
+    Args:
+        module: the study.
+        cells: (file of the cell, arguments that make it).
+        jobs: processes at a time.
+        deadline: ``time.monotonic()`` value after which no further cell is started; ``None`` for no limit.
+
+    Returns:
+        Numbers of cells that are finished and unfinished afterwards.
+
+    Raises:
+        RuntimeError: if a cell failed, with the end of its output.
+    """
+    waiting = [(path, arguments) for path, arguments in cells if not path.exists()]
+    running: list[tuple[subprocess.Popen[str], Path, Path]] = []
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    done = 0
+    total = len(waiting)
+    while waiting or running:
+        while waiting and len(running) < jobs and (deadline is None or time.monotonic() < deadline):
+            path, arguments = waiting.pop(0)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            log = path.with_suffix(".log")
+            with log.open("w") as stream:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", module, *arguments], stdout=stream, stderr=stream, env=environ, text=True
+                )
+            running.append((process, path, log))
+        if not running:
+            break
+        time.sleep(0.2)
+        for item in list(running):
+            process, path, log = item
+            if process.poll() is None:
+                continue
+            running.remove(item)
+            if process.returncode or not path.exists():
+                for other, _, _ in running:
+                    other.terminate()
+                raise RuntimeError(f"cell {path.name} failed:\n{log.read_text()[-2000:]}")
+            log.unlink()
+            done += 1
+            print(f"[{done}/{total}] {path.parent.name}/{path.stem}", flush=True)
+    finished = sum(path.exists() for path, _ in cells)
+    return finished, len(cells) - finished
