@@ -1,22 +1,21 @@
 """The collector: observations of one optimizer between two steps.
 
 It listens to taps and likelihoods while a sampled context is open, lets the statistics turn what it hears into
-observations, and normalises them once for all structures: a leaf of degree ``d`` in the output gradients becomes
-``leaf * scale^d / count`` (concatenated leaves: ``/ sqrt(count)``; degree 0: divided by the number of rows). Structures
-never see batch size, loss scale or reduction.
+observations, and normalises them once for all structures (:mod:`vogn.capture.ledger`): structures never see batch size,
+loss scale or reduction.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vogn.announcement import LikelihoodCall, start_listening, stop_listening
+from vogn.capture.ledger import Ledger, Source, normalise
 from vogn.capture.own_pass import own_pass
 from vogn.capture.partition import Block, Member
 from vogn.capture.statistics.base import Statistic
@@ -24,12 +23,7 @@ from vogn.capture.taps import Call, Taps, join_calls
 from vogn.errors import MissingCurvatureError
 from vogn.linalg.noise import generator
 from vogn.linalg.rows import AnyRows, IndexedRows, JoinedRows, Rows
-from vogn.structures.base import Structure
 from vogn.types import Observation, State
-
-Source = Literal["user", "own", "exit", "step"]
-"""Where an observation comes from: the user's backward, a pass of our own over the sum of the losses, differences of
-``.grad`` at the end of a context, or the finished gradient at ``step()``."""
 
 
 @dataclass(frozen=True)
@@ -48,35 +42,6 @@ class SampleContext:
     displacement: Mapping[str, Tensor]
     ess: Mapping[str, float]
     shift: Mapping[str, float]
-
-
-@dataclass
-class _Record:
-    """Un-normalised leaves of one block from one source."""
-
-    leaves: Observation = field(default_factory=dict)
-    rows: int = 0
-
-
-def merge(structure: Structure, old: Observation, new: Observation) -> Observation:
-    """Add or concatenate the leaves of two micro-batches."""
-    if not old:
-        return new
-    join: Callable[[Tensor, Tensor], Tensor] = (
-        torch.add if structure.REDUCE == "sum" else lambda x, y: torch.cat([x, y])  # type: ignore[assignment]
-    )
-    return old | {key: join(old[key], leaf) if key in old else leaf for key, leaf in new.items()}
-
-
-def normalise(structure: Structure, leaves: Observation, *, scale: float, count: float, rows: int) -> Observation:
-    """``leaf * scale^degree / count`` for every leaf; see the module's text."""
-    out = {}
-    for key, leaf in leaves.items():
-        degree = structure.DEGREE[key]
-        divisor = math.sqrt(count) if structure.REDUCE == "concat" else count if degree else rows
-        factor = scale**degree / divisor
-        out[key] = leaf if factor == 1.0 else leaf * factor
-    return out
 
 
 class Collector:
@@ -115,6 +80,9 @@ class Collector:
         self._taps = Taps(members if pairs else [], self._on_gradient if user else None)
         self._waiting: list[Call] = []
         self._active = False
+        self._terms = 0
+        self._streams: dict[str, torch.Generator] = {}
+        self._ledger = Ledger()
         self.likelihood: dict[str, Any] | None = None
         """Description of the likelihood that was heard last."""
         self.clear()
@@ -122,41 +90,49 @@ class Collector:
     # ------------------------------------------------------------------ life of the observations
 
     def clear(self) -> None:
-        """Forget all observations; called with ``zero_grad``."""
-        self._records: dict[Source, dict[str, _Record]] = {}
-        self._announced = 0
-        self.count = 0
+        """Forget all observations; called with ``zero_grad``.
+
+        A likelihood call inside the open context whose backward has not begun is kept: its gradients are yet to come.
+        """
+        self._before = Ledger()
         self.scale_seen = 1.0
         self.entry_gradients: dict[str, Tensor] = {}
-        self._label_source: torch.Generator | None = None
         self._waiting.clear()
-        self._taps.calls.clear()
+        if self.context is not None and self._ledger.announced:
+            self._ledger = self._ledger.only_pending()
+        else:
+            self._ledger = Ledger()
+            self._taps.calls.clear()
 
     def begin(self, context: SampleContext, *, active: bool = True) -> None:
         """Open a sampled context: attach the taps and listen to likelihoods.
 
-        ``active=False`` samples without observing (steps between two observations).
+        ``active=False`` only counts loss terms (steps between two observations).
         """
         self.context = context
-        self._label_source = None
+        self._streams.clear()
         self._active = active
-        if not active:
-            return
-        for statistic in self.statistics:
-            statistic.on_entry(self)
-        self._taps.attach()
+        self._before = self._ledger.copy()
+        if active:
+            for statistic in self.statistics:
+                statistic.on_entry(self)
+            self._taps.attach()
         start_listening(self.on_likelihood)
 
     def end(self, *, completed: bool) -> None:
-        """Close the context; ``completed=False`` (an exception) drops what it had not finished."""
+        """Close the context; ``completed=False`` (an exception) drops everything that it has observed."""
         stop_listening(self.on_likelihood)
+        kept = self._before
         try:
-            if completed and self._active:
+            if completed:
                 self._flush()
-                self._close_count()
-                for statistic in self.statistics:
-                    statistic.on_exit(self)
+                self._settle()
+                if self._active:
+                    for statistic in self.statistics:
+                        statistic.on_exit(self)
+                kept = self._ledger
         finally:
+            self._ledger = kept
             self._waiting.clear()
             self._taps.detach()
             self.entry_gradients.clear()
@@ -168,19 +144,19 @@ class Collector:
         """A likelihood has been evaluated inside the context."""
         if not (torch.is_grad_enabled() and call.outputs.requires_grad):
             return
-        self._announced = max(self._announced, call.count)
+        self._ledger.announce(call.count)
+        self._terms = call.count
         self.likelihood = call.likelihood.to_dict()
-        call.outputs.register_hook(lambda grad: self._close_count())
-        for statistic in self.statistics:
-            statistic.on_likelihood(self, call)
+        call.outputs.register_hook(lambda grad: self._settle())
+        if self._active:
+            for statistic in self.statistics:
+                statistic.on_likelihood(self, call)
 
-    def _close_count(self) -> None:
-        """One backward pass has begun: its examples count once, however many heads its loss has."""
-        if self._taps.muted:
-            return
-        self.scale_seen = self.loss_scale()
-        self.count += self._announced
-        self._announced = 0
+    def _settle(self) -> None:
+        """One backward pass has begun."""
+        if not self._taps.muted:
+            self.scale_seen = self.loss_scale()
+            self._ledger.settle()
 
     def _on_gradient(self, call: Call) -> None:
         """The user's backward has reached a layer."""
@@ -262,33 +238,42 @@ class Collector:
         rows_of |= {member: [rows] for member, rows in bare_rows.items()}
         return [(block, rows) for block in blocks for rows in gather(block, rows_of)]
 
-    def label_source(self, device: torch.device) -> torch.Generator:
-        """The stream of sampled labels of this context; micro-batches draw from it in turn."""
+    def stream(self, name: str, device: torch.device) -> torch.Generator:
+        """A named stream of random numbers of this context; micro-batches draw from it in turn."""
         assert self.context is not None
-        if self._label_source is None:
+        if name not in self._streams:
             context = self.context
-            self._label_source = generator(
-                seed=context.seed, stream="labels", step=context.step, sample=context.sample, device=device
+            self._streams[name] = generator(
+                seed=context.seed, stream=name, step=context.step, sample=context.sample, device=device
             )
-        return self._label_source
+        return self._streams[name]
 
-    def add(self, block: Block, leaves: Observation, source: Source, *, rows: int = 0) -> None:
-        """Add un-normalised leaves of a block."""
-        record = self._records.setdefault(source, {}).setdefault(block.name, _Record())
-        record.leaves = merge(block.structure, record.leaves, leaves)
-        record.rows += rows
+    def add(self, block: Block, leaves: Observation, source: Source, *, rows: int = 0, probe: bool = False) -> None:
+        """Add un-normalised leaves of a block.
+
+        Args:
+            block: one of the collector's blocks.
+            leaves: what its structure has observed.
+            source: where they come from.
+            rows: number of rows behind them.
+            probe: whether they are a probe's.
+        """
+        if source == "own":
+            self._ledger.expect(block, leaves, terms=self._terms, rows=rows, probe=probe)
+        else:
+            self._ledger.add(block, leaves, source, rows=rows, probe=probe)
 
     # ------------------------------------------------------------------ at step()
 
     @property
     def empty(self) -> bool:
         """Whether nothing has been observed since the last ``clear``."""
-        return not self._records
+        return not self._ledger.records
 
     def loss_terms(self, block: Block) -> int:
         """Number of loss terms behind the gradients: announced by a likelihood, else the number of rows."""
-        record = self._records.get("user", {}).get(block.name)
-        return self.count or (record.rows if record is not None else 0)
+        record = self._ledger.records.get("user", {}).get(block.name)
+        return self._ledger.count or (record.rows if record is not None else 0)
 
     def finish(self, block: Block, mc_samples: int) -> Observation:
         """The normalised observation of a block, empty if nothing was observed.
@@ -298,7 +283,9 @@ class Collector:
             mc_samples: number of weight samples that the gradients were summed over.
         """
         out: Observation = {}
-        for source, records in self._records.items():
+        if block.name not in self._ledger.probed and any(statistic.CHANNEL == "probe" for statistic in self.statistics):
+            return out  # rows beside a probe only turn its basis; alone they are no evidence
+        for source, records in self._ledger.records.items():
             record = records.get(block.name)
             if record is None:
                 continue

@@ -87,7 +87,8 @@ class Taps:
 
     def _hook(self, member: Member) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            if not (torch.is_grad_enabled() and output.requires_grad):
+            # a copy of the model carries this hook along, but is another model
+            if module is not member.module or not (torch.is_grad_enabled() and output.requires_grad):
                 return
             inputs = args or tuple(kwargs.values())
             with torch.no_grad():

@@ -53,7 +53,7 @@ def train(
         float | None,
         _option("Effective sample size.", default="training examples x augmentation factor / temperature"),
     ] = None,
-    temperature: Annotated[float | None, _option("Temperature of the posterior.", default=1)] = None,
+    temperature: Annotated[float | None, _option("Temperature of the posterior.", default="the method's")] = None,
     augmentation_factor: Annotated[
         float | None, _option("By how much augmentation enlarges the training set.", default="the data's")
     ] = None,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -14,8 +15,24 @@ from vogn.cli.settings import Settings
 from vogn.optim import METHODS
 from vogn.posterior import GaussianPosterior, Posterior
 
-DEFAULT_PRIOR_PRECISION = 1.0
-"""Where neither the command line nor the method says another one."""
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the command line uses for a method where it is told nothing else.
+
+    Args:
+        prior_precision: precision of the Gaussian prior over each weight.
+        temperature: of the posterior.
+        options: further keyword arguments of the method, over :attr:`vogn.optim.MethodInfo.defaults`.
+    """
+
+    prior_precision: float = 100.0
+    temperature: float = 1e-3
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+RECIPES: dict[str, Recipe] = {}
+"""Method to recipe; methods that are not listed use ``Recipe()``."""
 
 
 class Contender(Protocol):
@@ -31,8 +48,14 @@ class Contender(Protocol):
         """Name in tables."""
         ...
 
-    def options(self, settings: Settings, ess: float) -> dict[str, Any]:
-        """Keyword arguments of the optimizer."""
+    def options(self, settings: Settings, examples: int, augmentation_factor: float) -> dict[str, Any]:
+        """Keyword arguments of the optimizer.
+
+        Args:
+            settings: what was asked for.
+            examples: size of the training part.
+            augmentation_factor: default of the data.
+        """
         ...
 
     def build(self, model: nn.Module, options: dict[str, Any], seed: int) -> torch.optim.Optimizer:
@@ -68,15 +91,16 @@ class NaturalGradientContender:
     def label(self) -> str:
         return f"{self.method}, {'variational' if self.variational else 'deterministic'}"
 
-    def options(self, settings: Settings, ess: float) -> dict[str, Any]:
-        options = dict(METHODS[self.method].defaults)
-        prior = options.pop("prior_precision", DEFAULT_PRIOR_PRECISION)
+    def options(self, settings: Settings, examples: int, augmentation_factor: float) -> dict[str, Any]:
+        recipe = RECIPES.get(self.method, Recipe())
+        ess = settings.effective_sample_size(
+            examples, augmentation_factor=augmentation_factor, temperature=recipe.temperature
+        )
+        prior_precision = recipe.prior_precision if settings.prior_precision is None else settings.prior_precision
+        options = {**METHODS[self.method].defaults, **recipe.options}
         if settings.lr is not None:
             options["lr"] = settings.lr
-        options["ess"] = ess
-        options["weight_decay"] = (prior if settings.prior_precision is None else settings.prior_precision) / ess
-        options["variational"] = self.variational
-        return options
+        return options | {"ess": ess, "weight_decay": prior_precision / ess, "variational": self.variational}
 
     def build(self, model: nn.Module, options: dict[str, Any], seed: int) -> torch.optim.Optimizer:
         return METHODS[self.method].build(model, seed=seed, **options)
@@ -105,7 +129,7 @@ class AdamWContender:
     def label(self) -> str:
         return "AdamW"
 
-    def options(self, settings: Settings, ess: float) -> dict[str, Any]:
+    def options(self, settings: Settings, examples: int, augmentation_factor: float) -> dict[str, Any]:
         return {"lr": self.lr, "weight_decay": self.weight_decay}
 
     def build(self, model: nn.Module, options: dict[str, Any], seed: int) -> torch.optim.Optimizer:

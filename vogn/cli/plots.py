@@ -36,7 +36,9 @@ def plot_learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]],
         if metric == "loss":
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=len(histories), loc="outside upper center")
     _save(figure, path)
 
 
@@ -49,7 +51,7 @@ def plot_reliability(rows: Sequence[Evaluation], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 6), layout="constrained")
+    figure = Figure(figsize=(5, 6.5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color="grey", linewidth=1)
     for number, row in enumerate(rows):
@@ -60,9 +62,11 @@ def plot_reliability(rows: Sequence[Evaluation], path: Path) -> None:
         centres = 0.5 * (bins.edges[1:] + bins.edges[:-1])
         lower.step(centres, torch.clamp(bins.count, min=0), where="mid", color=f"C{number}")
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
-    upper.legend(fontsize=8, loc="upper left")
     upper.grid(alpha=0.3)
     lower.set(xlabel="confidence", ylabel="predictions", yscale="symlog")
+    lower.set_ylim(bottom=0)
+    lower.margins(y=0.2)
+    figure.legend(fontsize=8, loc="outside upper left")
     _save(figure, path)
 
 

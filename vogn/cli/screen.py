@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vogn.cli.contenders import RECIPES, Recipe
 from vogn.cli.evaluation import Evaluation
 from vogn.cli.session import Session
 from vogn.optim import METHODS
@@ -90,9 +91,11 @@ def results_table(rows: Sequence[Evaluation], title: str) -> Table:
 def methods_table() -> Table:
     """Every method with its summary and the defaults of the command line."""
     table = Table(title="methods")
-    for heading in ("--method", "what it is", "defaults"):
+    for heading in ("--method", "what it is", "source", "defaults of the command line"):
         table.add_column(heading)
     for name, info in METHODS.items():
-        defaults = ", ".join(f"{key} {value}" for key, value in info.defaults.items())
-        table.add_row(name, info.summary, defaults)
+        recipe = RECIPES.get(name, Recipe())
+        chosen = {"prior precision": recipe.prior_precision, "temperature": recipe.temperature}
+        options = chosen | {**info.defaults, **recipe.options}
+        table.add_row(name, info.summary, info.paper, ", ".join(f"{key} {value}" for key, value in options.items()))
     return table

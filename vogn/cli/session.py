@@ -75,8 +75,7 @@ class Session:
         device = resolve_device(settings.device)
         spec = ModelSpec.of(settings, data.input_shape, data.num_classes)
         model = build_network(spec, seed=settings.seed).to(device)
-        ess = settings.effective_sample_size(len(data.train), data.augmentation_factor)
-        options = contender.options(settings, ess)
+        options = contender.options(settings, len(data.train), data.augmentation_factor)
         optimizer = contender.build(model, options, settings.seed)
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         return cls(settings, contender, data, spec, model, optimizer, options, rates, folder, device, Position())

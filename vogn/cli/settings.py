@@ -27,7 +27,7 @@ class Settings:
         lr: peak learning rate; ``None`` takes the method's default.
         prior_precision: precision of the Gaussian prior over each weight; ``None`` takes the method's default.
         ess: effective sample size; ``None`` computes it from the next two.
-        temperature: of the posterior; the effective sample size is divided by it.
+        temperature: of the posterior, divides the effective sample size; ``None`` takes the method's default.
         augmentation_factor: multiplies the number of training examples; ``None`` takes the data set's default.
         augment: whether to augment images where that is customary.
         image_size: pixels to which image files are brought.
@@ -80,12 +80,12 @@ class Settings:
         if self.schedule not in SCHEDULES:
             raise UsageError(f"unknown schedule {self.schedule!r}; allowed are {', '.join(SCHEDULES)}")
 
-    def effective_sample_size(self, examples: int, augmentation_factor: float) -> float:
-        """``ess``, or ``examples * augmentation factor / temperature``."""
+    def effective_sample_size(self, examples: int, *, augmentation_factor: float, temperature: float) -> float:
+        """``ess``, or ``examples * augmentation factor / temperature`` with the defaults given here."""
         if self.ess is not None:
             return self.ess
         factor = augmentation_factor if self.augmentation_factor is None else self.augmentation_factor
-        return examples * factor / (1.0 if self.temperature is None else self.temperature)
+        return examples * factor / (temperature if self.temperature is None else self.temperature)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -107,8 +107,7 @@ class NaturalGradient(torch.optim.Optimizer):
     ) -> None:
         self.structure = structure
         self.statistics = tuple(
-            make_statistic(item)
-            for item in ([statistics] if isinstance(statistics, (str, Statistic)) else statistics)
+            make_statistic(item) for item in ([statistics] if isinstance(statistics, (str, Statistic)) else statistics)
         )
         self.chain = tuple(steps) if steps is not None else (Momentum(), Prior(), Solve())
         self.partition: Partition = partition
@@ -147,13 +146,19 @@ class NaturalGradient(torch.optim.Optimizer):
     # ------------------------------------------------------------------ blocks
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; see ``torch.optim.Optimizer.add_param_group``."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        check_group(self, group)
-        start = sum(len(other["params"]) for other in self.param_groups[:-1])
-        names = group.get("param_names") or [f"param{start + k}" for k in range(len(group["params"]))]
-        group["param_names"] = list(names)
+        """Add a group; see ``torch.optim.Optimizer.add_param_group``. Unnamed parameters are named by the model or by
+        their position."""
+        members = param_group["params"]
+        members = [members] if isinstance(members, Tensor) else list(members)
+        known = {} if self._model is None else {parameter: name for name, parameter in self._model.named_parameters()}
+        start = sum(len(group["params"]) for group in self.param_groups)
+        named = [
+            tuple(member) if isinstance(member, (tuple, list)) else (known.get(member, f"param{start + k}"), member)
+            for k, member in enumerate(members)
+        ]
+        # torch wants names in all groups or in none; it cannot read them off an empty group
+        super().add_param_group(param_group | {"params": named} | ({} if named else {"param_names": []}))
+        check_group(self, self.param_groups[-1])
         self._collector = None
 
     def _build(self) -> Collector:
@@ -292,7 +297,11 @@ class NaturalGradient(torch.optim.Optimizer):
                     self._saved.append((parameter, parameter.detach().clone()))
                     parameter.copy_(parameter + offsets[name])
         due = [self._due(block, group, "observe_every") for block, group in self._blocks]
-        collector.begin(context, active=any(due))
+        try:
+            collector.begin(context, active=any(due))
+        except BaseException:
+            self.restore_(completed=False)
+            raise
 
     def _due(self, block: Block, group: Mapping[str, Any], key: str) -> bool:
         fresh = not self._state_of(block)["memory"]["observations"]
@@ -395,8 +404,8 @@ class NaturalGradient(torch.optim.Optimizer):
                 taking_part.append((block, group, self._mean_gradient(block, group)))
         if not self._has_evidence(taking_part):
             return
-        for block, _, gradient in taking_part:
-            for statistic in self.statistics:
+        for block, group, gradient in taking_part:
+            for statistic in self.statistics if self._due(block, group, "observe_every") else ():
                 statistic.on_step(collector, block, gradient)
         observations = [collector.finish(block, self._samples(group)) for block, group, _ in taking_part]
         for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
@@ -451,7 +460,7 @@ class NaturalGradient(torch.optim.Optimizer):
             MissingCurvatureError: see :meth:`step`.
         """
         assert self._collector is not None
-        if not self._collector.empty or any("step" in statistic.WHEN for statistic in self.statistics):
+        if not self._collector.empty or all("step" in statistic.WHEN for statistic in self.statistics):
             return bool(taking_part)
         moving = [block for block, _, gradient in taking_part if bool(gradient.any())]
         if not moving:

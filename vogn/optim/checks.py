@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vogn.capture.partition import PARTITIONS
 from vogn.capture.statistics import Statistic
 from vogn.errors import UnsupportedObservationError
 from vogn.linalg.rows import AnyRows, GradientRow, JoinedRows, Rows
@@ -36,9 +37,11 @@ def check_combination(optimizer: NaturalGradient, *, needs_model: bool) -> None:
     Raises:
         TypeError: if layers are needed but only parameters were given.
         UnsupportedObservationError: if the structure cannot be fed, or the chain asks for an unsupported exponent.
-        ValueError: if ``loss_reduction`` is unknown.
+        ValueError: if ``loss_reduction`` or the partition is unknown.
     """
     name, structure = type(optimizer).__name__, optimizer.structure
+    if optimizer.partition not in PARTITIONS:
+        raise ValueError(f"partition={optimizer.partition!r} is unknown; choose one of {', '.join(PARTITIONS)}")
     if needs_model and optimizer._model is None:
         raise TypeError(f"{name} reads layer inputs and output gradients: pass the model, {name}(model, ...)")
     for statistic in optimizer.statistics:

@@ -64,7 +64,7 @@ class IVON(NaturalGradient):
         **options: Any,
     ) -> None:
         steps: list[Step] = [Momentum(), Prior(), Solve()]
-        if math.isfinite(clip_radius):
+        if clip_radius != math.inf:
             steps.append(ClipElements(clip_radius))
         if rescale_lr:
             steps.append(RescaleToInitial())

@@ -63,6 +63,8 @@ class SLANG(NaturalGradient):
         seed: int = 0,
         **options: Any,
     ) -> None:
+        if anneal_power is not None and not anneal_power >= 0:
+            raise ValueError(f"anneal_power={anneal_power} is out of range: it must be at least 0, or None")
         super().__init__(
             params,
             DiagonalLowRank(rank=rank),
@@ -80,5 +82,6 @@ class SLANG(NaturalGradient):
             partition=partition,
             **options,
         )
+        self.defaults["anneal_power"] = anneal_power
         for group in self.param_groups:
             group["anneal_power"] = anneal_power

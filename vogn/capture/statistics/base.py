@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from vogn.announcement import LikelihoodCall
@@ -61,3 +62,11 @@ def term_weights(call: LikelihoodCall) -> Tensor | float:
             part = part.to(call.outputs.dtype)
             weight = weight * part.reshape(*part.shape, *(1,) * (call.outputs.ndim - part.ndim))
     return weight
+
+
+def kept(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    """``tensor`` with zeros where the mask is ``False``: whatever stands there, NaN or an invalid label, is ignored."""
+    if mask is None:
+        return tensor
+    mask = mask.reshape(*mask.shape, *(1,) * (tensor.ndim - mask.ndim))
+    return torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vogn.announcement import LikelihoodCall
-from vogn.capture.statistics.base import Statistic, term_weights
+from vogn.capture.statistics.base import Statistic, kept, term_weights
 from vogn.errors import UnsupportedObservationError
 from vogn.linalg.rows import AnyRows
 
@@ -41,7 +41,8 @@ class Empirical(Statistic):
                 f"the empirical Fisher of {blocks[0].name!r} needs the targets: call opt.observe(outputs, likelihood, "
                 "targets)"
             )
-        score = call.likelihood.score(call.outputs.detach(), call.targets) * term_weights(call)
+        outputs, targets = kept(call.outputs.detach(), call.mask), kept(call.targets, call.mask)
+        score = call.likelihood.score(outputs, targets) * term_weights(call)
         for block, rows in collector.own_rows(call, score.unsqueeze(0), blocks):
             leaves = block.structure.observe(collector.state_of(block), rows)
             collector.add(block, leaves, "own", rows=rows.count)

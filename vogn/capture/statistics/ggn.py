@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from vogn.announcement import LikelihoodCall
-from vogn.capture.statistics.base import Statistic, term_weights
-from vogn.linalg.noise import generator
+from vogn.capture.statistics.base import Statistic, kept, term_weights
 
 if TYPE_CHECKING:
     from vogn.capture.collector import Collector
@@ -39,7 +38,7 @@ class GGN(Statistic):
 
     def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
         """See :meth:`Statistic.on_likelihood`."""
-        columns = call.likelihood.hessian_sqrt(call.outputs.detach())
+        columns = call.likelihood.hessian_sqrt(kept(call.outputs.detach(), call.mask))
         weight = term_weights(call)
         if isinstance(weight, Tensor):
             columns = columns * weight.sqrt()
@@ -52,11 +51,7 @@ class GGN(Statistic):
         """``(K, N, ...)`` to all columns, one per loss term of an example, or to random combinations of them."""
         terms = math.prod(columns.shape[2:-1])
         if self.samples is not None:
-            assert collector.context is not None
-            context = collector.context
-            source = generator(
-                seed=context.seed, stream="ggn", step=context.step, sample=context.sample, device=columns.device
-            )
+            source = collector.stream("ggn", columns.device)
             signs = torch.randint(
                 0, 2, (self.samples, *columns.shape[:-1], 1), generator=source, device=columns.device
             ).to(columns.dtype)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vogn.announcement import LikelihoodCall
-from vogn.capture.statistics.base import Statistic, term_weights
+from vogn.capture.statistics.base import Statistic, kept, term_weights
+from vogn.errors import UnsupportedObservationError
 from vogn.linalg.noise import normal
 
 if TYPE_CHECKING:
@@ -17,14 +18,21 @@ if TYPE_CHECKING:
 
 
 def hessian_products(collector: Collector, call: LikelihoodCall, directions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Hessian of the *summed* loss of a likelihood call times a direction per block, as block vectors.
+    """Hessian of the *summed* loss of a likelihood call times a direction over the named blocks, as block vectors.
 
     A double backward through the user's graph, which is kept; ``.grad`` is untouched.
+
+    Raises:
+        UnsupportedObservationError: if the call came without targets.
     """
-    blocks = collector.blocks
+    blocks = [block for block in collector.blocks if block.name in directions]
+    if call.targets is None:
+        raise UnsupportedObservationError(
+            "Hessian products need the loss itself: call opt.observe(outputs, likelihood, targets)"
+        )
     parameters = [parameter for block in blocks for parameter in block.parameters]
     weight = term_weights(call)
-    terms = call.likelihood.terms(call.outputs, call.targets)
+    terms = call.likelihood.terms(kept(call.outputs, call.mask), kept(call.targets, call.mask))
     if isinstance(weight, Tensor):
         terms = terms * weight.reshape(terms.shape)
     collector.muted = True
@@ -83,4 +91,4 @@ class Hutchinson(Statistic):
             for block in collector.blocks:
                 state = collector.state_of(block)
                 leaves = block.structure.observe_probe(state, probes[block.name], responses[block.name])
-                collector.add(block, leaves, "own")
+                collector.add(block, leaves, "own", probe=True)

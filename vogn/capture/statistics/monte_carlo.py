@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vogn.announcement import LikelihoodCall
-from vogn.capture.statistics.base import Statistic, term_weights
+from vogn.capture.statistics.base import Statistic, kept, term_weights
 
 if TYPE_CHECKING:
     from vogn.capture.collector import Collector
@@ -35,7 +35,7 @@ class MonteCarlo(Statistic):
 
     def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
         """See :meth:`Statistic.on_likelihood`."""
-        outputs, source = call.outputs.detach(), collector.label_source(call.outputs.device)
+        outputs, source = kept(call.outputs.detach(), call.mask), collector.stream("labels", call.outputs.device)
         scores = [call.likelihood.score(outputs, call.likelihood.sample(outputs, source)) for _ in range(self.draws)]
         weight = term_weights(call)
         factor = (weight.sqrt() if isinstance(weight, torch.Tensor) else weight) * self.draws**-0.5

@@ -48,17 +48,19 @@ class Price(Statistic):
                     response = response - collector.entry_gradients[block.name]
                 state = collector.state_of(block)
                 probe = block.structure.apply(state, displacement, context.shift[block.name]) * context.ess[block.name]
-                collector.add(block, block.structure.observe_probe(state, probe, response), "exit")
+                leaves = block.structure.observe_probe(state, probe, response)
+                collector.add(block, leaves, "exit", probe=True)
 
     def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
-        """Deterministic mode: see the class's text."""
+        """Blocks that are not displaced (deterministic mode, norms at a point): see the class's text."""
         context = collector.context
         assert context is not None
-        if context.displacement:
+        still = [block for block in collector.blocks if block.name not in context.displacement]
+        if not still:
             return
         probes, directions = {}, {}
         with torch.no_grad():
-            for block in collector.blocks:
+            for block in still:
                 state, shift = collector.state_of(block), context.shift[block.name]
                 noise = normal(
                     block.layout.block_shape,
@@ -74,7 +76,7 @@ class Price(Statistic):
                 probes[block.name] = block.structure.apply(state, directions[block.name], shift)
         responses = hessian_products(collector, call, directions)
         with torch.no_grad():
-            for block in collector.blocks:
+            for block in still:
                 state = collector.state_of(block)
                 leaves = block.structure.observe_probe(state, probes[block.name], responses[block.name])
-                collector.add(block, leaves, "own")
+                collector.add(block, leaves, "own", probe=True)

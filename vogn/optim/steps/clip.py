@@ -44,10 +44,17 @@ class ClipElements(Step):
     Args:
         radius: > 0, in units of parameters per unit of ``lr``.
 
+    Raises:
+        ValueError: if the radius is not positive.
+
     Source: Shen et al. (2024), IVON, the clipping radius.
     """
 
     radius: float
+
+    def __post_init__(self) -> None:
+        if not self.radius > 0:
+            raise ValueError(f"clip_radius={self.radius} must be positive, or inf for none")
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""

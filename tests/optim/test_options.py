@@ -1,0 +1,216 @@
+"""What every constructor takes and what it refuses, with the exact words."""
+
+import inspect
+import math
+
+import pytest
+import torch
+
+from vogn import METHODS, NaturalGradient
+from vogn.capture.statistics import GGN, Empirical, Gradient, MonteCarlo, Price
+from vogn.errors import UnsupportedObservationError
+from vogn.optim import steps
+from vogn.structures import Dense, Diagonal, DiagonalLowRank, EigenKronecker, Kronecker
+
+ALL = sorted(METHODS)
+PRICE = {"ivon", "evon"}
+
+ILLEGAL_EVERYWHERE = [
+    ({"lr": -0.1}, ValueError, r"lr=-0\.1 is out of range: it must lie in \[0, inf\]"),
+    ({"lr": math.nan}, ValueError, r"lr=nan is out of range"),
+    ({"weight_decay": -1e-4}, ValueError, r"weight_decay=-0\.0001 is out of range: it must lie in \[0, inf\]"),
+    ({"damping": -1.0}, ValueError, r"damping=-1\.0 is out of range: it must lie in \[0, inf\]"),
+    ({"momentum": 1.0}, ValueError, r"momentum=1\.0 is out of range: it must lie in \[0, 1\]"),
+    ({"momentum": -0.1}, ValueError, r"momentum=-0\.1 is out of range"),
+    ({"curvature_decay": 1.5}, ValueError, r"curvature_decay=1\.5 is out of range: it must lie in \[0, 1\]"),
+    ({"curvature_decay": -0.5}, ValueError, r"curvature_decay=-0\.5 is out of range"),
+    ({"mc_samples": 0}, ValueError, r"mc_samples=0 must be a whole number >= 1"),
+    ({"mc_samples": 1.5}, ValueError, r"mc_samples=1\.5 must be a whole number >= 1"),
+    ({"refresh_every": 0}, ValueError, r"refresh_every=0 must be a whole number >= 1"),
+    ({"observe_every": -2}, ValueError, r"observe_every=-2 must be a whole number >= 1"),
+    ({"ess": 0.0}, ValueError, r"ess=0\.0 must be positive: ess = number of training examples \* augmentation / temp"),
+    ({"ess": -5.0}, ValueError, r"ess=-5\.0 must be positive"),
+    ({"ess": math.nan}, ValueError, r"ess=nan must be positive"),
+    ({"ess": None}, ValueError, r"needs the effective sample size: pass ess=len\(train_set\), or variational=False"),
+    ({"initial_curvature": -1.0}, ValueError, r"initial_curvature=-1\.0 is out of range: it must lie in \[0, inf\]"),
+    ({"initial_curvature": "second_batch"}, ValueError, r"initial_curvature='second_batch': choose 'first_batch' or a"),
+    ({"antithetic": True}, ValueError, r"antithetic=True draws mirrored pairs: mc_samples=1 must be even"),
+    ({"loss_reduction": "none"}, ValueError, r"loss_reduction='none': choose 'mean' or 'sum'"),
+    ({"norms": "frozen"}, ValueError, r"norms='frozen' is unknown; choose 'sampled' or 'point'"),
+    ({"learning_rate": 0.1}, TypeError, r"unexpected keyword argument 'learning_rate'"),
+]
+
+ILLEGAL = {
+    "von": [
+        ({"structure": "kronecker"}, ValueError, r"structure='kronecker': choose 'diagonal' or 'dense'"),
+        ({"hessian": "exact"}, ValueError, r"hessian='exact': choose 'ggn' or 'price'"),
+        ({"ggn_samples": 0}, ValueError, r"ggn_samples=0 must be at least 1, or None for the exact GGN"),
+        ({"hessian": "price", "initial_curvature": 0.0}, ValueError, r"the Price statistic learns from its own noise"),
+    ],
+    "vogn": [({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn")],
+    "vadam": [],
+    "ivon": [
+        ({"initial_curvature": 0.0}, ValueError, r"the Price statistic learns .* give initial_curvature > 0"),
+        ({"initial_curvature": "first_batch"}, ValueError, r"the Price statistic learns .* give initial_curvature > 0"),
+        ({"clip_radius": 0.0}, ValueError, r"clip_radius=0\.0 must be positive, or inf for none"),
+        ({"clip_radius": -1.0}, ValueError, r"clip_radius=-1\.0 must be positive, or inf for none"),
+    ],
+    "evon": [
+        ({"initial_curvature": 0.0}, ValueError, r"the Price statistic learns .* give initial_curvature > 0"),
+        ({"basis_decay": 2.0}, ValueError, r"basis_decay=2\.0 must lie in \[0, 1\], or be None"),
+        ({"clip_radius": 0.0}, ValueError, r"clip_radius=0\.0 must be positive, or inf for none"),
+    ],
+    "kfac": [
+        ({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn"),
+        ({"kl_clip": 0.0}, ValueError, r"kl_clip=0\.0 must be positive, or None for no clipping"),
+        ({"kfac_approx": "fold"}, ValueError, r"sharing='fold' is unknown; allowed: 'expand', 'reduce'"),
+        ({"partition": "model"}, UnsupportedObservationError, r"Kronecker factors need the inputs .* use partition='l"),
+    ],
+    "ekfac": [
+        ({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn"),
+        ({"kl_clip": -1.0}, ValueError, r"kl_clip=-1\.0 must be positive, or None for no clipping"),
+    ],
+    "slang": [
+        ({"rank": 0}, ValueError, r"rank=0 must be at least 1; use Diagonal for rank 0"),
+        ({"partition": "network"}, ValueError, r"partition='network' is unknown; choose one of layer, parameter, model"),
+        ({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn"),
+        ({"anneal_power": -0.5}, ValueError, r"anneal_power=-0\.5 is out of range"),
+    ],
+}
+
+LEGAL_EVERYWHERE = [
+    {},
+    {"lr": 0.0},
+    {"lr": torch.tensor(0.01)},
+    {"weight_decay": 0.5, "damping": 0.0},
+    {"momentum": 0.0},
+    {"curvature_decay": 0.0},
+    {"mc_samples": 2, "antithetic": True},
+    {"initial_curvature": 2.0},
+    {"refresh_every": 7, "observe_every": 2},
+    {"norms": "point"},
+    {"norms": "sampled"},
+    {"variational": False, "ess": None},
+    {"seed": 12345},
+]
+
+LEGAL = {
+    "von": [{"structure": "dense"}, {"ggn_samples": 2}, {"hessian": "price"}, {"hessian": "price", "structure": "dense"}],
+    "vogn": [{"fisher": "mc"}, {"fisher": "ggn"}],
+    "vadam": [],
+    "ivon": [{"clip_radius": 0.1}, {"clip_radius": math.inf}, {"rescale_lr": False}],
+    "evon": [{"clip_radius": 0.1}, {"basis_decay": 0.0}, {"rescale_lr": False}],
+    "kfac": [{"factored": False}, {"kfac_approx": "reduce"}, {"kl_clip": None}, {"fisher": "ggn"}],
+    "ekfac": [{"kl_clip": None}, {"fisher": "empirical"}],
+    "slang": [{"rank": 1}, {"rank": 100}, {"partition": "layer"}, {"anneal_power": 0.51}, {"fisher": "mc"}],
+}
+
+
+def cases(everywhere, own):
+    return [(method, *row) for method in ALL for row in [*everywhere, *own[method]]]
+
+
+@pytest.mark.parametrize(("method", "options", "error", "message"), cases(ILLEGAL_EVERYWHERE, ILLEGAL))
+def test_illegal_options_are_refused_by_name(tools, method, options, error, message):
+    with pytest.raises(error, match=message):
+        tools.build(method, tools.network(), **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [(m, o) for m in ALL for o in [*LEGAL_EVERYWHERE, *LEGAL[m]]]
+)
+def test_legal_options_take_a_step(tools, method, options):
+    model = tools.network()
+    opt = tools.build(method, model, **options)
+    tools.train(opt, model, 2, contexts=options.get("mc_samples", 1))
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    moved = any(not torch.equal(p, q) for p, q in zip(model.parameters(), tools.network().parameters(), strict=True))
+    assert moved == (options.get("lr") != 0.0)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_the_defaults_train_and_every_method_is_in_the_tables(tools, method):
+    assert method in LEGAL and method in ILLEGAL
+    model, info = tools.network(), METHODS[method]
+    opt = info.build(model, ess=100.0)
+    tools.train(opt, model, 3)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    assert info.summary and info.paper
+    for name, value in info.defaults.items():
+        assert name in inspect.signature(info.constructor).parameters or name in opt.param_groups[0], (name, value)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_needs_model_says_whether_bare_parameters_are_taken(tools, method):
+    info, parameters = METHODS[method], tools.network().parameters()
+    if info.needs_model:
+        with pytest.raises(TypeError):
+            info.constructor(parameters, ess=10.0)
+    else:
+        info.constructor(parameters, ess=10.0)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_every_docstring_names_its_arguments_and_its_source(method):
+    kind = METHODS[method].constructor
+    text = inspect.getdoc(kind)
+    if "Arguments as in :class:`vogn.IVON`" in text:
+        text += inspect.getdoc(METHODS["ivon"].constructor)
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            assert name in text, (method, name)
+    assert "Source:" in text and "Args:" in text
+
+
+ENGINE_ERRORS = [
+    ({"statistics": "fisher"}, ValueError, r"unknown statistic 'fisher'; choose one of empirical, mc, ggn"),
+    ({"statistics": []}, UnsupportedObservationError, r"give one statistic, or one of rows and one of probes"),
+    ({"statistics": [GGN(), Empirical()]}, UnsupportedObservationError, r"statistics=\['ggn', 'empirical'\]: give one"),
+    (
+        {"structure": Kronecker(), "statistics": "hutchinson"},
+        UnsupportedObservationError,
+        r"Kronecker cannot be fed with the statistic 'hutchinson' \(probe\); it takes \['rows'\]",
+    ),
+    (
+        {"structure": DiagonalLowRank(), "statistics": Price(), "initial_curvature": 1.0},
+        UnsupportedObservationError,
+        r"DiagonalLowRank cannot be fed with the statistic 'price' \(probe\)",
+    ),
+    (
+        {"structure": Dense(), "steps": [steps.Solve(exponent=0.5)]},
+        UnsupportedObservationError,
+        r"Dense has no powers; use Solve\(exponent=1\.0\)",
+    ),
+    (
+        {"structure": EigenKronecker(), "statistics": Gradient()},
+        UnsupportedObservationError,
+        r"Kronecker factors need the inputs and output gradients of one layer, got GradientRow",
+    ),
+    ({"partition": "network"}, ValueError, r"partition='network' is unknown; choose one of layer, parameter, model"),
+    ({"structure": Dense(max_dim=10), "partition": "model"}, ValueError, r"cannot hold one block over 31 parameters"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), ENGINE_ERRORS)
+def test_the_engine_refuses_what_does_not_fit(tools, options, error, message):
+    defaults = {"structure": Diagonal(), "statistics": "empirical", "lr": 0.1, "ess": 10.0}
+    model = tools.network()
+    with pytest.raises(error, match=message):
+        opt = NaturalGradient(model, **(defaults | options))
+        opt.coverage()
+
+
+def test_bad_statistics_are_refused_where_they_are_made():
+    with pytest.raises(ValueError, match="draws=0 must be at least 1"):
+        MonteCarlo(draws=0)
+    with pytest.raises(ValueError, match="ggn_samples=0 must be at least 1, or None for the exact GGN"):
+        GGN(0)
+
+
+def test_a_structure_that_cannot_afford_a_block_gives_way_to_the_stated_fallback(tools):
+    model = tools.network()
+    opt = NaturalGradient(model, Dense(max_dim=15), "empirical", lr=0.1, ess=10.0, weight_decay=0.1)
+    lines = {row["block"]: row for row in opt.coverage()}
+    assert lines["0.weight"]["structure"] == "Diagonal" and "Dense does not fit (4, 4)" in lines["0.weight"]["note"]
+    assert lines["2.weight"]["structure"] == "Dense" and lines["2.weight"]["note"] == ""
+    tools.train(opt, model, 2)
