@@ -35,6 +35,7 @@ from vogn import metrics
 from vogn.data.order import epoch_batches
 from vogn.likelihoods import Categorical
 from vogn.models import build_model
+from vogn.predict import update_batchnorm
 
 RESULTS = Path(__file__).parent / "results" / "classification"
 
@@ -71,7 +72,7 @@ FULL = {
 REDUCED = {
     "digits": Study(0, 0, 30, 0, 0, 30),
     "mnist": Study(3000, 2000, 6, 1500, 500, 4, samples=16, batch=32),
-    "cifar10": Study(3000, 2000, 12, 1500, 500, 4, samples=16, batch=32),
+    "cifar10": Study(2000, 2000, 12, 1000, 500, 4, samples=16, batch=32),
 }
 
 EVERY = {"observe_every": 5}
@@ -128,19 +129,22 @@ class Row:
     """Train for the wall time of this other row instead of the same number of epochs."""
 
 
-_COLD = {"temperature": 0.01}
 _VOGN = grid(
-    _COLD | {"prior": 10.0}, {"lr": 0.1}, {"lr": 0.1, "prior": 100.0}, {"lr": 0.03}, {"lr": 0.1, "temperature": 0.1}
+    {"lr": 0.05, "damping": 0.03, "prior": 1000.0, "temperature": 0.001},
+    {},
+    {"lr": 0.1, "damping": 0.1},
+    {"prior": 300.0},
+    {"temperature": 0.003},
 )
 _KRON = grid(
-    _COLD | {"prior": 10.0}, {"lr": 0.1}, {"lr": 0.03}, {"lr": 0.1, "prior": 100.0}, {"lr": 0.03, "prior": 100.0}
+    {"lr": 0.1, "prior": 100.0, "temperature": 0.01}, {}, {"prior": 10.0}, {"temperature": 0.001}, {"lr": 0.3}
 )
 _IVON = grid(
-    _COLD | {"prior": 10.0, "initial_curvature": 0.5},
-    {"lr": 0.1},
-    {"lr": 0.3},
-    {"lr": 0.1, "temperature": 0.1},
-    {"lr": 0.3, "temperature": 0.1},
+    {"lr": 2.0, "prior": 10.0, "temperature": 0.1, "initial_curvature": 0.3},
+    {},
+    {"lr": 1.0},
+    {"temperature": 0.01, "initial_curvature": 0.1},
+    {"lr": 1.0, "temperature": 0.01, "initial_curvature": 0.1},
 )
 _DECAY = grid(
     {"weight_decay": 5e-4}, {"lr": 0.1}, {"lr": 0.03}, {"lr": 0.1, "weight_decay": 5e-3}, {"lr": 0.3}
@@ -262,21 +266,31 @@ def train(
 
 
 @torch.no_grad()
-def predictions(row: Row, model: nn.Module, optimizer: Any, x: Tensor, samples: int) -> dict[str, Tensor]:
-    """Class probabilities at the mean and, for methods that sample, of the posterior predictive."""
+def predictions(row: Row, model: nn.Module, optimizer: Any, x: Tensor, samples: int, train_x: Tensor) -> dict[str, Tensor]:
+    """Class probabilities at the mean and, for methods that sample, of the posterior predictive.
+
+    Batch norm statistics: the running ones for methods without weight noise, computed anew from training images for
+    the mean and for every weight sample of the others.
+    """
+    calibration = list(train_x[:1024].split(128))
     model.eval()
 
-    def forward() -> Tensor:
+    def forward(*, recompute: bool) -> Tensor:
+        if recompute:
+            update_batchnorm(model, calibration)
         return torch.cat([model(part).softmax(-1) for part in x.split(500)])
 
-    out = {"mean": forward()}
+    out = {"mean": forward(recompute=row.samples)}
     if isinstance(optimizer, vogn.NaturalGradient) and row.samples:
-        out["posterior"] = vogn.predict(model, optimizer.posterior(), x, samples=samples, keep_samples=False).mean
+        posterior = optimizer.posterior()
+        out["posterior"] = vogn.predict(
+            model, posterior, x, samples=samples, keep_samples=False, calibration=calibration
+        ).mean
     elif row.samples:
         total = torch.zeros_like(out["mean"])
         for _ in range(samples):
             with optimizer.sampled_params():
-                total += forward()
+                total += forward(recompute=True)
         out["posterior"] = total / samples
     return out
 
@@ -296,7 +310,7 @@ def run_cell(arguments: argparse.Namespace) -> None:
     x, y, x_test, y_test = parts(arguments.data, arguments.data_dir, study, arguments.seed, tuning=tuning)
     epochs = arguments.epochs or (study.tune_epochs if tuning else study.epochs)
     model, optimizer, seconds = train(row, configuration, x, y, study, epochs, arguments.seed)
-    probabilities = predictions(row, model, optimizer, x_test, study.samples)
+    probabilities = predictions(row, model, optimizer, x_test, study.samples, x)
     record = {
         "method": arguments.method,
         "data": arguments.data,

@@ -11,7 +11,12 @@ from vogn.likelihoods import Categorical
 
 def convolutional(tools):
     model = nn.Sequential(
-        nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 4, 2, groups=1), nn.Tanh(), nn.Flatten(), nn.Linear(36, 3)
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(3, 4, 2, groups=1),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(36, 3),
     )
     return tools.fill(model.double())
 

@@ -172,7 +172,9 @@ def test_everything_in_extra_groups_leaves_an_empty_default_group(tools):
 
 def test_groups_are_checked(tools):
     model, other = tools.network(), tools.network()
-    with pytest.raises(ValueError, match=r"a group holds parameters that the model does not have, of shapes \[\(3,\)\]"):
+    with pytest.raises(
+        ValueError, match=r"a group holds parameters that the model does not have, of shapes \[\(3,\)\]"
+    ):
         VOGN(model, ess=10.0, groups=[{"params": [other[2].bias]}])
     with pytest.raises(ValueError, match="groups= goes with a model"):
         VAdam(model.parameters(), ess=10.0, groups=[{"params": []}])
@@ -182,15 +184,26 @@ def test_groups_are_checked(tools):
         VOGN(model, ess=10.0, groups=[{"params": [model[0].bias]}, {"params": [model[0].bias]}])
 
 
-def test_a_group_may_be_added_later(tools):
+def test_a_refused_group_is_not_added(tools):
+    opt = VAdam([nn.Parameter(torch.zeros(2))], ess=10.0)
+    extra = nn.Parameter(torch.zeros(3))
+    with pytest.raises(ValueError, match="lr=-1 is out of range"):
+        opt.add_param_group({"params": extra, "lr": -1})
+    assert len(opt.param_groups) == 1
+    opt.add_param_group({"params": extra})
+    assert [g["param_names"] for g in opt.param_groups] == [["param0"], ["param1"]]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_group_may_be_added_later(tools, named):
     model = tools.network()
     model[0].requires_grad_(False)
-    opt = tools.build("vogn", nn.Sequential(model[2]))
     opt = VOGN(model, ess=100.0, damping=0.1, variational=False)
     assert {n for row in opt.coverage() for n in row["parameters"]} == {"2.weight", "2.bias"}
     tools.train(opt, model, 1)
     extra = nn.Parameter(torch.zeros(3).double())
-    opt.add_param_group({"params": [("extra", extra)], "lr": 0.1})
+    name = "extra" if named else "param4"
+    opt.add_param_group({"params": [(name, extra)] if named else extra, "lr": 0.1})
     for step in range(2):
         x, y = tools.batch(seed=step)
         opt.zero_grad()
@@ -198,7 +211,7 @@ def test_a_group_may_be_added_later(tools):
             Categorical()(model(x) + extra, y).backward()
         opt.step()
     assert bool((extra != 0).all())
-    assert {n for row in opt.coverage() for n in row["parameters"]} == {"2.weight", "2.bias", "extra"}
+    assert {n for row in opt.coverage() for n in row["parameters"]} == {"2.weight", "2.bias", name}
 
 
 def test_learning_rate_schedulers_work(tools):

@@ -116,7 +116,7 @@ def test_the_hessian_stays_above_half_of_its_old_value_for_any_evidence(tools):
 
 
 def test_evon_is_ivon_in_a_rotated_basis(tools):
-    """One matrix parameter: hand recursion in coordinates QS^T W QA, basis refreshed from the gradient's contractions."""
+    """One matrix parameter in coordinates QS^T W QA, the basis refreshed from the gradient's contractions."""
     model = tools.fill(torch.nn.Linear(3, 2, bias=False).double())
     basis_decay, refresh = 0.5, 3
     opt = EVON(

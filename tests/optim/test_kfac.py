@@ -129,9 +129,7 @@ def test_noisy_kfac_is_the_dense_recursion(tools, fisher, factored, kl_clip, var
 
 def curvature_blocks(model, likelihood, x, y, **options):
     """``{block: C}`` after one observation, and the packing of per-example gradients into blocks."""
-    opt = KFAC(
-        model, lr=0.0, ess=1.0, weight_decay=1.0, fisher="ggn", factored=False, variational=False, **options
-    )
+    opt = KFAC(model, lr=0.0, ess=1.0, weight_decay=1.0, fisher="ggn", factored=False, variational=False, **options)
     with opt.sampled_params():
         likelihood(model(x), y).backward()
     opt.step()

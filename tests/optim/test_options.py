@@ -72,7 +72,11 @@ ILLEGAL = {
     ],
     "slang": [
         ({"rank": 0}, ValueError, r"rank=0 must be at least 1; use Diagonal for rank 0"),
-        ({"partition": "network"}, ValueError, r"partition='network' is unknown; choose one of layer, parameter, model"),
+        (
+            {"partition": "network"},
+            ValueError,
+            r"partition='network' is unknown; choose one of layer, parameter, model",
+        ),
         ({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn"),
         ({"anneal_power": -0.5}, ValueError, r"anneal_power=-0\.5 is out of range"),
     ],
@@ -95,7 +99,12 @@ LEGAL_EVERYWHERE = [
 ]
 
 LEGAL = {
-    "von": [{"structure": "dense"}, {"ggn_samples": 2}, {"hessian": "price"}, {"hessian": "price", "structure": "dense"}],
+    "von": [
+        {"structure": "dense"},
+        {"ggn_samples": 2},
+        {"hessian": "price"},
+        {"hessian": "price", "structure": "dense"},
+    ],
     "vogn": [{"fisher": "mc"}, {"fisher": "ggn"}],
     "vadam": [],
     "ivon": [{"clip_radius": 0.1}, {"clip_radius": math.inf}, {"rescale_lr": False}],
@@ -116,9 +125,7 @@ def test_illegal_options_are_refused_by_name(tools, method, options, error, mess
         tools.build(method, tools.network(), **options)
 
 
-@pytest.mark.parametrize(
-    ("method", "options"), [(m, o) for m in ALL for o in [*LEGAL_EVERYWHERE, *LEGAL[m]]]
-)
+@pytest.mark.parametrize(("method", "options"), [(m, o) for m in ALL for o in [*LEGAL_EVERYWHERE, *LEGAL[m]]])
 def test_legal_options_take_a_step(tools, method, options):
     model = tools.network()
     opt = tools.build(method, model, **options)

@@ -172,7 +172,9 @@ def test_a_layer_that_the_statistic_cannot_see_raises_by_name(tools):
 
     model = tools.fill(Functional().double())
     opt = VOGN(model, ess=10.0)
-    with pytest.raises(MissingCurvatureError, match=r"block 'inner.weight' has a gradient .* without calling its forward"):
+    with pytest.raises(
+        MissingCurvatureError, match=r"block 'inner.weight' has a gradient .* without calling its forward"
+    ):
         tools.train(opt, model, 1)
     assert same(tools.weights(model), tools.weights(tools.fill(Functional().double())))
 
@@ -382,7 +384,9 @@ def test_bare_parameters_are_refused_with_the_right_call(tools, method):
 
 @pytest.mark.parametrize("method", ALL)
 def test_a_missing_sample_size_is_refused_with_the_remedy(tools, method):
-    with pytest.raises(ValueError, match=r"needs the effective sample size: pass ess=len\(train_set\), or variational=F"):
+    with pytest.raises(
+        ValueError, match=r"needs the effective sample size: pass ess=len\(train_set\), or variational=F"
+    ):
         METHODS[method].constructor(tools.network())
     METHODS[method].constructor(tools.network(), variational=False)
 

@@ -73,7 +73,9 @@ def test_with_prior_it_is_algorithm_1_and_samples_with_the_uncorrected_precision
             with opt.sampled_params():
                 Categorical()(model(x), y).backward()
                 other = tools.twin(model)
-                for name, g in zip(mu, torch.autograd.grad(F.cross_entropy(other(x), y), other.parameters()), strict=True):
+                for name, g in zip(
+                    mu, torch.autograd.grad(F.cross_entropy(other(x), y), other.parameters()), strict=True
+                ):
                     total[name] += g / contexts
                 for name, theta in model.named_parameters():
                     spread.setdefault(name, []).append(

@@ -32,7 +32,7 @@ class ByHand:
 
     def step(self, g, h):
         self.t += 1
-        for name, mu in self.mu.items():
+        for name in self.mu:
             self.m[name] = self.b1 * self.m[name] + (1 - self.b1) * g[name]
         # the first observation counts fully: s_0 is the statistic of the first mini-batch
         self.s = h if self.s is None else {k: self.b2 * s + (1 - self.b2) * h[k] for k, s in self.s.items()}

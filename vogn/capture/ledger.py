@@ -110,7 +110,7 @@ def merge(structure: Structure, old: Observation, new: Observation) -> Observati
     if not old:
         return new
     join: Callable[[Tensor, Tensor], Tensor] = (
-        torch.add if structure.REDUCE == "sum" else lambda x, y: torch.cat([x, y])  # type: ignore[assignment]
+        torch.add if structure.REDUCE == "sum" else lambda x, y: torch.cat([x, y])
     )
     return old | {key: join(old[key], leaf) if key in old else leaf for key, leaf in new.items()}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,8 +52,7 @@ def train(given: Mapping[str, Any], *, output: Path | None, resume: Path | None,
         settings = given_settings(given)
     rivals = contenders(settings)
     device = resolve_device(settings.device)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    use_threads(settings.threads)
     data = open_data(settings)
     if resume is None:
         Session.start(settings, rivals[0], data, RunFolder(Path()))  # complain before anything is written
@@ -75,6 +76,24 @@ def train(given: Mapping[str, Any], *, output: Path | None, resume: Path | None,
                 _save_posterior(session)
     _report(settings, folder, rows, histories, console)
     return rows
+
+
+def use_threads(threads: int | None) -> None:
+    """Run with that many CPU threads, restarting the program if need be.
+
+    The number is given to OpenMP before PyTorch is loaded: raising it afterwards with ``torch.set_num_threads`` makes
+    batched LU factorisations of some MKL builds fail or, worse, silently wrong.
+
+    Raises:
+        UsageError: the number cannot be had.
+    """
+    if threads is None or torch.get_num_threads() == threads:
+        return
+    if os.environ.get("OMP_NUM_THREADS") == str(threads):
+        raise UsageError(f"--threads {threads} cannot be had: PyTorch uses {torch.get_num_threads()} threads here")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "vogn.cli", *sys.argv[1:]])
 
 
 def evaluate_run(

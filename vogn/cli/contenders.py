@@ -31,8 +31,21 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-RECIPES: dict[str, Recipe] = {}
-"""Method to recipe; methods that are not listed use ``Recipe()``."""
+_VOGN = {"lr": 0.1, "damping": 0.1}
+_KRONECKER = {"lr": 0.1, "observe_every": 5}
+_NEWTON = {"lr": 2.0, "initial_curvature": 0.3, "curvature_decay": 0.99999}
+
+RECIPES: dict[str, Recipe] = {
+    "vogn": Recipe(1000.0, 1e-3, _VOGN),
+    "von": Recipe(1000.0, 1e-3, _VOGN),
+    "vadam": Recipe(1000.0, 1e-3, {"lr": 3e-3}),
+    "ivon": Recipe(10.0, 0.1, _NEWTON),
+    "evon": Recipe(10.0, 0.1, _NEWTON),
+    "kfac": Recipe(100.0, 1e-2, _KRONECKER),
+    "ekfac": Recipe(100.0, 1e-2, _KRONECKER),
+    "slang": Recipe(1000.0, 1e-3, {"lr": 0.1, "damping": 0.1, "rank": 2}),
+}
+"""Method to recipe: what trained image classifiers well on validation data; methods not listed use ``Recipe()``."""
 
 
 class Contender(Protocol):
@@ -46,6 +59,11 @@ class Contender(Protocol):
     @property
     def label(self) -> str:
         """Name in tables."""
+        ...
+
+    @property
+    def samples_weights(self) -> bool:
+        """Whether training perturbs the weights."""
         ...
 
     def options(self, settings: Settings, examples: int, augmentation_factor: float) -> dict[str, Any]:
@@ -91,6 +109,10 @@ class NaturalGradientContender:
     def label(self) -> str:
         return f"{self.method}, {'variational' if self.variational else 'deterministic'}"
 
+    @property
+    def samples_weights(self) -> bool:
+        return self.variational
+
     def options(self, settings: Settings, examples: int, augmentation_factor: float) -> dict[str, Any]:
         recipe = RECIPES.get(self.method, Recipe())
         ess = settings.effective_sample_size(
@@ -128,6 +150,10 @@ class AdamWContender:
     @property
     def label(self) -> str:
         return "AdamW"
+
+    @property
+    def samples_weights(self) -> bool:
+        return False
 
     def options(self, settings: Settings, examples: int, augmentation_factor: float) -> dict[str, Any]:
         return {"lr": self.lr, "weight_decay": self.weight_decay}

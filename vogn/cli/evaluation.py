@@ -16,6 +16,7 @@ from vogn.posterior import GaussianPosterior
 from vogn.predict import Predictive, predict
 
 _BATCH = 512
+_CALIBRATION = 1024
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,22 @@ def predictive(session: Session, x: Tensor, *, samples: int | None) -> Predictiv
         method="mean" if samples is None else "mc",
         samples=1 if samples is None else samples,
         likelihood=Categorical(),
+        calibration=calibration(session),
         batch_size=_BATCH,
         seed=session.settings.seed,
         keep_samples=False,
     )
+
+
+def calibration(session: Session) -> list[Tensor] | None:
+    """Training images for the batch norm statistics of every weight sample; ``None`` keeps the running statistics.
+
+    Batches are those of training, so that the statistics are what the network saw. First-order training has no weight
+    noise and keeps its running statistics, as everybody's does.
+    """
+    if not session.contender.samples_weights:
+        return None
+    return list(session.data.train.x[:_CALIBRATION].split(session.settings.batch_size))
 
 
 def evaluate(session: Session, split: Split, *, samples: int, with_posterior: bool = True) -> list[Evaluation]:
@@ -96,7 +109,14 @@ def mean_scores(session: Session, split: Split) -> Scores:
     """Figures of the network as it stands, between two epochs: no posterior is built."""
     point = GaussianPosterior([], {name: value.detach() for name, value in session.model.named_parameters()})
     found = predict(
-        session.model, point, split.x, method="mean", samples=1, likelihood=Categorical(), batch_size=_BATCH
+        session.model,
+        point,
+        split.x,
+        method="mean",
+        samples=1,
+        likelihood=Categorical(),
+        calibration=calibration(session),
+        batch_size=_BATCH,
     )
     return Scores.of(found.mean, split.y)
 

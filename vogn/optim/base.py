@@ -16,7 +16,8 @@ from vogn.capture.collector import Collector, SampleContext
 from vogn.capture.partition import Block, Partition, partition
 from vogn.capture.statistics import Statistic, make_statistic
 from vogn.errors import CheckpointError, MissingCurvatureError, UnsupportedObservationError
-from vogn.optim.checks import check_combination, check_group, describe
+from vogn.optim.checkpoints import check_checkpoint, describe
+from vogn.optim.checks import check_combination, check_group
 from vogn.optim.functional import check_finite, displacement, natural_gradient_step
 from vogn.optim.groups import NormPolicy, build_groups
 from vogn.optim.steps import BlockView, Momentum, Prior, Solve, Step, StepContext
@@ -158,7 +159,11 @@ class NaturalGradient(torch.optim.Optimizer):
         ]
         # torch wants names in all groups or in none; it cannot read them off an empty group
         super().add_param_group(param_group | {"params": named} | ({} if named else {"param_names": []}))
-        check_group(self, self.param_groups[-1])
+        try:
+            check_group(self, self.param_groups[-1])
+        except Exception:
+            self.param_groups.pop()
+            raise
         self._collector = None
 
     def _build(self) -> Collector:
@@ -352,7 +357,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ step
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of curvature and mean from the gradients and observations at hand.
 
         Args:
@@ -438,8 +443,8 @@ class NaturalGradient(torch.optim.Optimizer):
         samples = int(group["mc_samples"])
         if self._contexts and self._contexts % samples:
             raise RuntimeError(
-                f"{self._contexts} sampled contexts since the last step are not a multiple of mc_samples={samples}; run "
-                "the context mc_samples times per step (micro-batches inside one context accumulate)"
+                f"{self._contexts} sampled contexts since the last step are not a multiple of mc_samples={samples}; "
+                "run the context mc_samples times per step (micro-batches inside one context accumulate)"
             )
         return samples if self._contexts else 1
 
@@ -486,8 +491,8 @@ class NaturalGradient(torch.optim.Optimizer):
             return
         if not float(memory["curvature_weight"]):
             raise MissingCurvatureError(
-                f"block {block.name!r} has a gradient but the statistic {[s.NAME for s in self.statistics]} saw nothing of "
-                "it: its layer is used without calling its forward, or the loss was computed without one of "
+                f"block {block.name!r} has a gradient but the statistic {[s.NAME for s in self.statistics]} saw "
+                "nothing of it: its layer is used without calling its forward, or the loss was computed without one of "
                 "vogn.likelihoods; use one, or give the block a curvature with initial_curvature=1.0"
             )
         if block.name not in self._warned and group["sampled"]:
@@ -533,7 +538,8 @@ class NaturalGradient(torch.optim.Optimizer):
         """
         self._require_mean("posterior()")
         self._build()
-        blocks, means = [], {}
+        blocks: list[PosteriorBlock] = []
+        means: dict[str, Tensor] = {}
         for block, group in self._blocks:
             state = self._state_of(block)
             means |= dict(zip(block.layout.names, (p.detach() for p in block.parameters), strict=True))
@@ -568,33 +574,25 @@ class NaturalGradient(torch.optim.Optimizer):
         """
         self._require_mean("state_dict()")
         for group in self.param_groups:
-            group["engine"] = describe(self)
+            group["engine"], group["seed"] = describe(self), self.seed
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint of the same method; curvature keeps its own dtype.
+        """Load a checkpoint of the same method; curvature keeps its own dtype. The seed, the mode and all other group
+        entries are the checkpoint's.
 
         Raises:
             CheckpointError: if the checkpoint belongs to another structure, statistic or set of parameters.
         """
         self._require_mean("load_state_dict()")
-        mine = describe(self)
-        saved_groups = state_dict.get("param_groups")
-        if not isinstance(saved_groups, list) or "state" not in state_dict:
-            raise CheckpointError("not an optimizer checkpoint: it needs 'state' and 'param_groups'")
-        for group, saved in zip(self.param_groups, saved_groups, strict=False):
-            theirs = saved.get("engine")
-            if theirs != mine:
-                raise CheckpointError(f"the checkpoint was written by another method: it has {theirs}, this is {mine}")
-            if saved.get("param_names") != group["param_names"]:
-                raise CheckpointError(
-                    f"the checkpoint holds other parameters: {saved.get('param_names')} instead of {group['param_names']}"
-                )
+        self._build()
+        check_checkpoint(self, [block for block, _ in self._blocks], state_dict)
         try:
             super().load_state_dict(state_dict)
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"the checkpoint does not fit this optimizer: {error}") from error
         self._restore_dtypes(state_dict)
+        self.seed = next((int(group["seed"]) for group in self.param_groups), self.seed)
         self._collector = None
         self._contexts = 0
 

@@ -13,22 +13,9 @@ from vogn.capture.statistics import Statistic
 from vogn.errors import UnsupportedObservationError
 from vogn.linalg.rows import AnyRows, GradientRow, JoinedRows, Rows
 from vogn.optim.steps import Solve
-from vogn.structures import structure_to_dict
 
 if TYPE_CHECKING:
     from vogn.optim.base import NaturalGradient
-
-SCHEMA = 1
-
-
-def describe(optimizer: NaturalGradient) -> dict[str, Any]:
-    """What a checkpoint must agree about: schema, structure, statistics and partition."""
-    return {
-        "schema": SCHEMA,
-        "structure": structure_to_dict(optimizer.structure),
-        "statistics": [statistic.NAME for statistic in optimizer.statistics],
-        "partition": optimizer.partition,
-    }
 
 
 def check_combination(optimizer: NaturalGradient, *, needs_model: bool) -> None:
@@ -47,8 +34,8 @@ def check_combination(optimizer: NaturalGradient, *, needs_model: bool) -> None:
     for statistic in optimizer.statistics:
         if statistic.CHANNEL not in structure.OBSERVES:
             raise UnsupportedObservationError(
-                f"{type(structure).__name__} cannot be fed with the statistic {statistic.NAME!r} ({statistic.CHANNEL}); "
-                f"it takes {sorted(structure.OBSERVES)}"
+                f"{type(structure).__name__} cannot be fed with the statistic {statistic.NAME!r} ({statistic.CHANNEL})"
+                f"; it takes {sorted(structure.OBSERVES)}"
             )
         if statistic.CHANNEL == "rows":
             _feed_once(optimizer, statistic)
@@ -66,9 +53,8 @@ def check_combination(optimizer: NaturalGradient, *, needs_model: bool) -> None:
 
 def _feed_once(optimizer: NaturalGradient, statistic: Statistic) -> None:
     """Show the structure one tiny row of the kind that it will see; it raises if it cannot read it."""
-    row: AnyRows = Rows(torch.zeros(1, 1, 2), torch.zeros(1, 1, 1, 2))
-    if optimizer.partition == "model":
-        row = JoinedRows((row,))
+    pair = Rows(torch.zeros(1, 1, 2), torch.zeros(1, 1, 1, 2))
+    row: AnyRows = JoinedRows((pair,)) if optimizer.partition == "model" else pair
     if not statistic.NEEDS_PAIRS:
         row = GradientRow(torch.zeros(row.shape))
     structure = optimizer.structure
@@ -108,8 +94,8 @@ def check_group(optimizer: NaturalGradient, group: Mapping[str, Any]) -> None:
     if group["variational"] and group["sampled"]:
         if group["ess"] is None:
             raise ValueError(
-                f"{type(optimizer).__name__} samples weights and needs the effective sample size: pass ess=len(train_set), "
-                "or variational=False"
+                f"{type(optimizer).__name__} samples weights and needs the effective sample size: pass "
+                "ess=len(train_set), or variational=False"
             )
         if "sample" not in optimizer.structure.SUPPORTS:
             raise UnsupportedObservationError(

@@ -24,8 +24,8 @@ class EVON(NaturalGradient):
         basis_decay: weight of the old contractions, in [0, 1].
         refresh_every: steps between eigendecompositions.
 
-    Source: Shen et al. (2024), Algorithm 1, in the basis of Vyas et al. (2024), "SOAP: Improving and Stabilizing Shampoo
-    using Adam".
+    Source: Shen et al. (2024), Algorithm 1, in the basis of Vyas et al. (2024), "SOAP: Improving and Stabilizing
+    Shampoo using Adam".
     """
 
     def __init__(

@@ -50,8 +50,8 @@ def check_finite(name: str, gradient: Tensor, observation: Observation) -> None:
     for what, tensor in suspects.items():
         if not bool(torch.isfinite(tensor.sum())):
             raise NonFiniteStatisticsError(
-                f"block {name!r}: the {what} holds NaN or infinity; nothing was updated. Check the loss and the inputs, "
-                "lower lr, or raise damping"
+                f"block {name!r}: the {what} holds NaN or infinity; nothing was updated. Check the loss and the "
+                "inputs, lower lr, or raise damping"
             )
 
 

@@ -15,7 +15,7 @@ NormPolicy = Literal["sampled", "point"]
 def build_groups(
     params: nn.Module | Iterable[Any], norms: NormPolicy, groups: Iterable[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Param groups for ``torch.optim.Optimizer``, with parameter names where they are known.
+    """Param groups for ``torch.optim.Optimizer``; parameters of a model carry their names.
 
     Args:
         params: a model, parameters, ``(name, parameter)`` pairs or group dictionaries.
@@ -33,8 +33,9 @@ def build_groups(
             raise ValueError(
                 "groups= goes with a model; with parameters, pass the group dictionaries as the first argument"
             )
-        return _plain_groups(list(params))
-    name_of = {parameter: name for name, parameter in params.named_parameters()}
+        items = list(params)
+        return [dict(item) for item in items] if items and isinstance(items[0], Mapping) else [{"params": items}]
+    name_of: dict[Tensor, str] = {parameter: name for name, parameter in params.named_parameters()}
     taken: set[Tensor] = set()
     built = []
     for group in extra:
@@ -52,17 +53,3 @@ def build_groups(
     if quiet:
         built.append({"params": quiet, "weight_decay": 0.0, "sampled": False})
     return built
-
-
-def _plain_groups(items: list[Any]) -> list[dict[str, Any]]:
-    """Parameters or group dictionaries, named by position where they have no name: torch wants all or none named."""
-    dicts = items if items and isinstance(items[0], Mapping) else [{"params": items}]
-    out, position = [], 0
-    for group in dicts:
-        members = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-        named = []
-        for member in members:
-            named.append(tuple(member) if isinstance(member, (tuple, list)) else (f"param{position}", member))
-            position += 1
-        out.append(dict(group) | {"params": named})
-    return out

@@ -39,6 +39,9 @@ class IVON(NaturalGradient):
         damping, momentum, curvature_decay, initial_curvature, mc_samples, variational, seed, **options: see
             :class:`NaturalGradient`.
 
+    The paper's ``curvature_decay`` is 0.99999, for runs of a million steps: in shorter ones the curvature would stay at
+    ``initial_curvature`` and the posterior's width would be an option instead of a result.
+
     In deterministic mode the Hessian comes from Hutchinson probes, which need the loss to be one of
     :mod:`vogn.likelihoods`.
 
@@ -54,7 +57,7 @@ class IVON(NaturalGradient):
         weight_decay: float = 1e-4,
         damping: float = 0.0,
         momentum: float = 0.9,
-        curvature_decay: float = 0.99999,
+        curvature_decay: float = 0.999,
         initial_curvature: float = 1.0,
         clip_radius: float = math.inf,
         rescale_lr: bool = True,

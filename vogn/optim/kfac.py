@@ -66,8 +66,8 @@ class KFAC(NaturalGradient):
         momentum, curvature_decay, refresh_every, observe_every, mc_samples, variational, seed, **options: see
             :class:`NaturalGradient`. Momentum is kept on the preconditioned gradient.
 
-    Source: Martens and Grosse (2015), "Optimizing Neural Networks with Kronecker-factored Approximate Curvature"; Zhang et
-    al. (2018), "Noisy Natural Gradient as Variational Inference", Algorithm 2.
+    Source: Martens and Grosse (2015), "Optimizing Neural Networks with Kronecker-factored Approximate Curvature";
+    Zhang et al. (2018), "Noisy Natural Gradient as Variational Inference", Algorithm 2.
     """
 
     def __init__(

@@ -34,8 +34,8 @@ class SLANG(NaturalGradient):
         weight_decay: ``prior_precision / ess``.
         fisher: ``"empirical"`` as in the paper, ``"mc"`` or ``"ggn"``.
         partition: ``"model"`` (across layers, as in the paper) or ``"layer"``.
-        anneal_power: divide ``lr`` and ``1 - curvature_decay`` by ``1 + t^p`` as the authors' code does with ``p = 0.51``;
-            ``None`` keeps them constant.
+        anneal_power: divide ``lr`` and ``1 - curvature_decay`` by ``1 + t^p``, as the authors' code does with
+            ``p = 0.51``; ``None`` keeps them constant.
         damping, momentum, curvature_decay, initial_curvature, mc_samples, variational, seed, **options: see
             :class:`NaturalGradient`.
 
@@ -46,7 +46,7 @@ class SLANG(NaturalGradient):
     def __init__(
         self,
         params: nn.Module | Iterable[Any],
-        lr: float = 5e-2,
+        lr: float = 0.2,
         *,
         ess: float | None = None,
         rank: int = 10,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from vogn.capture.partition import Partition
 from vogn.capture.statistics import GGN, Price, Statistic
 from vogn.optim.base import NaturalGradient
 from vogn.structures import Dense, Diagonal
@@ -30,13 +31,14 @@ class VON(NaturalGradient):
         lr: learning rate; with exact statistics ``lr = 1 - curvature_decay`` is natural-gradient descent.
         ess: effective sample size.
         structure: ``"diagonal"``, or ``"dense"`` (one matrix over the model).
-        hessian: ``"ggn"`` (exact Gauss-Newton, one pass per output) or ``"price"`` (from the weight noise; kept positive
-            by the retraction of Lin, Schmidt and Khan, 2020; deterministic mode: Hutchinson).
+        hessian: ``"ggn"`` (exact Gauss-Newton, one pass per output) or ``"price"`` (from the weight noise; kept
+            positive by the retraction of Lin, Schmidt and Khan, 2020; deterministic mode: Hutchinson).
         ggn_samples: random columns instead of all of them; ``None`` is exact.
         weight_decay, damping, momentum, curvature_decay, initial_curvature, mc_samples, variational, seed, **options:
             see :class:`NaturalGradient`.
 
-    Source: Khan et al. (2018), "Fast and Scalable Bayesian Deep Learning by Weight-Perturbation in Adam", Sec. 3, Eq. 7-8.
+    Source: Khan et al. (2018), "Fast and Scalable Bayesian Deep Learning by Weight-Perturbation in Adam", Sec. 3,
+    Eq. 7-8.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class VON(NaturalGradient):
         statistic: Statistic = GGN(ggn_samples) if hessian == "ggn" else Price()
         if initial_curvature is None:
             initial_curvature = "first_batch" if hessian == "ggn" else 1.0
-        spans_layers = "parameter" if hessian == "price" else "layer"
+        spans_layers: Partition = "parameter" if hessian == "price" else "layer"
         super().__init__(
             params,
             Dense(negative="retract") if structure == "dense" else Diagonal(negative="retract"),

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vogn.posterior.protocol import Posterior
-from vogn.predict.evaluation import check_weights, device_of, undisturbed
+from vogn.predict.evaluation import batchnorm_layers, check_weights, cumulative, device_of, undisturbed
 from vogn.predict.inputs import arguments_of, inputs_of
 
 
@@ -25,8 +25,8 @@ def update_batchnorm(
 ) -> None:
     """Recompute the running statistics of all batch norm layers, in place.
 
-    Training tracks running statistics under sampled weights, and prediction uses them unchanged for every weight
-    sample. Call this to have them belong to other weights instead: the mean, or an average over samples. They become
+    Training tracks running statistics under sampled weights, and prediction uses them for every weight sample unless it
+    is given ``calibration`` inputs. Call this to have them belong to other weights instead: the mean, or an average over samples. They become
     the plain average over all batches (batches count equally, whatever their size). Only batch norm layers run in
     training mode, so dropout is off as in prediction. Momenta and training flags are restored; if anything raises, the
     old statistics too. Layers without running statistics are left alone.
@@ -44,10 +44,10 @@ def update_batchnorm(
     """
     if samples < 0 or (samples > 0 and posterior is None):
         raise ValueError(f"samples must be >= 0, and 0 without a posterior, got {samples}")
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    layers = batchnorm_layers(model)
     if not layers:
         return
-    with undisturbed(model, seed=seed), _recomputing(layers):
+    with undisturbed(model, seed=seed), _recomputing(layers.values()):
         if samples > 1 and isinstance(loader, Iterator):
             loader = list(loader)
         for weights in _weights(model, posterior, samples, seed):
@@ -62,24 +62,19 @@ def update_batchnorm(
 
 
 @contextmanager
-def _recomputing(layers: list[_BatchNorm]) -> Iterator[None]:
-    """Statistics restart as a cumulative average; momenta come back, and the old statistics after an exception."""
-    momenta = [layer.momentum for layer in layers]
-    old = [{name: buffer.clone() for name, buffer in layer.named_buffers(recurse=False)} for layer in layers]
+def _recomputing(layers: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Statistics restart as a cumulative average; the old ones come back after an exception."""
+    old = [(layer, {name: buffer.clone() for name, buffer in layer.named_buffers(recurse=False)}) for layer in layers]
     try:
-        for layer in layers:
+        for layer, _ in old:
             layer.reset_running_stats()
-            layer.momentum = None
-            layer.training = True
-        yield
+        with cumulative(layer for layer, _ in old):
+            yield
     except BaseException:
-        for layer, buffers in zip(layers, old, strict=True):
+        for layer, buffers in old:
             for name, buffer in layer.named_buffers(recurse=False):
                 buffer.copy_(buffers[name])
         raise
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
 
 
 def _weights(model: nn.Module, posterior: Posterior | None, samples: int, seed: int) -> Iterator[dict[str, Tensor]]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vogn.predict.inputs import Arguments
 
@@ -66,13 +67,60 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor], *, batch: int
             )
 
 
-def evaluate(model: nn.Module, weights: Mapping[str, Tensor], batches: Iterable[Arguments]) -> Tensor:
+def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Batch norm layers that keep running statistics, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    }
+
+
+@contextmanager
+def cumulative(layers: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Batch norm layers in training mode, averaging all batches equally; afterwards in evaluation mode as before."""
+    momenta = [(layer, layer.momentum) for layer in layers]
+    try:
+        for layer, _ in momenta:
+            layer.momentum, layer.training = None, True
+        yield
+    finally:
+        for layer, momentum in momenta:
+            layer.momentum, layer.training = momentum, False
+
+
+def recompute_statistics(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    buffers: dict[str, Tensor],
+    batches: Iterable[Arguments],
+) -> None:
+    """Fill the running statistics in ``buffers`` with the plain average over ``batches`` under ``weights``."""
+    layers = batchnorm_layers(model)
+    for name, layer in layers.items():
+        for key, start in (("running_mean", 0.0), ("running_var", 1.0), ("num_batches_tracked", 0)):
+            buffers[f"{name}.{key}" if name else key].fill_(start)
+    device = device_of(model)
+    with cumulative(layers.values()):
+        for batch in batches:
+            args, kwargs = batch.to(device)
+            functional_call(model, (dict(weights), buffers), args, kwargs)
+
+
+def evaluate(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    batches: Iterable[Arguments],
+    calibration: Iterable[Arguments] | None = None,
+) -> Tensor:
     """Outputs of the model with the given weights, all batches concatenated.
 
     Args:
         model: inside :func:`undisturbed`; its buffers are copied, so that no module can change them.
         weights: ``{name: shape}``, moved to the parameters' device and dtype; other parameters are used as they are.
         batches: arguments of the calls.
+        calibration: training inputs from which the running statistics of batch norm are computed for these weights;
+            ``None`` uses the model's.
 
     Returns:
         ``(N, ...)``.
@@ -85,6 +133,8 @@ def evaluate(model: nn.Module, weights: Mapping[str, Tensor], batches: Iterable[
     device = device_of(model)
     replaced = {name: tensor.to(parameters[name]) for name, tensor in weights.items()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    if calibration is not None and batchnorm_layers(model):
+        recompute_statistics(model, replaced, buffers, calibration)
     outputs = []
     for batch in batches:
         args, kwargs = batch.to(device)

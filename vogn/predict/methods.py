@@ -26,6 +26,7 @@ class Request:
     Args:
         model, posterior, likelihood: see :func:`vogn.predict.predict`.
         batches: arguments of the model's calls, in the same order at every iteration.
+        calibration: likewise, for the batch norm statistics of every weight sample; ``None`` keeps the model's.
         samples, seed, keep_samples, progress: see :func:`vogn.predict.predict`.
     """
 
@@ -33,6 +34,7 @@ class Request:
     posterior: Posterior
     likelihood: Likelihood
     batches: Iterable[Arguments]
+    calibration: Iterable[Arguments] | None
     samples: int
     seed: int
     keep_samples: bool
@@ -43,7 +45,8 @@ def mean_weights(request: Request) -> Predictive:
     """Prediction with the posterior mean of the weights; ignores their uncertainty."""
     weights = request.posterior.mean()
     check_weights(request.model, weights, batch=0)
-    mean, variance, _ = request.likelihood.point(evaluate(request.model, weights, request.batches))
+    outputs = evaluate(request.model, weights, request.batches, request.calibration)
+    mean, variance, _ = request.likelihood.point(outputs)
     return Predictive(mean, variance, None, request.likelihood)
 
 
@@ -94,7 +97,8 @@ def _outputs(request: Request) -> Iterator[Tensor]:
         draws = request.posterior.sample(count, seed=request.seed, start=start)
         check_weights(request.model, draws, batch=1)
         for i in range(count):
-            yield evaluate(request.model, {name: draw[i] for name, draw in draws.items()}, request.batches)
+            weights = {name: draw[i] for name, draw in draws.items()}
+            yield evaluate(request.model, weights, request.batches, request.calibration)
             if request.progress:
                 done = start + i + 1
                 end = "\n" if done == request.samples else ""

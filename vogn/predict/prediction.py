@@ -23,6 +23,7 @@ def predict(
     method: str = "mc",
     samples: int = 32,
     likelihood: Likelihood | None = None,
+    calibration: Any = None,
     batch_size: int = 256,
     seed: int = 0,
     keep_samples: bool = True,
@@ -30,9 +31,10 @@ def predict(
 ) -> Predictive:
     """The predictive distribution at ``x``.
 
-    The model runs in evaluation mode with the posterior's weights in place of its own. Batch norm uses the running
-    statistics as they are, the same for every weight sample; see :func:`vogn.predict.update_batchnorm`. Afterwards
-    training flags, parameters, buffers, torch's random states and the gradient mode are as they were, also after an
+    The model runs in evaluation mode with the posterior's weights in place of its own. A network with batch norm is a
+    function of its weights *and* its statistics: with ``calibration`` the statistics are computed anew for every weight
+    sample, from these inputs; without it all samples share the running statistics, which fit none of them exactly and
+    make the averaged prediction too uncertain. Afterwards training flags, parameters, buffers, torch's random states and the gradient mode are as they were, also after an
     exception.
 
     Args:
@@ -43,7 +45,9 @@ def predict(
         method: ``"mc"`` averages predictive distributions over sampled weights; ``"mean"`` uses the mean weights.
         samples: number of weight samples, >= 1.
         likelihood: observation model; ``None`` takes the one stored in the posterior.
-        batch_size: examples per call of the model when ``x`` holds tensors, >= 1.
+        calibration: training inputs, in any form that ``x`` may have, for the batch norm statistics; a few hundred
+            examples in batches like those of training are enough. ``None`` uses the model's running statistics.
+        batch_size: examples per call of the model when ``x`` or ``calibration`` holds tensors, >= 1.
         seed: fixes the weight samples.
         keep_samples: ``False`` keeps only mean and variance: memory ``N K`` instead of ``samples N K``.
         progress: report every weight sample on standard error.
@@ -63,8 +67,10 @@ def predict(
         raise ValueError(f"samples must be >= 1, got {samples}")
     observation_model = _likelihood(posterior, likelihood)
     with undisturbed(model, seed=seed):
+        batches = batches_of(x, batch_size)
+        statistics = None if calibration is None else batches_of(calibration, batch_size)
         request = Request(
-            model, posterior, observation_model, batches_of(x, batch_size), samples, seed, keep_samples, progress
+            model, posterior, observation_model, batches, statistics, samples, seed, keep_samples, progress
         )
         return METHODS[method](request)
 

@@ -35,19 +35,19 @@ class Statistic(ABC):
     NEEDS_PAIRS: ClassVar[bool] = False
     NEEDS_LIKELIHOOD: ClassVar[bool] = False
 
-    def on_entry(self, collector: Collector) -> None:
+    def on_entry(self, collector: Collector) -> None:  # noqa: B027
         """A sampled context begins."""
 
-    def on_rows(self, collector: Collector, block: Block, rows: AnyRows) -> None:
+    def on_rows(self, collector: Collector, block: Block, rows: AnyRows) -> None:  # noqa: B027
         """The user's backward has produced rows of a block (event ``"backward"``)."""
 
-    def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
+    def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:  # noqa: B027
         """A likelihood has been evaluated (event ``"likelihood"``)."""
 
-    def on_exit(self, collector: Collector) -> None:
+    def on_exit(self, collector: Collector) -> None:  # noqa: B027
         """A sampled context ends, the sample still known (event ``"sample_exit"``)."""
 
-    def on_step(self, collector: Collector, block: Block, gradient: Tensor) -> None:
+    def on_step(self, collector: Collector, block: Block, gradient: Tensor) -> None:  # noqa: B027
         """The gradient of a block is complete (event ``"step"``)."""
 
 

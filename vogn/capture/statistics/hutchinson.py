@@ -43,6 +43,7 @@ def hessian_products(collector: Collector, call: LikelihoodCall, directions: Map
             direction = block.layout.unpack(directions[block.name])
             flat += [direction[name] for name in block.layout.names]
         pairs = [(g, v) for g, v in zip(gradients, flat, strict=True) if g is not None and g.requires_grad]
+        products: tuple[Tensor | None, ...]
         if pairs:
             inner = torch.stack([(g * v.to(g.dtype)).sum() for g, v in pairs]).sum()
             products = torch.autograd.grad(inner, parameters, retain_graph=True, allow_unused=True)

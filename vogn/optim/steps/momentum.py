@@ -14,8 +14,8 @@ from vogn.optim.steps.base import Step, StepContext
 class Momentum(Step):
     """``m <- b m + (1 - b) u``, returned divided by its total weight ``1 - b^t`` if ``debias``.
 
-    ``b`` is the group's ``momentum`` in [0, 1). The average carries its own weight, so a changed ``b`` or a skipped step
-    stays exactly debiased.
+    ``b`` is the group's ``momentum`` in [0, 1). The average carries its own weight, so a changed ``b`` or a skipped
+    step stays exactly debiased.
     """
 
     debias: bool = True

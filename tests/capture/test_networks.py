@@ -1,0 +1,372 @@
+"""Capture in whole networks: every statistic of every parameter against a loop over examples."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vogn import NaturalGradient
+from vogn.capture import oracle
+from vogn.capture.statistics import GGN, Empirical, MonteCarlo
+from vogn.likelihoods import Categorical
+from vogn.structures import Diagonal
+
+N = 4
+
+
+class Residual(nn.Module):
+    """In-place ReLU, in-place residual addition, grouped and circular convolutions, one layer called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.grouped = nn.Conv2d(4, 4, 3, padding="same", groups=2, padding_mode="circular")
+        self.twice = nn.Conv2d(4, 4, 1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.norm = nn.GroupNorm(2, 4)
+        self.down = nn.Conv2d(4, 3, 2, stride=2, dilation=1)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        h = self.twice(torch.tanh(self.grouped(x)))
+        h += x
+        h = self.relu(self.norm(self.twice(h)))
+        return self.head(self.down(h).flatten(1))
+
+
+class Sequence(nn.Module):
+    """Embedding with padding, Conv1d, LayerNorm, a class token and a position table as bare parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(6, 3, padding_idx=0)
+        self.token = nn.Parameter(torch.zeros(1, 1, 3))
+        self.position = nn.Parameter(torch.zeros(1, 5, 3))
+        self.mix = nn.Conv1d(5, 2, 1)
+        self.norm = nn.LayerNorm(3)
+        self.scale = nn.Parameter(torch.zeros(()))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, index):
+        x = torch.cat([self.token.expand(len(index), -1, -1), self.table(index)], 1) + self.position
+        return self.head((self.norm(torch.tanh(self.mix(x))) * (1 + self.scale)).flatten(1))
+
+
+class Tied(nn.Module):
+    """An embedding whose table is also the output layer, and a weight shared by two linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(3, 4)
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.two.weight = self.one.weight
+        self.out = nn.Linear(4, 3, bias=False)
+        self.out.weight = self.table.weight
+
+    def forward(self, index):
+        return self.out(torch.tanh(self.two(torch.tanh(self.one(self.table(index).sum(1))))))
+
+
+def frozen():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    model[0].weight.requires_grad_(False)  # bias only
+    model[2].requires_grad_(False)
+    model[4].bias.requires_grad_(False)  # weight only
+    return model
+
+
+class Volume(nn.Module):
+    """Conv3d, PReLU, instance and RMS normalisation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(1, 2, 2)
+        self.norm = nn.InstanceNorm3d(2, affine=True)
+        self.act = nn.PReLU(2)
+        self.rms = nn.RMSNorm(16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.rms(self.act(self.norm(self.conv(x))).flatten(1)))
+
+
+class Evaluated(nn.Module):
+    """Batch normalisation in evaluation mode treats examples independently."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Linear(4, 3))
+        self.body[1].eval()
+        self.body[1].running_mean += 0.3
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def indices(tools, *shape, high, seed=0):
+    return torch.randint(0, high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+NETWORKS = {
+    "residual": (Residual, lambda tools: tools.normal(N, 2, 4, 4)),
+    "sequence": (Sequence, lambda tools: indices(tools, N, 4, high=6)),
+    "tied": (Tied, lambda tools: indices(tools, N, 2, high=3)),
+    "frozen": (frozen, lambda tools: tools.normal(N, 3)),
+    "volume": (Volume, lambda tools: tools.normal(N, 1, 3, 3, 3)),
+    "batch norm evaluated": (Evaluated, lambda tools: tools.normal(N, 3)),
+}
+
+
+def make(tools, name):
+    build, inputs = NETWORKS[name]
+    return tools.fill(build()), inputs(tools), tools.labels(N, 3)
+
+
+def measure(tools, model, statistic, likelihood, x, y, **options):
+    opt = tools.watch(model, statistic, **options)
+    with opt.sampled_params():
+        likelihood(model(x), y).backward()
+    return tools.measured(opt)
+
+
+def empirical(tools, model, posterior, x, y):
+    rows = tools.block_rows(posterior, oracle.per_example_gradients(model, x, y, tools.cross_entropy))
+    return {name: r.T @ r / len(x) for name, r in rows.items()}
+
+
+@pytest.mark.parametrize("partition", ["layer", "model"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_empirical_fisher_of_every_parameter_is_exact(tools, name, partition):
+    model, x, y = make(tools, name)
+    ours, posterior = measure(tools, model, Empirical(), Categorical(), x, y, partition=partition)
+    tools.assert_blocks(ours, empirical(tools, model, posterior, x, y))
+
+
+@pytest.mark.parametrize("partition", ["layer", "model"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_exact_ggn_of_every_parameter_is_exact(tools, name, partition):
+    model, x, y = make(tools, name)
+    ours, posterior = measure(tools, model, GGN(), Categorical(), x, y, partition=partition)
+    tools.assert_blocks(ours, tools.ggn_blocks(model, posterior, x, tools.softmax_hessian, N))
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_monte_carlo_fisher_is_the_empirical_fisher_of_its_draws(tools, monkeypatch, name, draws):
+    model, x, y = make(tools, name)
+    likelihood, drawn = Categorical(), []
+
+    def sample(outputs, generator=None):
+        drawn.append(tools.labels(N, 3, seed=40 + len(drawn)))
+        return drawn[-1]
+
+    monkeypatch.setattr(likelihood, "sample", sample)
+    ours, posterior = measure(tools, model, MonteCarlo(draws), likelihood, x, y)
+    assert len(drawn) == draws
+    parts = [empirical(tools, model, posterior, x, labels) for labels in drawn]
+    tools.assert_blocks(ours, {block: sum(part[block] for part in parts) / draws for block in parts[0]})
+
+
+@pytest.mark.parametrize("statistic", ["empirical", "mc", "ggn", "hutchinson"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_passes_of_our_own_leave_the_gradients_bit_identical(tools, name, statistic):
+    model, x, y = make(tools, name)
+    Categorical()(model(x), y).backward()
+    expected = {n: p.grad.clone() for n, p in oracle.trainable(model).items()}
+    model.zero_grad()
+    opt = NaturalGradient(
+        model, Diagonal(negative="abs"), statistic, lr=0.0, weight_decay=1.0, variational=False, partition="layer"
+    )
+    with opt.sampled_params():
+        Categorical()(model(x), y).backward()
+    for n, p in model.named_parameters():
+        assert (p.grad is None) == (not p.requires_grad)
+        assert p.grad is None or torch.equal(p.grad, expected[n])
+
+
+@pytest.mark.parametrize("partition", ["layer", "parameter", "model"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_coverage_lists_every_trainable_parameter_exactly_once(tools, name, partition):
+    model, _, _ = make(tools, name)
+    opt = tools.watch(model, "ggn", partition=partition)
+    listed = [parameter for row in opt.coverage() for parameter in row["parameters"]]
+    assert sorted(listed) == sorted(oracle.trainable(model))
+    assert len({row["block"] for row in opt.coverage()}) == len(opt.coverage())
+    for row in opt.coverage():
+        assert row["bytes"] > 0 and row["statistics"] == ["ggn"] and row["structure"] == "Dense"
+
+
+class Trained(nn.Module):
+    """Batch normalisation in training mode couples the examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+        self.fc, self.last = nn.Linear(12, 4), nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu_(self.norm(self.conv(x))), 2)
+        return self.head(F.relu(self.last(self.fc(x.flatten(1)))))
+
+
+@pytest.mark.parametrize("partition", ["layer", "model"])
+def test_batch_norm_in_training_is_taken_by_row(tools, partition):
+    """The row of an example is what its own output row contributes; rows sum to the batch gradient."""
+    model, x, y = tools.fill(Trained()), tools.normal(N, 2, 4, 4), tools.labels(N, 3)
+    reference = copy.deepcopy(model)
+    rows_of = oracle.zero_tensor_gradients(reference, x, y, tools.cross_entropy)
+    ours, posterior = measure(tools, model, Empirical(), Categorical(), x, y, partition=partition)
+    rows = tools.block_rows(posterior, rows_of)
+    tools.assert_blocks(ours, {name: r.T @ r / N for name, r in rows.items()})
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(rows_of[name].sum(0) / N, p.grad)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, dict(reference.named_buffers())[name]), "no statistic runs the forward pass again"
+
+
+def test_a_branch_that_a_batch_does_not_use_counts_as_zero(tools):
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 3)
+
+        def forward(self, x, side):
+            return self.head(torch.tanh(getattr(self, side)(x)))
+
+    x, y = tools.normal(N, 3), tools.labels(N, 3)
+    for statistic in (Empirical(), GGN()):
+        for partition in ("layer", "model"):
+            model = tools.fill(Routed())
+            alone = nn.Sequential(model.left, nn.Tanh(), model.head)
+            exact, _ = measure(tools, alone, statistic, Categorical(), x, y, partition=partition)
+            model.zero_grad()
+            opt = tools.watch(model, statistic, partition=partition, initial_curvature=2.0)
+            with opt.sampled_params():
+                Categorical()(model(x, "left"), y).backward()
+            blocks, _ = tools.measured(opt)
+            if partition == "layer":
+                torch.testing.assert_close(blocks["left.weight"], exact["0.weight"])
+                torch.testing.assert_close(blocks["head.weight"], exact["2.weight"])
+                assert torch.equal(blocks["right.weight"], 2.0 * torch.eye(16).double())  # untouched
+            else:
+                joined, used = blocks["left.weight"], [k for k in range(47) if not 16 <= k < 32]
+                torch.testing.assert_close(joined[used][:, used], exact["0.weight"])
+                assert not joined[16:32].any() and not joined[:, 16:32].any()
+
+
+def test_a_layer_called_on_different_batches_counts_all_of_them(tools):
+    """Two crops per example through one encoder: eight rows of the encoder, four of the head."""
+
+    class Crops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.encoder(x)).unflatten(0, (N, 2)).sum(1))
+
+    model, x, y = tools.fill(Crops()), tools.normal(2 * N, 3), tools.labels(N, 3)
+    opt = tools.watch(model, Empirical(), partition="layer")
+    with opt.sampled_params():
+        Categorical()(model(x), y).backward()
+    blocks, posterior = tools.measured(opt)
+    head = [block for block in posterior.blocks if block.name == "head.weight"][0]
+    gradients = []
+    for n in range(N):
+        model.zero_grad()
+        hidden = torch.tanh(model.encoder(x[2 * n : 2 * n + 2])).sum(0, keepdim=True)
+        loss = F.cross_entropy(model.head(hidden), y[n : n + 1])
+        g = torch.autograd.grad(loss, [model.head.weight, model.head.bias])
+        gradients.append(head.layout.pack({"head.weight": g[0], "head.bias": g[1]}).flatten())
+    rows = torch.stack(gradients)
+    torch.testing.assert_close(blocks["head.weight"], rows.T @ rows / N)
+
+
+def test_one_block_over_layers_with_different_batches_is_refused(tools):
+    class Crops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.encoder(x)).unflatten(0, (N, 2)).sum(1))
+
+    model, x, y = tools.fill(Crops()), tools.normal(2 * N, 3), tools.labels(N, 3)
+    opt = tools.watch(model, GGN(), partition="model")
+    with pytest.raises(TypeError, match="use partition='layer'"), opt.sampled_params():
+        Categorical()(model(x), y).backward()
+
+
+def test_a_subclass_with_its_own_forward_is_measured_as_bare_parameters(tools):
+    """Its mathematics is unknown, so its rule does not apply."""
+
+    class Cosine(nn.Linear):
+        def forward(self, x):
+            return F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1), self.bias)
+
+    model, x, y = tools.fill(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), Cosine(4, 3))), tools.normal(N, 3), None
+    y = tools.labels(N, 3)
+    for statistic in (Empirical(), GGN()):
+        ours, posterior = measure(tools, model, statistic, Categorical(), x, y)
+        exact = (
+            empirical(tools, model, posterior, x, y)
+            if isinstance(statistic, Empirical)
+            else tools.ggn_blocks(model, posterior, x, tools.softmax_hessian, N)
+        )
+        tools.assert_blocks(ours, exact)
+
+
+def test_an_input_changed_in_place_after_use_is_an_error_by_name(tools):
+    """Where autograd does not need the input itself, nobody else would notice."""
+
+    class Careless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.head = nn.LayerNorm(3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            x = x * 2.0
+            out = self.norm(x)
+            with torch.no_grad():
+                x.add_(1.0)
+            return self.head(out)
+
+    model, x, y = tools.fill(Careless()), tools.normal(N, 3), tools.labels(N, 3)
+    opt = tools.watch(model, GGN(), partition="layer")
+    message = "input of layer 'norm.weight' was changed in place after the layer had used it; make the operation"
+    with pytest.raises(TypeError, match=message), opt.sampled_params():
+        Categorical()(model(x), y).backward()
+
+
+@pytest.mark.parametrize("statistic", [Empirical(), GGN(), MonteCarlo()], ids=lambda s: s.NAME)
+@pytest.mark.parametrize("partition", ["layer", "model"])
+def test_activation_checkpointing_changes_nothing(tools, monkeypatch, partition, statistic):
+    """The non-reentrant kind runs forward hooks twice; the second run is not another call."""
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(nn.Module):
+        def __init__(self, active):
+            super().__init__()
+            self.first, self.body, self.head, self.active = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 3), active
+
+        def inner(self, x):
+            return torch.tanh(self.body(torch.relu(x)))
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.head(checkpoint(self.inner, x, use_reentrant=False) if self.active else self.inner(x))
+
+    x, y = tools.normal(N, 3), tools.labels(N, 3)
+    runs = []
+    for active in (False, True):
+        model = tools.fill(Checkpointed(active))
+        opt = tools.watch(model, statistic, partition=partition)
+        for half in (slice(0, 2), slice(2, 4)):
+            with opt.sampled_params():
+                (Categorical()(model(x[half]), y[half]) / 2).backward()
+        runs.append(tools.measured(opt)[0])
+    tools.assert_blocks(*runs)

@@ -1,0 +1,76 @@
+"""What a checkpoint must agree about with the optimizer that loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vogn.capture.partition import Block
+from vogn.errors import CheckpointError
+from vogn.structures import structure_to_dict
+
+if TYPE_CHECKING:
+    from vogn.optim.base import NaturalGradient
+
+SCHEMA = 1
+
+
+def describe(optimizer: NaturalGradient) -> dict[str, Any]:
+    """What a checkpoint must agree about: schema, structure, statistics and partition."""
+    return {
+        "schema": SCHEMA,
+        "structure": structure_to_dict(optimizer.structure),
+        "statistics": [statistic.NAME for statistic in optimizer.statistics],
+        "partition": optimizer.partition,
+    }
+
+
+def check_checkpoint(optimizer: NaturalGradient, blocks: list[Block], state_dict: Mapping[str, Any]) -> None:
+    """The checkpoint was written by the same method over the same parameters.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    groups, mine = state_dict.get("param_groups"), describe(optimizer)
+    if not isinstance(groups, list) or not isinstance(state_dict.get("state"), Mapping):
+        raise CheckpointError("not an optimizer checkpoint: it needs 'state' and 'param_groups'")
+    for group, saved in zip(optimizer.param_groups, groups, strict=False):
+        theirs = saved.get("engine")
+        if theirs != mine:
+            raise CheckpointError(f"the checkpoint was written by another method: it has {theirs}, this is {mine}")
+        if saved.get("param_names") != group["param_names"]:
+            raise CheckpointError(
+                f"the checkpoint holds other parameters: {saved.get('param_names')} instead of {group['param_names']}"
+            )
+    if len(groups) != len(optimizer.param_groups):
+        raise CheckpointError(
+            f"the checkpoint does not fit this optimizer: it has {len(groups)} parameter groups, this has "
+            f"{len(optimizer.param_groups)}"
+        )
+    keys = {
+        parameter: key
+        for group, saved in zip(optimizer.param_groups, groups, strict=True)
+        for parameter, key in zip(group["params"], saved["params"], strict=True)
+    }
+    for block in blocks:
+        _check_block(block, state_dict["state"].get(keys[block.parameters[0]]))
+
+
+def _check_block(block: Block, entry: Any) -> None:
+    """The saved curvature of a block has the tensors that its structure has here."""
+    if entry is None:
+        return
+    if not (isinstance(entry, Mapping) and {"curvature", "memory"} <= entry.keys()):
+        raise CheckpointError(
+            f"the checkpoint is damaged: the state of block {block.name!r} has no curvature or memory"
+        )
+    here = block.structure.init(block.layout.block_shape, initial=0.0, dtype=torch.float32, device="meta")
+    mine = {key: tuple(tensor.shape) for key, tensor in here.items()}
+    theirs = {key: tuple(tensor.shape) for key, tensor in entry["curvature"].items()}
+    if mine != theirs:
+        raise CheckpointError(
+            f"the checkpoint does not fit this model: the curvature of block {block.name!r} has shapes {theirs}, here "
+            f"{mine}"
+        )
