@@ -40,8 +40,11 @@ lint: $(VENV)/.installed-dev  ## ruff
 types: $(VENV)/.installed-dev  ## mypy
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-bench  ## list the benchmarks; run one with `.venv/bin/python benchmarks/NAME.py`
-	@ls benchmarks/*.py
+bench: $(VENV)/.installed-bench  ## compare IVON with ivon-opt, finish the quick studies, print all tables
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.ivon_parity
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.regression_coverage run --jobs $(WORKERS)
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.classification run --data digits --methods vogn,vogn-det,adamw --jobs $(WORKERS)
+	for data in mnist cifar10; do $(ONE_THREAD) $(BIN)/python -m benchmarks.classification report --data $$data; done
 
 clean:  ## remove the environment and the caches
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

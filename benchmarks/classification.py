@@ -136,9 +136,7 @@ _VOGN = grid(
     {"prior": 300.0},
     {"temperature": 0.003},
 )
-_KRON = grid(
-    {"lr": 0.1, "prior": 100.0, "temperature": 0.01}, {}, {"prior": 10.0}, {"temperature": 0.001}, {"lr": 0.3}
-)
+_KRON = grid({"lr": 0.1, "prior": 100.0, "temperature": 0.01}, {}, {"prior": 10.0}, {"temperature": 0.001}, {"lr": 0.3})
 _IVON = grid(
     {"lr": 2.0, "prior": 10.0, "temperature": 0.1, "initial_curvature": 0.3},
     {},
@@ -146,12 +144,8 @@ _IVON = grid(
     {"temperature": 0.01, "initial_curvature": 0.1},
     {"lr": 1.0, "temperature": 0.01, "initial_curvature": 0.1},
 )
-_DECAY = grid(
-    {"weight_decay": 5e-4}, {"lr": 0.1}, {"lr": 0.03}, {"lr": 0.1, "weight_decay": 5e-3}, {"lr": 0.3}
-)
-_ADAMW = grid(
-    {"weight_decay": 1e-2}, {"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-3, "weight_decay": 1e-1}
-)
+_DECAY = grid({"weight_decay": 5e-4}, {"lr": 0.1}, {"lr": 0.03}, {"lr": 0.1, "weight_decay": 5e-3}, {"lr": 0.3})
+_ADAMW = grid({"weight_decay": 1e-2}, {"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-3, "weight_decay": 1e-1})
 ROWS: dict[str, Row] = {
     "vogn": Row(_natural("vogn", True, **EVERY), _VOGN, samples=True),
     "vogn-det": Row(_natural("vogn", False, **EVERY), _VOGN),
@@ -266,7 +260,9 @@ def train(
 
 
 @torch.no_grad()
-def predictions(row: Row, model: nn.Module, optimizer: Any, x: Tensor, samples: int, train_x: Tensor) -> dict[str, Tensor]:
+def predictions(
+    row: Row, model: nn.Module, optimizer: Any, x: Tensor, samples: int, train_x: Tensor
+) -> dict[str, Tensor]:
     """Class probabilities at the mean and, for methods that sample, of the posterior predictive.
 
     Batch norm statistics: the running ones for methods without weight noise, computed anew from training images for
@@ -297,9 +293,7 @@ def predictions(row: Row, model: nn.Module, optimizer: Any, x: Tensor, samples: 
 
 def measure(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     """Accuracy, NLL, Brier score and ECE."""
-    return {
-        name: float(getattr(metrics, name)(probabilities, labels)) for name in ("accuracy", "nll", "brier", "ece")
-    }
+    return {name: float(getattr(metrics, name)(probabilities, labels)) for name in ("accuracy", "nll", "brier", "ece")}
 
 
 def run_cell(arguments: argparse.Namespace) -> None:
@@ -479,18 +473,20 @@ def report(arguments: argparse.Namespace) -> None:
     if not lines:
         sys.exit(f"no finished cells in {root}; run the study first")
     write_cell(root / "summary.json", {"lines": lines, "environment": environment()})
-    print("| method | epochs | CPU s | accuracy % | NLL | ECE | NLL minus AdamW (95 % bootstrap) | accuracy minus AdamW |")
-    print("|---|---|---|---|---|---|---|---|")
+    titles = ["method", "epochs", "CPU s", "accuracy %", "NLL", "ECE"]
+    titles += ["NLL minus AdamW (95 % bootstrap)", "points minus AdamW"]
+    print("| " + " | ".join(titles) + " |")
+    print("|" + "---|" * len(titles))
     for line in lines:
         kind = "posterior" if "posterior nll" in line else "mean"
         accuracy, nll, ece = (line[f"{kind} {metric}"] for metric in ("accuracy", "nll", "ece"))
         versus, points = line.get("minus adamw nll"), line.get("minus adamw accuracy")
-        print(
-            f"| {line['method']} | {line['epochs']:.0f} | {line['cpu_seconds']:.0f} "
-            f"| {100 * accuracy[0]:.2f} ± {100 * accuracy[1]:.2f} | {nll[0]:.4f} ± {nll[1]:.4f} | {ece[0]:.4f} ± {ece[1]:.4f} "
-            + (f"| {versus[0]:+.4f} ± {versus[1]:.4f} [{versus[2]:+.4f}, {versus[3]:+.4f}] " if versus else "| ")
-            + (f"| {100 * points[0]:+.2f} ± {100 * points[1]:.2f} |" if points else "| |")
-        )
+        texts = [line["method"], f"{line['epochs']:.0f}", f"{line['cpu_seconds']:.0f}"]
+        texts.append(f"{100 * accuracy[0]:.2f} ± {100 * accuracy[1]:.2f}")
+        texts += [f"{value:.4f} ± {error:.4f}" for value, error in (nll, ece)]
+        texts.append(f"{versus[0]:+.4f} ± {versus[1]:.4f} [{versus[2]:+.4f}, {versus[3]:+.4f}]" if versus else "")
+        texts.append(f"{100 * points[0]:+.2f} ± {100 * points[1]:.2f}" if points else "")
+        print("| " + " | ".join(texts) + " |")
 
 
 def main() -> int:
@@ -503,7 +499,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=0, help="number of seeds or folds; 0 takes the study's")
-    parser.add_argument("--budget-minutes", type=float, default=0.0, help="start no cell after this long; 0 for no limit")
+    parser.add_argument("--budget-minutes", type=float, default=0.0, help="start no cell after this; 0 for no limit")
     parser.add_argument("--methods", default="", help="comma-separated subset of the rows")
     parser.add_argument("--method", choices=list(ROWS))
     parser.add_argument("--configuration", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Do credible intervals of a linear regression cover the true coefficients at their nominal rate, with default settings?
+"""Do credible intervals of a linear regression cover the coefficients at their nominal rate, with default settings?
 
 The simulation that IVON's users began with: 1000 observations, 12 standard normal covariates, coefficients uniform in
 [1, 5], intercept 5, noise with standard deviation 2. Every method is used with its defaults and ess = n; only the

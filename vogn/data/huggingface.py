@@ -72,9 +72,7 @@ def _is_colour(part: Any, column: str) -> bool:
     return mode not in ("1", "L", "I", "I;16", "F", "LA")
 
 
-def _arrays(
-    part: Any, columns: tuple[str, str], name: str, image_size: int | None, colour: bool
-) -> LabelledArrays:
+def _arrays(part: Any, columns: tuple[str, str], name: str, image_size: int | None, colour: bool) -> LabelledArrays:
     inputs, labels = columns
     if len(part) == 0:
         raise DataError(f"{name} holds no examples")

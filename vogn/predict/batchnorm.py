@@ -25,11 +25,11 @@ def update_batchnorm(
 ) -> None:
     """Recompute the running statistics of all batch norm layers, in place.
 
-    Training tracks running statistics under sampled weights, and prediction uses them for every weight sample unless it
-    is given ``calibration`` inputs. Call this to have them belong to other weights instead: the mean, or an average over samples. They become
-    the plain average over all batches (batches count equally, whatever their size). Only batch norm layers run in
-    training mode, so dropout is off as in prediction. Momenta and training flags are restored; if anything raises, the
-    old statistics too. Layers without running statistics are left alone.
+    Training tracks running statistics under sampled weights, and prediction uses them for every weight sample unless
+    it is given ``calibration`` inputs. Call this to have them belong to other weights instead: the mean, or an average
+    over samples. They become the plain average over all batches (batches count equally, whatever their size). Only
+    batch norm layers run in training mode, so dropout is off as in prediction. Momenta and training flags are restored;
+    if anything raises, the old statistics too. Layers without running statistics are left alone.
 
     Args:
         model: the model.

@@ -97,7 +97,7 @@ def recompute_statistics(
 ) -> None:
     """Fill the running statistics in ``buffers`` with the plain average over ``batches`` under ``weights``."""
     layers = batchnorm_layers(model)
-    for name, layer in layers.items():
+    for name in layers:
         for key, start in (("running_mean", 0.0), ("running_var", 1.0), ("num_batches_tracked", 0)):
             buffers[f"{name}.{key}" if name else key].fill_(start)
     device = device_of(model)

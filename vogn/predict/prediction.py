@@ -34,8 +34,8 @@ def predict(
     The model runs in evaluation mode with the posterior's weights in place of its own. A network with batch norm is a
     function of its weights *and* its statistics: with ``calibration`` the statistics are computed anew for every weight
     sample, from these inputs; without it all samples share the running statistics, which fit none of them exactly and
-    make the averaged prediction too uncertain. Afterwards training flags, parameters, buffers, torch's random states and the gradient mode are as they were, also after an
-    exception.
+    make the averaged prediction too uncertain. Afterwards training flags, parameters, buffers, torch's random states
+    and the gradient mode are as they were, also after an exception.
 
     Args:
         model: returns a tensor ``(N, ..., K)``; parameters that the posterior does not name are used as they are.
