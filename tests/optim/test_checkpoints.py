@@ -9,6 +9,7 @@ from torch import nn
 
 from vogn import IVON, KFAC, METHODS, SLANG, VOGN, NaturalGradient, VAdam
 from vogn.errors import CheckpointError
+from vogn.likelihoods import Categorical
 from vogn.structures import Diagonal, Kronecker
 
 ALL = sorted(METHODS)
@@ -104,18 +105,15 @@ def test_saving_does_not_disturb_the_run_and_a_saved_state_does_not_move_with_it
 def test_curvature_of_half_precision_parameters_stays_in_single_precision(tools, method):
     """torch casts loaded state to the dtype of the parameter; that would round the curvature to eight bits."""
     model = tools.network(dtype=torch.bfloat16)
-    x, y = tools.batch()
+    likelihood = Categorical()
 
     def step(opt, model, seed):
         x, y = tools.batch(seed=seed)
         opt.zero_grad()
         with opt.sampled_params():
-            METHOD_LOSS(model(x.bfloat16()), y).backward()
+            likelihood(model(x.bfloat16()), y).backward()
         opt.step()
 
-    from vogn.likelihoods import Categorical
-
-    METHOD_LOSS = Categorical()
     opt = tools.build(method, model, initial_curvature=1.0)
     for seed in range(2):
         step(opt, model, seed)
@@ -124,9 +122,10 @@ def test_curvature_of_half_precision_parameters_stays_in_single_precision(tools,
     resumed = tools.build(method, other, initial_curvature=1.0)
     other.load_state_dict(saved["model"])
     resumed.load_state_dict(saved["opt"])
+    leaves = [leaf for state in resumed.state.values() for leaf in state["curvature"].values()]
+    assert {leaf.dtype for leaf in leaves} == {torch.float32}
+    assert any(not torch.equal(leaf, leaf.bfloat16().float()) for leaf in leaves), "eight bits would not do"
     for state in resumed.state.values():
-        for leaf in state["curvature"].values():
-            assert leaf.dtype == torch.float32 and not torch.equal(leaf, leaf.bfloat16().float()) or leaf.numel() < 40
         assert state["memory"]["observations"].dtype == torch.int64
         assert state["memory"]["curvature_weight"].dtype == torch.float64
     for seed in range(2, 5):
