@@ -261,19 +261,10 @@ def test_a_copy_of_the_model_is_never_observed(tools, method, when):
 
 
 def test_two_optimizers_may_watch_one_model(tools):
-    """Each owns half of the parameters; both see the same pass."""
+    """Each owns one layer, given as a module of its own; both see the same pass."""
     torch.manual_seed(0)
     model = tools.network()
-    first, last = model[0], model[2]
-    first.requires_grad_(True)
-    opts = []
-    for owned, frozen in ((first, last), (last, first)):
-        frozen.requires_grad_(False)
-        opts.append(tools.build("vogn", model, variational=False))
-        assert [p for row in opts[-1].coverage() for p in row["parameters"]] == [
-            f"{0 if owned is first else 2}.{k}" for k in ("weight", "bias")
-        ]
-        frozen.requires_grad_(True)
+    opts = [tools.build("vogn", layer, variational=False) for layer in (model[0], model[2])]
     for step in range(3):
         x, y = tools.batch(seed=step)
         for opt in opts:

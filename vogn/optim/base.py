@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -13,20 +12,19 @@ from torch import Tensor, nn
 
 from vogn.announcement import LikelihoodCall
 from vogn.capture.collector import Collector, SampleContext
-from vogn.capture.partition import Block, Partition, partition
+from vogn.capture.partition import Block, Partition
 from vogn.capture.statistics import Statistic, make_statistic
-from vogn.errors import CheckpointError, MissingCurvatureError, UnsupportedObservationError
+from vogn.errors import CheckpointError, MissingCurvatureError
+from vogn.optim.blocks import BlockTable
 from vogn.optim.checkpoints import check_checkpoint, describe
 from vogn.optim.checks import check_combination, check_group
+from vogn.optim.evidence import REMEDY, EvidenceCheck, anneal, update_curvature
 from vogn.optim.functional import check_finite, displacement, natural_gradient_step
 from vogn.optim.groups import NormPolicy, build_groups
 from vogn.optim.steps import BlockView, Momentum, Prior, Solve, Step, StepContext
 from vogn.posterior import GaussianPosterior, PosteriorBlock
 from vogn.structures import Diagonal
 from vogn.structures.base import Structure
-from vogn.types import Observation, State
-
-REMEDY = "run forward and backward inside `with opt.sampled_params():`"
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -141,7 +139,8 @@ class NaturalGradient(torch.optim.Optimizer):
         self._saved: list[tuple[Tensor, Tensor]] | None = None
         self._contexts = 0
         self._in_closure = False
-        self._warned: set[str] = set()
+        self._table: BlockTable | None = None
+        self._evidence = EvidenceCheck(self.statistics)
         super().__init__(build_groups(params, norms, groups), defaults)
 
     # ------------------------------------------------------------------ blocks
@@ -164,78 +163,39 @@ class NaturalGradient(torch.optim.Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
-        self._collector = None
+        self._forget_blocks()
 
-    def _build(self) -> Collector:
-        """Blocks and collector of the current groups."""
-        if self._collector is not None:
-            return self._collector
-        self._blocks: list[tuple[Block, dict[str, Any]]] = []
-        for group in self.param_groups:
-            tracked = [(n, p) for n, p in zip(group["param_names"], group["params"], strict=True) if p.requires_grad]
-            blocks = partition(
-                self._model, tracked, structure=self.structure, fallback=self.fallback, kind=self.partition
-            )
-            self._blocks += [(block, group) for block in blocks]
+    def _build(self) -> tuple[BlockTable, Collector]:
+        """Blocks and collector of the current groups; made anew when groups are added or parameters unfrozen."""
+        if self._table is not None and self._collector is not None and not self._table.outdated():
+            return self._table, self._collector
+        old, self._collector = self._table, None
+        table = self._table = BlockTable(
+            self._model,
+            self.param_groups,
+            self.state,
+            structure=self.structure,
+            fallback=self.fallback,
+            kind=self.partition,
+            tracked=frozenset() if old is None else old.tracked,
+        )
+        if old is not None:
+            table.forget_changed(old)
         self._collector = Collector(
-            [block for block, _ in self._blocks],
+            table.blocks,
             self.statistics,
-            state_of=lambda block: self._state_of(block)["curvature"],
-            gradient_of=self._gradient_of,
+            state_of=lambda block: table.state(block)["curvature"],
+            gradient_of=table.gradient,
             loss_reduction=self.loss_reduction,
             loss_scale=lambda: 1.0 if self.grad_scaler is None else float(self.grad_scaler.get_scale()),
         )
-        return self._collector
-
-    def _group_of(self, block: Block) -> dict[str, Any]:
-        return next(group for other, group in self._blocks if other is block)
-
-    def _state_of(self, block: Block) -> dict[str, Any]:
-        """``{"curvature": ..., "memory": ...}``, kept under the block's first parameter."""
-        state = self.state[block.parameters[0]]
-        if "curvature" not in state:
-            initial = self._group_of(block)["initial_curvature"]
-            state["curvature"] = block.structure.init(
-                block.layout.block_shape,
-                initial=0.0 if initial == "first_batch" else float(initial),
-                dtype=Collector.dtype_of(block),
-                device=block.parameters[0].device,
-            )
-            weight = 0.0 if initial == "first_batch" or not initial else 1.0
-            state["memory"] = {
-                "observations": torch.zeros((), dtype=torch.int64),
-                "curvature_weight": torch.tensor(weight, dtype=torch.float64),
-            }
-        return state
-
-    def _gradient_of(self, block: Block) -> Tensor:
-        """The packed ``.grad`` of a block; a parameter without one counts as zero."""
-        named = {}
-        for name, parameter in zip(block.layout.names, block.parameters, strict=True):
-            grad = parameter.grad
-            if grad is not None and grad.is_sparse:
-                raise UnsupportedObservationError(f"parameter {name!r} has a sparse gradient; use a dense one")
-            named[name] = torch.zeros_like(parameter) if grad is None else grad.detach()
-        return block.layout.pack(named).to(Collector.dtype_of(block))
+        return table, self._collector
 
     def coverage(self) -> list[dict[str, Any]]:
         """One line per block: parameters, shape, structure, statistics, sampled or not, bytes of curvature, and why a
         fallback is used (``note``). Every trainable parameter appears exactly once."""
-        self._build()
-        return [
-            {
-                "block": block.name,
-                "parameters": list(block.layout.names),
-                "shape": block.layout.block_shape,
-                "structure": type(block.structure).__name__,
-                "statistics": [statistic.NAME for statistic in self.statistics],
-                "per_example": "own pass" if block.has_bare else "layer rule",
-                "sampled": bool(group["sampled"]),
-                "bytes": block.structure.bytes_per_block(block.layout.block_shape),
-                "note": block.note,
-            }
-            for block, group in self._blocks
-        ]
+        table, _ = self._build()
+        return table.coverage([statistic.NAME for statistic in self.statistics])
 
     # ------------------------------------------------------------------ sampled contexts
 
@@ -263,18 +223,17 @@ class NaturalGradient(torch.optim.Optimizer):
         """
         if self._saved is not None:
             raise RuntimeError("sampled_params() is already active; contexts cannot be nested")
-        collector = self._build()
+        table, collector = self._build()
         drawn: dict[str, Tensor] = {}
-        for block, group in self._blocks:
+        for block, group in table:
             if not (group["variational"] and group["sampled"]):
                 continue
             check_group(self, group)
-            state = self._state_of(block)
-            if not state["memory"]["observations"] and not float(state["memory"]["curvature_weight"]):
+            if not table.known(block):
                 continue  # no evidence yet: never a draw from the bare prior
             drawn[block.name] = displacement(
                 block.structure,
-                state["curvature"],
+                table.state(block)["curvature"],
                 block.layout.block_shape,
                 ess=group["ess"],
                 shift=group["weight_decay"],
@@ -291,26 +250,22 @@ class NaturalGradient(torch.optim.Optimizer):
             step=self.param_groups[0]["steps_done"],
             sample=self._contexts,
             displacement=drawn,
-            ess={block.name: group["ess"] for block, group in self._blocks},
-            shift={block.name: group["weight_decay"] for block, group in self._blocks},
+            ess={block.name: group["ess"] for block, group in table},
+            shift={block.name: group["weight_decay"] for block, group in table},
         )
+        due = any(table.due(block, "observe_every") for block in table.blocks)
         self._saved = []
-        for block, _ in self._blocks:
-            if block.name in drawn:
-                offsets = block.layout.unpack(drawn[block.name])
-                for name, parameter in zip(block.layout.names, block.parameters, strict=True):
+        for block in table.blocks:
+            offsets = block.layout.unpack(drawn[block.name]) if block.name in drawn else {}
+            for name, parameter in zip(block.layout.names, block.parameters, strict=True):
+                if name in offsets and parameter.requires_grad:
                     self._saved.append((parameter, parameter.detach().clone()))
                     parameter.copy_(parameter + offsets[name])
-        due = [self._due(block, group, "observe_every") for block, group in self._blocks]
         try:
-            collector.begin(context, active=any(due))
+            collector.begin(context, active=due)
         except BaseException:
             self.restore_(completed=False)
             raise
-
-    def _due(self, block: Block, group: Mapping[str, Any], key: str) -> bool:
-        fresh = not self._state_of(block)["memory"]["observations"]
-        return fresh or group["steps_done"] % group[key] == 0
 
     @torch.no_grad()
     def restore_(self, *, completed: bool = True) -> None:
@@ -401,38 +356,32 @@ class NaturalGradient(torch.optim.Optimizer):
         return loss
 
     def _update(self) -> None:
-        collector = self._build()
+        table, collector = self._build()
         taking_part = []
-        for block, group in self._blocks:
-            self._state_of(block)
+        for block, group in table:
+            table.state(block)
             if any(parameter.grad is not None for parameter in block.parameters):
-                taking_part.append((block, group, self._mean_gradient(block, group)))
-        if not self._has_evidence(taking_part):
+                taking_part.append((block, group, self._mean_gradient(table, collector, block, group)))
+        if not self._evidence.may_step(table, collector, taking_part):
             return
-        for block, group, gradient in taking_part:
-            for statistic in self.statistics if self._due(block, group, "observe_every") else ():
+        for block, _, gradient in taking_part:
+            for statistic in self.statistics if table.due(block, "observe_every") else ():
                 statistic.on_step(collector, block, gradient)
         observations = [collector.finish(block, self._samples(group)) for block, group, _ in taking_part]
         for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
             check_finite(block.name, gradient, observation)
-            self._warn_if_unobserved(block, group, observation, gradient)
+            self._evidence.check_block(table, block, group, observation, gradient)
         views, rates = [], []
         for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
-            self._update_curvature(block, group, observation)
-            state = self._state_of(block)
-            mean = block.layout.pack(
-                {name: parameter.detach() for name, parameter in zip(block.layout.names, block.parameters, strict=True)}
-            ).to(Collector.dtype_of(block))
+            update_curvature(table, block, group, observation)
+            state, mean = table.state(block), table.mean(block)
             views.append(
                 BlockView(block.name, block.structure, state["curvature"], state["memory"], group, mean, gradient)
             )
-            rates.append(float(group["lr"]) / self._anneal(group))
+            rates.append(float(group["lr"]) / anneal(group))
         context = StepContext(views, self.param_groups[0]["steps_done"])
         for (block, _, _), mean in zip(taking_part, natural_gradient_step(context, self.chain, rates), strict=True):
-            values = block.layout.unpack(mean)
-            for name, parameter in zip(block.layout.names, block.parameters, strict=True):
-                if parameter.grad is not None:
-                    parameter.copy_(values[name])
+            table.write(block, mean)
         for group in self.param_groups:
             group["steps_done"] += 1
         collector.clear()
@@ -448,80 +397,14 @@ class NaturalGradient(torch.optim.Optimizer):
             )
         return samples if self._contexts else 1
 
-    def _mean_gradient(self, block: Block, group: Mapping[str, Any]) -> Tensor:
-        assert self._collector is not None
-        gradient = self._gradient_of(block)
+    def _mean_gradient(self, table: BlockTable, collector: Collector, block: Block, group: Mapping[str, Any]) -> Tensor:
+        gradient = table.gradient(block)
         divisor = float(self._samples(group))
         if self.loss_reduction == "sum":
-            count = self._collector.loss_terms(block)
-            self._collector.require_count(count)
+            count = collector.loss_terms(block)
+            collector.require_count(count)
             divisor = float(count)
         return gradient / divisor if divisor != 1.0 else gradient
-
-    def _has_evidence(self, taking_part: Sequence[tuple[Block, dict[str, Any], Tensor]]) -> bool:
-        """Whether this step may run; ``False`` for a harmless step without gradients.
-
-        Raises:
-            MissingCurvatureError: see :meth:`step`.
-        """
-        assert self._collector is not None
-        if not self._collector.empty or all("step" in statistic.WHEN for statistic in self.statistics):
-            return bool(taking_part)
-        moving = [block for block, _, gradient in taking_part if bool(gradient.any())]
-        if not moving:
-            return False
-        if not any(self._state_of(block)["memory"]["observations"] for block, _ in self._blocks):
-            hint = ""
-            if any(statistic.NEEDS_LIKELIHOOD or statistic.NAME == "price" for statistic in self.statistics):
-                hint = " and compute the loss with one of vogn.likelihoods (or call opt.observe(outputs, likelihood))"
-            raise MissingCurvatureError(
-                f"block {moving[0].name!r} has a gradient but its curvature has never been observed: {REMEDY}{hint}"
-            )
-        due = any(self._due(block, group, "observe_every") for block, group, _ in taking_part)
-        if due and "stale" not in self._warned:
-            self._warned.add("stale")
-            warnings.warn(f"this step observed no curvature and uses the old one: {REMEDY}", stacklevel=4)
-        return True
-
-    def _warn_if_unobserved(
-        self, block: Block, group: Mapping[str, Any], observation: Observation, gradient: Tensor
-    ) -> None:
-        memory = self._state_of(block)["memory"]
-        if observation or memory["observations"] or not bool(gradient.any()):
-            return
-        if not float(memory["curvature_weight"]):
-            raise MissingCurvatureError(
-                f"block {block.name!r} has a gradient but the statistic {[s.NAME for s in self.statistics]} saw "
-                "nothing of it: its layer is used without calling its forward, or the loss was computed without one of "
-                "vogn.likelihoods; use one, or give the block a curvature with initial_curvature=1.0"
-            )
-        if block.name not in self._warned and group["sampled"]:
-            self._warned.add(block.name)
-            warnings.warn(f"block {block.name!r} keeps its initial curvature: no statistic has seen it", stacklevel=5)
-
-    def _update_curvature(self, block: Block, group: Mapping[str, Any], observation: Observation) -> None:
-        state = self._state_of(block)
-        memory = state["memory"]
-        first = not memory["observations"]
-        if observation:
-            decay = float(group["curvature_decay"])
-            weight = (1.0 - decay) / self._anneal(group)
-            decay = 1.0 - weight if group["anneal_power"] is not None else decay
-            if first and group["initial_curvature"] == "first_batch":
-                decay, weight = 0.0, 1.0
-            state["curvature"] = block.structure.update(
-                state["curvature"], observation, decay=decay, weight=weight, shift=float(group["weight_decay"])
-            )
-            memory["observations"] += 1
-            memory["curvature_weight"].mul_(decay).add_(weight)
-        if first or group["steps_done"] % group["refresh_every"] == 0:
-            state["curvature"] = block.structure.refresh(state["curvature"])
-
-    @staticmethod
-    def _anneal(group: Mapping[str, Any]) -> float:
-        """``1 + t^p``: the divisor of both step sizes, with ``t`` starting at 1."""
-        power = group["anneal_power"]
-        return 1.0 if power is None else 1.0 + (group["steps_done"] + 1.0) ** power
 
     # ------------------------------------------------------------------ posterior and checkpoints
 
@@ -537,14 +420,12 @@ class NaturalGradient(torch.optim.Optimizer):
             ValueError: if ``ess`` is missing.
         """
         self._require_mean("posterior()")
-        self._build()
+        table, _ = self._build()
         blocks: list[PosteriorBlock] = []
         means: dict[str, Tensor] = {}
-        for block, group in self._blocks:
-            state = self._state_of(block)
+        for block, group in table:
             means |= dict(zip(block.layout.names, (p.detach() for p in block.parameters), strict=True))
-            known = bool(state["memory"]["observations"]) or bool(float(state["memory"]["curvature_weight"]))
-            if group["sampled"] and not known:
+            if group["sampled"] and not table.known(block):
                 raise MissingCurvatureError(f"block {block.name!r} has no curvature yet: {REMEDY}, then opt.step()")
             if group["sampled"] and group["ess"] is None:
                 raise ValueError("a posterior needs the effective sample size: set ess=len(train_set)")
@@ -553,7 +434,7 @@ class NaturalGradient(torch.optim.Optimizer):
                     name=block.name,
                     layout=block.layout,
                     structure=block.structure,
-                    state=state["curvature"],
+                    state=table.state(block)["curvature"],
                     shift=float(group["weight_decay"]),
                     ess=float(group["ess"] or math.inf),
                     sampled=bool(group["sampled"]),
@@ -585,28 +466,22 @@ class NaturalGradient(torch.optim.Optimizer):
             CheckpointError: if the checkpoint belongs to another structure, statistic or set of parameters.
         """
         self._require_mean("load_state_dict()")
-        self._build()
-        check_checkpoint(self, [block for block, _ in self._blocks], state_dict)
+        table, _ = self._build()
+        check_checkpoint(self, table.blocks, state_dict)
         try:
             super().load_state_dict(state_dict)
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"the checkpoint does not fit this optimizer: {error}") from error
-        self._restore_dtypes(state_dict)
+        self._forget_blocks()
+        table, _ = self._build()
+        table.restore_dtypes(state_dict)
         self.seed = next((int(group["seed"]) for group in self.param_groups), self.seed)
-        self._collector = None
         self._contexts = 0
 
-    def _restore_dtypes(self, state_dict: Mapping[str, Any]) -> None:
-        """Undo the cast of every state tensor to its parameter's dtype."""
-        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            for parameter, key in zip(group["params"], saved["params"], strict=True):
-                entry = state_dict["state"].get(key)
-                if entry is None:
-                    continue
-                curvature: State = {
-                    name: tensor.detach().to(parameter.device, copy=True) for name, tensor in entry["curvature"].items()
-                }
-                memory = {name: tensor.detach().clone() for name, tensor in entry["memory"].items()}
-                if "momentum" in memory:
-                    memory["momentum"] = memory["momentum"].to(parameter.device)
-                self.state[parameter] = {"curvature": curvature, "memory": memory}
+    def _forget_blocks(self) -> None:
+        self._table, self._collector = None, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but hooks and caches, so that ``copy.deepcopy`` of a model together with its optimizer works."""
+        self._require_mean("a copy")
+        return self.__dict__ | {"_table": None, "_collector": None}

@@ -1,0 +1,158 @@
+"""The blocks of an optimizer: which parameters they hold, their state, and their tensors as block vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vogn.capture.collector import Collector
+from vogn.capture.partition import Block, Partition, partition
+from vogn.errors import UnsupportedObservationError
+from vogn.structures.base import Structure
+
+Group = dict[str, Any]
+
+
+class BlockTable:
+    """Blocks with their param groups and states.
+
+    Args:
+        model: where layers are found; ``None`` for bare parameters.
+        groups: the optimizer's param groups.
+        state: the optimizer's state by parameter; a block's is kept under its first parameter.
+        structure, fallback, kind: see :func:`vogn.capture.partition.partition`.
+        tracked: parameters that were tracked before and stay so although they are frozen now.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        groups: Iterable[Group],
+        state: MutableMapping[Any, Any],
+        *,
+        structure: Structure,
+        fallback: Structure,
+        kind: Partition,
+        tracked: frozenset[Tensor] = frozenset(),
+    ) -> None:
+        self._state = state
+        self._groups = list(groups)
+        self.items: list[tuple[Block, Group]] = []
+        for group in self._groups:
+            wanted = [
+                (name, parameter)
+                for name, parameter in zip(group["param_names"], group["params"], strict=True)
+                if parameter.requires_grad or parameter in tracked
+            ]
+            blocks = partition(model, wanted, structure=structure, fallback=fallback, kind=kind)
+            self.items += [(block, group) for block in blocks]
+        self._group_of = {block: group for block, group in self.items}
+        self.tracked = frozenset(parameter for block in self.blocks for parameter in block.parameters)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks."""
+        return [block for block, _ in self.items]
+
+    def __iter__(self) -> Iterator[tuple[Block, Group]]:
+        return iter(self.items)
+
+    def outdated(self) -> bool:
+        """Whether a parameter has been unfrozen since the table was made."""
+        return any(p.requires_grad and p not in self.tracked for group in self._groups for p in group["params"])
+
+    def forget_changed(self, old: BlockTable) -> None:
+        """Drop the states of blocks that hold other parameters than in ``old``: their curvature starts anew."""
+        names = {block.parameters[0]: block.layout.names for block in old.blocks}
+        for block in self.blocks:
+            if names.get(block.parameters[0], block.layout.names) != block.layout.names:
+                self._state.pop(block.parameters[0], None)
+
+    def state(self, block: Block) -> dict[str, Any]:
+        """``{"curvature": ..., "memory": ...}``, made at first use."""
+        state = self._state[block.parameters[0]]
+        if "curvature" not in state:
+            initial = self._group_of[block]["initial_curvature"]
+            start = 0.0 if initial == "first_batch" else float(initial)
+            state["curvature"] = block.structure.init(
+                block.layout.block_shape,
+                initial=start,
+                dtype=Collector.dtype_of(block),
+                device=block.parameters[0].device,
+            )
+            state["memory"] = {
+                "observations": torch.zeros((), dtype=torch.int64),
+                "curvature_weight": torch.tensor(float(start > 0.0), dtype=torch.float64),
+            }
+        return state
+
+    def known(self, block: Block) -> bool:
+        """Whether the block's curvature is more than nothing: it has been observed, or given a start."""
+        memory = self.state(block)["memory"]
+        return bool(memory["observations"]) or float(memory["curvature_weight"]) > 0.0
+
+    def due(self, block: Block, every: str) -> bool:
+        """Whether this step is one of the group's ``every`` (``"observe_every"``); always before the first evidence."""
+        group = self._group_of[block]
+        return not self.state(block)["memory"]["observations"] or group["steps_done"] % group[every] == 0
+
+    def gradient(self, block: Block) -> Tensor:
+        """The packed ``.grad``; a parameter without one counts as zero.
+
+        Raises:
+            UnsupportedObservationError: for a sparse gradient.
+        """
+        named = {}
+        for name, parameter in zip(block.layout.names, block.parameters, strict=True):
+            grad = parameter.grad
+            if grad is not None and grad.is_sparse:
+                raise UnsupportedObservationError(f"parameter {name!r} has a sparse gradient; use a dense one")
+            named[name] = torch.zeros_like(parameter) if grad is None else grad.detach()
+        return block.layout.pack(named).to(Collector.dtype_of(block))
+
+    def mean(self, block: Block) -> Tensor:
+        """The packed parameters."""
+        named = {n: p.detach() for n, p in zip(block.layout.names, block.parameters, strict=True)}
+        return block.layout.pack(named).to(Collector.dtype_of(block))
+
+    def write(self, block: Block, mean: Tensor) -> None:
+        """Put a block vector into the parameters that have a gradient."""
+        values = block.layout.unpack(mean)
+        for name, parameter in zip(block.layout.names, block.parameters, strict=True):
+            if parameter.grad is not None:
+                parameter.copy_(values[name])
+
+    def restore_dtypes(self, saved: Mapping[str, Any]) -> None:
+        """Undo ``load_state_dict``'s cast of every state tensor to its parameter's dtype."""
+        for group, saved_group in zip(self._groups, saved["param_groups"], strict=True):
+            for parameter, key in zip(group["params"], saved_group["params"], strict=True):
+                entry = saved["state"].get(key)
+                if entry is None:
+                    continue
+                curvature = {
+                    name: tensor.detach().to(parameter.device, copy=True) for name, tensor in entry["curvature"].items()
+                }
+                memory = {name: tensor.detach().clone() for name, tensor in entry["memory"].items()}
+                if "momentum" in memory:
+                    memory["momentum"] = memory["momentum"].to(parameter.device)
+                self._state[parameter] = {"curvature": curvature, "memory": memory}
+
+    def coverage(self, statistics: list[str]) -> list[dict[str, Any]]:
+        """One line per block; see :meth:`vogn.NaturalGradient.coverage`."""
+        return [
+            {
+                "block": block.name,
+                "parameters": list(block.layout.names),
+                "shape": block.layout.block_shape,
+                "structure": type(block.structure).__name__,
+                "statistics": statistics,
+                "per_example": "own pass" if block.has_bare else "layer rule",
+                "sampled": bool(group["sampled"]),
+                "bytes": block.structure.bytes_per_block(block.layout.block_shape),
+                "note": block.note,
+            }
+            for block, group in self.items
+        ]
