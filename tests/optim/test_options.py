@@ -143,8 +143,6 @@ def test_the_defaults_train_and_every_method_is_in_the_tables(tools, method):
     tools.train(opt, model, 3)
     assert all(bool(p.isfinite().all()) for p in model.parameters())
     assert info.summary and info.paper
-    for name, value in info.defaults.items():
-        assert name in inspect.signature(info.constructor).parameters or name in opt.param_groups[0], (name, value)
 
 
 @pytest.mark.parametrize("method", ALL)

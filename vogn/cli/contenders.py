@@ -23,7 +23,7 @@ class Recipe:
     Args:
         prior_precision: precision of the Gaussian prior over each weight.
         temperature: of the posterior.
-        options: further keyword arguments of the method, over :attr:`vogn.optim.MethodInfo.defaults`.
+        options: further keyword arguments of the method.
     """
 
     prior_precision: float = 100.0
@@ -119,7 +119,7 @@ class NaturalGradientContender:
             examples, augmentation_factor=augmentation_factor, temperature=recipe.temperature
         )
         prior_precision = recipe.prior_precision if settings.prior_precision is None else settings.prior_precision
-        options = {**METHODS[self.method].defaults, **recipe.options}
+        options = dict(recipe.options)
         if settings.lr is not None:
             options["lr"] = settings.lr
         return options | {"ess": ess, "weight_decay": prior_precision / ess, "variational": self.variational}

@@ -10,7 +10,7 @@ from torch import nn
 
 from vogn.capture.statistics import Gradient, Price
 from vogn.optim.base import NaturalGradient
-from vogn.optim.steps import ClipElements, Momentum, Prior, RescaleToInitial, Solve, Step
+from vogn.optim.ivon import newton_chain
 from vogn.structures import EigenKronecker
 
 
@@ -37,7 +37,7 @@ class EVON(NaturalGradient):
         weight_decay: float = 1e-4,
         damping: float = 0.0,
         momentum: float = 0.9,
-        curvature_decay: float = 0.9999,
+        curvature_decay: float = 0.999,
         basis_decay: float = 0.95,
         initial_curvature: float = 1.0,
         clip_radius: float = math.inf,
@@ -48,11 +48,6 @@ class EVON(NaturalGradient):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        steps: list[Step] = [Momentum(), Prior(), Solve()]
-        if clip_radius != math.inf:
-            steps.append(ClipElements(clip_radius))
-        if rescale_lr:
-            steps.append(RescaleToInitial())
         super().__init__(
             params,
             EigenKronecker(basis="contraction", restart=False, negative="retract", basis_decay=basis_decay),
@@ -68,7 +63,7 @@ class EVON(NaturalGradient):
             mc_samples=mc_samples,
             variational=variational,
             seed=seed,
-            steps=steps,
+            steps=newton_chain(clip_radius, rescale_lr),
             partition="parameter",
             **options,
         )

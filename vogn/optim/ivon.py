@@ -14,6 +14,16 @@ from vogn.optim.steps import ClipElements, Momentum, Prior, RescaleToInitial, So
 from vogn.structures import Diagonal
 
 
+def newton_chain(clip_radius: float, rescale_lr: bool) -> list[Step]:
+    """Momentum, prior, solve, then the clip and the rescaling that are wanted."""
+    steps: list[Step] = [Momentum(), Prior(), Solve()]
+    if clip_radius != math.inf:
+        steps.append(ClipElements(clip_radius))
+    if rescale_lr:
+        steps.append(RescaleToInitial())
+    return steps
+
+
 class IVON(NaturalGradient):
     """Improved variational online Newton: a diagonal Gaussian whose Hessian costs no extra pass.
 
@@ -57,7 +67,7 @@ class IVON(NaturalGradient):
         weight_decay: float = 1e-4,
         damping: float = 0.0,
         momentum: float = 0.9,
-        curvature_decay: float = 0.999,
+        curvature_decay: float = 0.998,
         initial_curvature: float = 1.0,
         clip_radius: float = math.inf,
         rescale_lr: bool = True,
@@ -66,11 +76,6 @@ class IVON(NaturalGradient):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        steps: list[Step] = [Momentum(), Prior(), Solve()]
-        if clip_radius != math.inf:
-            steps.append(ClipElements(clip_radius))
-        if rescale_lr:
-            steps.append(RescaleToInitial())
         super().__init__(
             params,
             Diagonal(negative="retract"),
@@ -85,7 +90,7 @@ class IVON(NaturalGradient):
             mc_samples=mc_samples,
             variational=variational,
             seed=seed,
-            steps=steps,
+            steps=newton_chain(clip_radius, rescale_lr),
             partition="parameter",
             **options,
         )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -27,19 +26,17 @@ class MethodInfo:
         constructor: the class.
         summary: one line for tables.
         paper: where the method comes from.
-        defaults: constructor arguments that suit the training of image classifiers.
         needs_model: whether it reads layer inputs and output gradients.
     """
 
     constructor: type[NaturalGradient]
     summary: str
     paper: str
-    defaults: Mapping[str, Any] = field(default_factory=dict)
     needs_model: bool = True
 
     def build(self, model: nn.Module, **options: Any) -> NaturalGradient:
-        """The optimizer for ``model``: ``options`` win over :attr:`defaults`."""
-        return self.constructor(model, **(dict(self.defaults) | options))
+        """The optimizer for ``model``."""
+        return self.constructor(model, **options)
 
 
 METHODS: dict[str, MethodInfo] = {

@@ -49,7 +49,7 @@ class SLANG(NaturalGradient):
         lr: float = 0.2,
         *,
         ess: float | None = None,
-        rank: int = 10,
+        rank: int = 16,
         weight_decay: float = 1e-4,
         damping: float = 1e-3,
         momentum: float = 0.9,
