@@ -32,6 +32,13 @@ class Rows:
         outputs: layer outputs ``(*lead, N, T, d_out)`` for the few structures that read them.
 
     ``lead`` holds independent sub-blocks (groups of a convolution, channels of a norm).
+
+    Example:
+        >>> rows = Rows(a=torch.tensor([[[1.0, 2.0]]]), g=torch.tensor([[[[3.0]]]]))  # one example, one position
+        >>> rows.dense()
+        tensor([[[[3., 6.]]]])
+        >>> rows.squares()
+        tensor([[ 9., 36.]])
     """
 
     a: Tensor

@@ -74,6 +74,20 @@ class NaturalGradient(torch.optim.Optimizer):
         ValueError: if an option is out of range.
         UnsupportedObservationError: if structure, statistics and mode do not fit.
 
+    Example: the same run, first deterministic K-FAC, then noisy K-FAC from the same curvature.
+        >>> import torch, vogn
+        >>> model = torch.nn.Linear(3, 1)
+        >>> opt = vogn.KFAC(model, ess=20, variational=False)
+        >>> x, y = torch.randn(20, 3), torch.randn(20, 1)
+        >>> for step in range(4):
+        ...     opt.param_groups[0]["variational"] = step >= 2
+        ...     opt.zero_grad()
+        ...     with opt.sampled_params():
+        ...         vogn.likelihoods.Gaussian(noise=0.5)(model(x), y).backward()
+        ...     opt.step()
+        >>> opt.coverage()[0]["structure"]
+        'Kronecker'
+
     Source: Khan et al. (2018), "Fast and Scalable Bayesian Deep Learning by Weight-Perturbation in Adam"; Zhang et al.
     (2018), "Noisy Natural Gradient as Variational Inference"; Khan and Rue (2023), "The Bayesian Learning Rule".
     """

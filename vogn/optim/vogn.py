@@ -39,6 +39,20 @@ class VOGN(NaturalGradient):
         momentum, curvature_decay, initial_curvature, mc_samples, variational, seed, **options: see
             :class:`NaturalGradient`.
 
+    Example:
+        >>> import torch, vogn
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(3, 2)
+        >>> x, y = torch.randn(20, 3), torch.randint(0, 2, (20,))
+        >>> opt = vogn.VOGN(model, lr=0.1, ess=len(x), weight_decay=1 / len(x))
+        >>> for _ in range(3):
+        ...     opt.zero_grad()
+        ...     with opt.sampled_params():
+        ...         vogn.likelihoods.Categorical()(model(x), y).backward()
+        ...     opt.step()
+        >>> {name: tuple(draws.shape) for name, draws in opt.posterior().sample(5).items()}
+        {'weight': (5, 2, 3), 'bias': (5, 2)}
+
     The damping is kept out of the sampling covariance; the authors' code adds it there as well.
 
     Source: Khan et al. (2018), Sec. 3, Eq. 9; Osawa et al. (2019), "Practical Deep Learning with Bayesian Principles",

@@ -56,6 +56,15 @@ def predict(
         ``mean`` and ``variance`` ``(N, ..., K)``, ``samples`` ``(samples, N, ..., K)`` or ``None``, where the model's
         outputs live.
 
+    Example:
+        >>> import torch, vogn
+        >>> from vogn.posterior import GaussianPosterior
+        >>> model = torch.nn.Linear(2, 3)
+        >>> point = GaussianPosterior([], {name: p.detach() for name, p in model.named_parameters()})
+        >>> found = vogn.predict(model, point, torch.zeros(4, 2), samples=2, likelihood=vogn.likelihoods.Categorical())
+        >>> tuple(found.mean.shape), float(found.mean.sum().round())
+        ((4, 3), 4.0)
+
     Raises:
         ValueError: for an unknown method, no likelihood, no examples, a shuffling loader, ``samples < 1``, or a
             posterior that does not fit the model.
