@@ -258,8 +258,10 @@ def test_a_branch_that_a_batch_does_not_use_counts_as_zero(tools):
                 assert not joined[16:32].any() and not joined[:, 16:32].any()
 
 
-def test_a_layer_called_on_different_batches_counts_all_of_them(tools):
-    """Two crops per example through one encoder: eight rows of the encoder, four of the head."""
+@pytest.mark.parametrize("statistic", [Empirical, GGN])
+@pytest.mark.parametrize("partition", ["layer", "model"])
+def test_positions_folded_into_the_batch_are_refused(tools, statistic, partition):
+    """Two crops per example as two rows of the encoder: their sum is the example's gradient, not each of them."""
 
     class Crops(nn.Module):
         def __init__(self):
@@ -270,34 +272,8 @@ def test_a_layer_called_on_different_batches_counts_all_of_them(tools):
             return self.head(torch.tanh(self.encoder(x)).unflatten(0, (N, 2)).sum(1))
 
     model, x, y = tools.fill(Crops()), tools.normal(2 * N, 3), tools.labels(N, 3)
-    opt = tools.watch(model, Empirical(), partition="layer")
-    with opt.sampled_params():
-        Categorical()(model(x), y).backward()
-    blocks, posterior = tools.measured(opt)
-    head = [block for block in posterior.blocks if block.name == "head.weight"][0]
-    gradients = []
-    for n in range(N):
-        model.zero_grad()
-        hidden = torch.tanh(model.encoder(x[2 * n : 2 * n + 2])).sum(0, keepdim=True)
-        loss = F.cross_entropy(model.head(hidden), y[n : n + 1])
-        g = torch.autograd.grad(loss, [model.head.weight, model.head.bias])
-        gradients.append(head.layout.pack({"head.weight": g[0], "head.bias": g[1]}).flatten())
-    rows = torch.stack(gradients)
-    torch.testing.assert_close(blocks["head.weight"], rows.T @ rows / N)
-
-
-def test_one_block_over_layers_with_different_batches_is_refused(tools):
-    class Crops(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.encoder, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
-
-        def forward(self, x):
-            return self.head(torch.tanh(self.encoder(x)).unflatten(0, (N, 2)).sum(1))
-
-    model, x, y = tools.fill(Crops()), tools.normal(2 * N, 3), tools.labels(N, 3)
-    opt = tools.watch(model, GGN(), partition="model")
-    with pytest.raises(TypeError, match="use partition='layer'"), opt.sampled_params():
+    opt = tools.watch(model, statistic(), partition=partition)
+    with pytest.raises(TypeError, match="dimension 0|different numbers"), opt.sampled_params():
         Categorical()(model(x), y).backward()
 
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from vogn.announcement import LikelihoodCall, start_listening, stop_listening
-from vogn.capture.ledger import Ledger, Source, normalise
+from vogn.capture.ledger import Announcement, Ledger, Source, normalise
 from vogn.capture.own_pass import own_pass
 from vogn.capture.partition import Block, Member
 from vogn.capture.statistics.base import Statistic
-from vogn.capture.taps import Call, Taps, join_calls
-from vogn.errors import MissingCurvatureError
+from vogn.capture.taps import Call, Taps, is_muted, join_calls, muted
+from vogn.errors import MissingCurvatureError, UnsupportedObservationError
 from vogn.linalg.noise import generator
 from vogn.linalg.rows import AnyRows, IndexedRows, JoinedRows, Rows
 from vogn.types import Observation, State
@@ -80,11 +80,14 @@ class Collector:
         self._taps = Taps(members if pairs else [], self._on_gradient if user else None)
         self._waiting: list[Call] = []
         self._active = False
-        self._terms = 0
+        self._row_counts: dict[Member, int] = {}
+        self._queued = False
+        self.seen: set[Member] = set()
+        """Members whose rows have ever been observed."""
         self._streams: dict[str, torch.Generator] = {}
         self._ledger = Ledger()
-        self.likelihood: dict[str, Any] | None = None
-        """Description of the likelihood that was heard last."""
+        self.likelihood: Any = None
+        """The likelihood that was heard last."""
         self.clear()
 
     # ------------------------------------------------------------------ life of the observations
@@ -98,8 +101,8 @@ class Collector:
         self.scale_seen = 1.0
         self.entry_gradients: dict[str, Tensor] = {}
         self._waiting.clear()
-        if self.context is not None and self._ledger.announced:
-            self._ledger = self._ledger.only_pending()
+        if self.context is not None and self._ledger.open:
+            self._ledger = self._ledger.only_open()
         else:
             self._ledger = Ledger()
             self._taps.calls.clear()
@@ -125,8 +128,9 @@ class Collector:
         kept = self._before
         try:
             if completed:
-                self._flush()
-                self._settle()
+                self.scale_seen = self.loss_scale()
+                self._end_of_backward()
+                self._ledger.open = []  # evaluated, but no backward came: logging
                 if self._active:
                     for statistic in self.statistics:
                         statistic.on_exit(self)
@@ -134,6 +138,8 @@ class Collector:
         finally:
             self._ledger = kept
             self._waiting.clear()
+            self._row_counts.clear()
+            self._queued = False
             self._taps.detach()
             self.entry_gradients.clear()
             self.context = None
@@ -144,49 +150,64 @@ class Collector:
         """A likelihood has been evaluated inside the context."""
         if not (torch.is_grad_enabled() and call.outputs.requires_grad):
             return
-        self._ledger.announce(call.count)
-        self._terms = call.count
-        self.likelihood = call.likelihood.to_dict()
-        call.outputs.register_hook(lambda grad: self._settle())
+        announcement = self._ledger.announce(call.count, call.outputs.shape[0])
+        self.likelihood = call.likelihood
+        call.outputs.register_hook(lambda grad: self._reached(announcement))
         if self._active:
             for statistic in self.statistics:
                 statistic.on_likelihood(self, call)
 
-    def _settle(self) -> None:
-        """One backward pass has begun."""
-        if not self._taps.muted:
-            self.scale_seen = self.loss_scale()
-            self._ledger.settle()
+    def _reached(self, announcement: Announcement) -> None:
+        """The user's backward begins at the outputs of a likelihood call."""
+        if not is_muted():
+            self._ledger.reach(announcement)
+            self._in_backward()
+
+    def _in_backward(self) -> None:
+        """Note the loss scale, and be called when this backward ends."""
+        self.scale_seen = self.loss_scale()
+        if not self._queued:
+            self._queued = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._end_of_backward)
 
     def _on_gradient(self, call: Call) -> None:
         """The user's backward has reached a layer."""
         block = self._block_of[call.member]
         if not self.observes_user_backward(block):
             return
-        self.scale_seen = self.loss_scale()
+        self._in_backward()
         open_calls = [other for other in self._taps.calls if other.member is call.member]
         if len(open_calls) == 1 and not block.joined:
             self._taps.calls.remove(call)
             self._deliver(block, {call.member: [call]})
             return
-        if not self._waiting:
-            torch.autograd.Variable._execution_engine.queue_callback(self._flush)
         self._waiting.append(call)
 
     def observes_user_backward(self, block: Block) -> bool:
         """Blocks with bare parameters are measured in a pass of our own instead."""
         return not block.has_bare
 
-    def _flush(self) -> None:
-        """End of a backward pass: deliver the layers that were called several times and the joined blocks."""
+    def _end_of_backward(self) -> None:
+        """Deliver the layers that were called several times and the joined blocks, then count the loss terms."""
+        self._queued = False
         calls, self._waiting = self._waiting, []
         by_block: dict[Block, dict[Member, list[Call]]] = {}
         for call in calls:
             if call in self._taps.calls:
                 self._taps.calls.remove(call)
             by_block.setdefault(self._block_of[call.member], {}).setdefault(call.member, []).append(call)
+        repeated = [m for by_member in by_block.values() for m, found in by_member.items() if len(found) > 1]
+        if repeated and len(self._ledger.reached) > 1:
+            raise UnsupportedObservationError(
+                f"one backward covers {len(self._ledger.reached)} losses and several calls of layer "
+                f"{repeated[0].layout.names[0]!r}: their examples cannot be told apart. Call backward once per "
+                "micro-batch, inside the same context"
+            )
         for block, by_member in by_block.items():
             self._deliver(block, by_member)
+        counts, self._row_counts = self._row_counts, {}
+        check_examples(counts, max((a.examples for a in self._ledger.reached), default=None))
+        self._ledger.settle()
 
     def _deliver(self, block: Block, by_member: Mapping[Member, Sequence[Call]]) -> None:
         with torch.no_grad():
@@ -194,20 +215,14 @@ class Collector:
             for calls in by_member.values():
                 for call in calls:
                     call.forget()
+            for member, found in rows_of.items():
+                self._row_counts[member] = max(rows.count for rows in found)
+                self.seen.add(member)
             for rows in gather(block, rows_of):
                 for statistic in self.statistics:
                     statistic.on_rows(self, block, rows)
 
     # ------------------------------------------------------------------ services for the statistics
-
-    @property
-    def muted(self) -> bool:
-        """Whether backward hooks are ignored because a pass of our own is running."""
-        return self._taps.muted
-
-    @muted.setter
-    def muted(self, value: bool) -> None:
-        self._taps.muted = value
 
     @staticmethod
     def dtype_of(block: Block) -> torch.dtype:
@@ -223,11 +238,8 @@ class Collector:
         wanted = {member for block in blocks for member in block.members}
         calls = [tap for tap in self._taps.calls if tap.member in wanted]
         bare = [member for member in wanted if member.rule is None]
-        self._taps.muted = True
-        try:
+        with muted():
             grads, bare_rows = own_pass(call.outputs, columns, calls, bare)
-        finally:
-            self._taps.muted = False
         by_member: dict[Member, list[Call]] = {}
         for tap, grad in zip(calls, grads, strict=True):
             if grad is not None:
@@ -235,7 +247,10 @@ class Collector:
         rows_of: dict[Member, list[Rows | IndexedRows]] = {
             member: join_calls(taps) for member, taps in by_member.items()
         }
+        check_examples({member: max(r.count for r in rows) for member, rows in rows_of.items()}, call.outputs.shape[0])
         rows_of |= {member: [rows] for member, rows in bare_rows.items()}
+        self.seen.update(rows_of)
+        self._ledger.open[-1].touched.update(id(c) for c, g in zip(calls, grads, strict=True) if g is not None)
         return [(block, rows) for block in blocks for rows in gather(block, rows_of)]
 
     def stream(self, name: str, device: torch.device) -> torch.Generator:
@@ -259,7 +274,7 @@ class Collector:
             probe: whether they are a probe's.
         """
         if source == "own":
-            self._ledger.expect(block, leaves, terms=self._terms, rows=rows, probe=probe)
+            self._ledger.expect(block, leaves, rows=rows, probe=probe)
         else:
             self._ledger.add(block, leaves, source, rows=rows, probe=probe)
 
@@ -314,6 +329,32 @@ class Collector:
                 "loss_reduction='sum' needs to know the number of loss terms: compute the loss with one of "
                 "vogn.likelihoods inside `with opt.sampled_params():`, or use a mean loss"
             )
+
+
+def check_examples(counts: Mapping[Member, int], examples: int | None) -> None:
+    """The first dimension of every layer's input is the batch.
+
+    Args:
+        counts: number of rows by member, of one backward pass.
+        examples: size of the batch that a likelihood has announced, if any; flattened positions make it a multiple of
+            the number of rows.
+
+    Raises:
+        UnsupportedObservationError: naming a layer that sees another number of examples.
+    """
+    if not counts:
+        return
+    usual = max(set(counts.values()), key=list(counts.values()).count)
+    odd = next((member for member, count in counts.items() if count != usual), None)
+    if odd is None and examples is not None and examples % usual:
+        odd = next(iter(counts))
+    if odd is not None:
+        raise UnsupportedObservationError(
+            f"layer {odd.layout.names[0]!r} saw {counts[odd]} rows where the batch has {examples or usual}: "
+            "dimension 0 of every layer's input must be the batch (no time-first inputs, no positions folded into the "
+            "batch, no inputs shared by all examples). Reshape, freeze this layer, or use a method without per-example "
+            "statistics (IVON, VAdam)"
+        )
 
 
 def gather(block: Block, rows_of: Mapping[Member, Sequence[Rows | IndexedRows]]) -> list[AnyRows]:

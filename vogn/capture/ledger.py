@@ -33,22 +33,37 @@ class Record:
 
 @dataclass(frozen=True)
 class _Pending:
-    """What a pass of our own has measured for a likelihood call whose backward has not begun."""
+    """What a pass of our own has measured for a likelihood call."""
 
-    terms: int
     block: Block
     leaves: Observation
     rows: int
     probe: bool
 
-    def share(self, announced: int) -> Observation:
+    def share(self, terms: int, announced: int) -> Observation:
         """Leaves of a mean over ``terms`` loss terms, as part of a loss that counts ``announced`` of them."""
-        ratio = announced / self.terms
+        ratio = announced / terms
         if ratio == 1.0:
             return self.leaves
         power = 1.0 if self.probe else 0.5  # rows are products of two output gradients, probes are linear in the loss
         degree = self.block.structure.DEGREE
         return {key: leaf * ratio ** (power * degree[key]) for key, leaf in self.leaves.items()}
+
+
+@dataclass(eq=False)
+class Announcement:
+    """A likelihood call whose backward has not ended.
+
+    Args:
+        terms: its loss terms.
+        examples: size of its batch.
+        touched: the layer calls that a pass of our own found behind it.
+    """
+
+    terms: int
+    examples: int
+    touched: set[int] = field(default_factory=set)
+    pending: list[_Pending] = field(default_factory=list)
 
 
 class Ledger:
@@ -59,10 +74,11 @@ class Ledger:
         self.probed: set[str] = set()
         """Names of the blocks that a probe statistic has measured."""
         self.count = 0
-        """Loss terms of the backward passes that have begun."""
-        self.announced = 0
-        """Loss terms of the likelihood calls whose backward has not begun."""
-        self._pending: list[_Pending] = []
+        """Loss terms of the backward passes so far."""
+        self.open: list[Announcement] = []
+        """Likelihood calls that no backward has reached."""
+        self.reached: list[Announcement] = []
+        """Likelihood calls that the present backward has reached."""
 
     def copy(self) -> Ledger:
         """The same evidence in an independent ledger, without what is pending."""
@@ -74,15 +90,22 @@ class Ledger:
         other.probed, other.count = set(self.probed), self.count
         return other
 
-    def only_pending(self) -> Ledger:
+    def only_open(self) -> Ledger:
         """A ledger that keeps nothing but the likelihood calls whose backward has not begun."""
         other = Ledger()
-        other.announced, other._pending = self.announced, self._pending
+        other.open = self.open
         return other
 
-    def announce(self, terms: int) -> None:
-        """A likelihood has been evaluated; the heads of one loss share their examples."""
-        self.announced = max(self.announced, terms)
+    def announce(self, terms: int, examples: int) -> Announcement:
+        """A likelihood has been evaluated."""
+        self.open.append(Announcement(terms, examples))
+        return self.open[-1]
+
+    def reach(self, announcement: Announcement) -> None:
+        """A backward pass has reached the outputs of a likelihood call."""
+        if announcement in self.open:
+            self.open.remove(announcement)
+            self.reached.append(announcement)
 
     def add(self, block: Block, leaves: Observation, source: Source, *, rows: int, probe: bool) -> None:
         """Add evidence of a backward pass that has begun."""
@@ -92,17 +115,32 @@ class Ledger:
         record.leaves = merge(block.structure, record.leaves, leaves)
         record.rows += rows
 
-    def expect(self, block: Block, leaves: Observation, *, terms: int, rows: int, probe: bool) -> None:
-        """Add evidence for gradients yet to come."""
-        self._pending.append(_Pending(terms, block, leaves, rows, probe))
+    def expect(self, block: Block, leaves: Observation, *, rows: int, probe: bool) -> None:
+        """Add evidence for the gradients of the likelihood call that was announced last."""
+        self.open[-1].pending.append(_Pending(block, leaves, rows, probe))
 
     def settle(self) -> None:
-        """A backward pass begins: its examples count once, however many heads its loss has."""
-        pending, self._pending = self._pending, []
-        for item in pending:
-            self.add(item.block, item.share(self.announced), "own", rows=item.rows, probe=item.probe)
-        self.count += self.announced
-        self.announced = 0
+        """A backward pass has ended.
+
+        The heads of one forward pass share their examples, which count once; different forward passes have different
+        examples. Likelihood calls that no backward reaches (logging, evaluation) never count.
+        """
+        groups: list[list[Announcement]] = []
+        for announcement in self.reached:
+            for group in groups:
+                if not announcement.touched or any(announcement.touched & other.touched for other in group):
+                    group.append(announcement)
+                    break
+            else:
+                groups.append([announcement])
+        for group in groups:
+            terms = max(announcement.terms for announcement in group)
+            self.count += terms
+            for announcement in group:
+                for item in announcement.pending:
+                    leaves = item.share(announcement.terms, terms)
+                    self.add(item.block, leaves, "own", rows=item.rows, probe=item.probe)
+        self.reached = []
 
 
 def merge(structure: Structure, old: Observation, new: Observation) -> Observation:
@@ -120,6 +158,8 @@ def normalise(structure: Structure, leaves: Observation, *, scale: float, count:
     out = {}
     for key, leaf in leaves.items():
         degree = structure.DEGREE[key]
+        if not count:
+            raise ValueError("the batch is empty: there is nothing to learn from; leave it out")
         divisor = math.sqrt(count) if structure.REDUCE == "concat" else count if degree else rows
         factor = scale**degree / divisor
         out[key] = leaf if factor == 1.0 else leaf * factor

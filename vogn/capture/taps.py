@@ -6,7 +6,8 @@ Hooks are attached when capture begins and removed when it ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,24 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from vogn.capture.partition import Member
 from vogn.errors import UnsupportedObservationError
 from vogn.linalg.rows import IndexedRows, Rows
+
+_mute_depth = 0
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """A pass of our own is running: no optimizer takes it for the user's backward."""
+    global _mute_depth
+    _mute_depth += 1
+    try:
+        yield
+    finally:
+        _mute_depth -= 1
+
+
+def is_muted() -> bool:
+    """Whether a pass of our own is running."""
+    return _mute_depth > 0
 
 
 @dataclass(eq=False)
@@ -36,10 +55,11 @@ class Call:
     versions: tuple[int, ...]
     edge: GradientEdge | None
     grad: Tensor | None = None
+    consumed: bool = False
 
     def forget(self) -> None:
         """Let go of the graph: a hook on the graph holds this call, so keeping the edge would keep both alive."""
-        self.saved, self.edge, self.grad = (), None, None
+        self.saved, self.edge, self.grad, self.consumed = (), None, None, True
 
     def rows(self) -> Rows | IndexedRows:
         """Rows of this call."""
@@ -65,7 +85,6 @@ class Taps:
     members: Sequence[Member]
     on_gradient: Callable[[Call], None] | None
     calls: list[Call] = field(default_factory=list)
-    muted: bool = False
     _handles: list[Any] = field(default_factory=list)
     _open: list[Call] = field(default_factory=list)
 
@@ -103,8 +122,14 @@ class Taps:
         return hook
 
     def _receive(self, call: Call, grad: Tensor) -> None:
-        if self.muted or not self._handles or self.on_gradient is None:
+        if is_muted() or not self._handles or self.on_gradient is None:
             return
+        if call.consumed:
+            raise UnsupportedObservationError(
+                f"two backward passes went through one forward pass of layer {call.member.layout.names[0]!r}: their "
+                "gradients belong to the same examples and cannot be told apart. Add the losses, call backward "
+                "once, and compute other gradients (penalties, adversarial examples) outside the context"
+            )
         call.grad = grad.detach().unsqueeze(0)
         self.on_gradient(call)
 

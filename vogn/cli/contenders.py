@@ -33,7 +33,7 @@ class Recipe:
 
 _VOGN = {"lr": 0.1, "damping": 0.1}
 _KRONECKER = {"lr": 0.1, "observe_every": 5}
-_NEWTON = {"lr": 2.0, "initial_curvature": 0.3, "curvature_decay": 0.99999}
+_NEWTON = {"lr": 2.0, "initial_curvature": 0.3}
 
 RECIPES: dict[str, Recipe] = {
     "vogn": Recipe(1000.0, 1e-3, _VOGN),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vogn.linalg.layout import Layout
 from vogn.linalg.rows import IndexedRows, Rows
@@ -76,9 +77,15 @@ def register_layer(*types: type[nn.Module]) -> Callable[[RuleT], RuleT]:
     return decorate
 
 
+BYPASSED: tuple[type[nn.Module], ...] = (NonDynamicallyQuantizableLinear,)
+"""Modules whose owner uses their parameters without calling them (the output projection of multi-head attention)."""
+
+
 def find_rule(module: nn.Module) -> LayerRule | None:
     """The rule for ``module``: of its type or, failing that, of the nearest registered base class that shares its
     ``forward``. A subclass that overrides ``forward`` gets ``None``: its mathematics is unknown."""
+    if isinstance(module, BYPASSED):
+        return None
     for module_type in type(module).__mro__:
         rule = RULES.get(module_type)
         if rule is not None:

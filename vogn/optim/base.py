@@ -14,7 +14,7 @@ from vogn.announcement import LikelihoodCall
 from vogn.capture.collector import Collector, SampleContext
 from vogn.capture.partition import Block, Partition
 from vogn.capture.statistics import Statistic, make_statistic
-from vogn.errors import CheckpointError, MissingCurvatureError
+from vogn.errors import CheckpointError, MissingCurvatureError, NonFiniteStatisticsError
 from vogn.optim.blocks import BlockTable
 from vogn.optim.checkpoints import check_checkpoint, describe
 from vogn.optim.checks import check_combination, check_group
@@ -151,7 +151,8 @@ class NaturalGradient(torch.optim.Optimizer):
         }
         self._collector: Collector | None = None
         self._saved: list[tuple[Tensor, Tensor]] | None = None
-        self._contexts = 0
+        self._contexts = self._draws = 0
+        self._entry_marks: list[tuple[int, int] | None] = []
         self._in_closure = False
         self._table: BlockTable | None = None
         self._evidence = EvidenceCheck(self.statistics)
@@ -209,7 +210,8 @@ class NaturalGradient(torch.optim.Optimizer):
         """One line per block: parameters, shape, structure, statistics, sampled or not, bytes of curvature, and why a
         fallback is used (``note``). Every trainable parameter appears exactly once."""
         table, _ = self._build()
-        return table.coverage([statistic.NAME for statistic in self.statistics])
+        pairs = any(statistic.NEEDS_PAIRS for statistic in self.statistics)
+        return table.coverage([statistic.NAME for statistic in self.statistics], pairs=pairs)
 
     # ------------------------------------------------------------------ sampled contexts
 
@@ -253,7 +255,7 @@ class NaturalGradient(torch.optim.Optimizer):
                 shift=group["weight_decay"],
                 seed=self.seed,
                 step=group["steps_done"],
-                sample=self._contexts,
+                sample=self._draws,
                 name=block.name,
                 antithetic=self.antithetic,
                 dtype=Collector.dtype_of(block),
@@ -262,7 +264,7 @@ class NaturalGradient(torch.optim.Optimizer):
         context = SampleContext(
             seed=self.seed,
             step=self.param_groups[0]["steps_done"],
-            sample=self._contexts,
+            sample=self._draws,
             displacement=drawn,
             ess={block.name: group["ess"] for block, group in table},
             shift={block.name: group["weight_decay"] for block, group in table},
@@ -275,11 +277,17 @@ class NaturalGradient(torch.optim.Optimizer):
                 if name in offsets and parameter.requires_grad:
                     self._saved.append((parameter, parameter.detach().clone()))
                     parameter.copy_(parameter + offsets[name])
+        self._entry_marks = self._gradient_marks()
         try:
             collector.begin(context, active=due)
         except BaseException:
             self.restore_(completed=False)
             raise
+
+    def _gradient_marks(self) -> list[tuple[int, int] | None]:
+        """Identity and version of every gradient: a context in which none of them changes had no backward."""
+        grads = [parameter.grad for group in self.param_groups for parameter in group["params"]]
+        return [None if grad is None else (id(grad), grad._version) for grad in grads]
 
     @torch.no_grad()
     def restore_(self, *, completed: bool = True) -> None:
@@ -294,10 +302,11 @@ class NaturalGradient(torch.optim.Optimizer):
             for parameter, mean in saved:
                 parameter.copy_(mean)
         if completed:
-            self._contexts += 1
+            self._draws += 1
+            self._contexts += int(self._gradient_marks() != self._entry_marks)
             if self._collector.likelihood is not None:
                 for group in self.param_groups:
-                    group["likelihood"] = self._collector.likelihood
+                    group["likelihood"] = self._collector.likelihood.to_dict()
 
     def observe(
         self, outputs: Tensor, likelihood: Any, targets: Tensor | None = None, mask: Tensor | None = None
@@ -320,7 +329,7 @@ class NaturalGradient(torch.optim.Optimizer):
         super().zero_grad(set_to_none)
         if self._collector is not None and not self._in_closure:
             self._collector.clear()
-            self._contexts = 0
+            self._contexts = self._draws = 0
         elif self._collector is not None:
             self._collector.entry_gradients.clear()
 
@@ -381,10 +390,15 @@ class NaturalGradient(torch.optim.Optimizer):
         for block, _, gradient in taking_part:
             for statistic in self.statistics if table.due(block, "observe_every") else ():
                 statistic.on_step(collector, block, gradient)
-        observations = [collector.finish(block, self._samples(group)) for block, group, _ in taking_part]
-        for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
-            check_finite(block.name, gradient, observation)
-            self._evidence.check_block(table, block, group, observation, gradient)
+        try:
+            observations = [collector.finish(block, self._samples(group)) for block, group, _ in taking_part]
+            for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
+                check_finite(block.name, gradient, observation)
+                self._evidence.check_block(table, collector, block, group, observation, gradient)
+        except NonFiniteStatisticsError:
+            collector.clear()  # the next step must not meet this evidence again
+            self._contexts = self._draws = 0
+            raise
         views, rates = [], []
         for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
             update_curvature(table, block, group, observation)
@@ -399,7 +413,7 @@ class NaturalGradient(torch.optim.Optimizer):
         for group in self.param_groups:
             group["steps_done"] += 1
         collector.clear()
-        self._contexts = 0
+        self._contexts = self._draws = 0
 
     def _samples(self, group: Mapping[str, Any]) -> int:
         """The divisor of the gradients: the group's ``mc_samples``, checked against the contexts that were run."""
@@ -426,7 +440,7 @@ class NaturalGradient(torch.optim.Optimizer):
         """The Gaussian ``N(m, (ess (C + weight_decay I))^-1)`` at the current mean and curvature.
 
         In deterministic mode this is the Laplace approximation read from the tracked curvature. The object is
-        independent of the optimizer.
+        independent of the optimizer. Blocks without any evidence have the prior.
 
         Raises:
             RuntimeError: inside a sampled context.
@@ -434,13 +448,17 @@ class NaturalGradient(torch.optim.Optimizer):
             ValueError: if ``ess`` is missing.
         """
         self._require_mean("posterior()")
-        table, _ = self._build()
+        table, collector = self._build()
+        any_known = any(table.known(block) for block in table.blocks)
         blocks: list[PosteriorBlock] = []
         means: dict[str, Tensor] = {}
         for block, group in table:
             means |= dict(zip(block.layout.names, (p.detach() for p in block.parameters), strict=True))
-            if group["sampled"] and not table.known(block):
-                raise MissingCurvatureError(f"block {block.name!r} has no curvature yet: {REMEDY}, then opt.step()")
+            if group["sampled"] and not table.known(block) and not (any_known and group["weight_decay"] > 0):
+                raise MissingCurvatureError(
+                    f"block {block.name!r} has no curvature yet: {REMEDY}, then opt.step(); a layer that the model "
+                    "never uses needs weight_decay > 0 (its posterior is the prior) or requires_grad_(False)"
+                )
             if group["sampled"] and group["ess"] is None:
                 raise ValueError("a posterior needs the effective sample size: set ess=len(train_set)")
             blocks.append(
@@ -454,7 +472,8 @@ class NaturalGradient(torch.optim.Optimizer):
                     sampled=bool(group["sampled"]),
                 )
             )
-        likelihood = self.param_groups[0]["likelihood"]
+        heard = collector.likelihood
+        likelihood = self.param_groups[0]["likelihood"] if heard is None else heard.to_dict()
         return GaussianPosterior(blocks, means, likelihood=likelihood, method=type(self).__name__)
 
     def _require_mean(self, what: str) -> None:
@@ -490,7 +509,7 @@ class NaturalGradient(torch.optim.Optimizer):
         table, _ = self._build()
         table.restore_dtypes(state_dict)
         self.seed = next((int(group["seed"]) for group in self.param_groups), self.seed)
-        self._contexts = 0
+        self._contexts = self._draws = 0
 
     def _forget_blocks(self) -> None:
         self._table, self._collector = None, None

@@ -140,7 +140,7 @@ class BlockTable:
                     memory["momentum"] = memory["momentum"].to(parameter.device)
                 self._state[parameter] = {"curvature": curvature, "memory": memory}
 
-    def coverage(self, statistics: list[str]) -> list[dict[str, Any]]:
+    def coverage(self, statistics: list[str], *, pairs: bool) -> list[dict[str, Any]]:
         """One line per block; see :meth:`vogn.NaturalGradient.coverage`."""
         return [
             {
@@ -149,10 +149,15 @@ class BlockTable:
                 "shape": block.layout.block_shape,
                 "structure": type(block.structure).__name__,
                 "statistics": statistics,
-                "per_example": "own pass" if block.has_bare else "layer rule",
+                "per_example": _source(block) if pairs else "not needed",
                 "sampled": bool(group["sampled"]),
                 "bytes": block.structure.bytes_per_block(block.layout.block_shape),
-                "note": block.note,
+                "note": block.note or ("no layer rule: elementwise" if pairs and block.has_bare else ""),
             }
             for block, group in self.items
         ]
+
+
+def _source(block: Block) -> str:
+    """Where the block's per-example gradients come from."""
+    return "own pass" if block.has_bare else "layer rule"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,10 +54,11 @@ def check_combination(optimizer: NaturalGradient, *, needs_model: bool) -> None:
 
 def _feed_once(optimizer: NaturalGradient, statistic: Statistic) -> None:
     """Show the structure one tiny row of the kind that it will see; it raises if it cannot read it."""
-    pair = Rows(torch.zeros(1, 1, 2), torch.zeros(1, 1, 1, 2))
+    zeros = partial(torch.zeros, dtype=torch.float32)
+    pair = Rows(zeros(1, 1, 2), zeros(1, 1, 1, 2))
     row: AnyRows = JoinedRows((pair,)) if optimizer.partition == "model" else pair
     if not statistic.NEEDS_PAIRS:
-        row = GradientRow(torch.zeros(row.shape))
+        row = GradientRow(zeros(*row.shape))
     structure = optimizer.structure
     structure.observe(structure.init(row.shape, initial=0.0, dtype=torch.float32, device="cpu"), row)
 

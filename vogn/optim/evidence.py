@@ -54,22 +54,37 @@ class EvidenceCheck:
             self._warn("", f"this step observed no curvature and uses the old one: {REMEDY}")
         return True
 
-    def check_block(self, table: BlockTable, block: Block, group: Group, observation: Observation, g: Tensor) -> None:
-        """A block that moves has evidence, or at least a start.
+    def check_block(
+        self, table: BlockTable, collector: Collector, block: Block, group: Group, observation: Observation, g: Tensor
+    ) -> None:
+        """A block that moves has evidence, or at least a start; so has every layer of a joined block.
 
         Raises:
             MissingCurvatureError: if it has neither.
         """
-        if observation or table.state(block)["memory"]["observations"] or not bool(g.any()):
+        if observation or table.state(block)["memory"]["observations"]:
+            unseen = (
+                [m for m in block.members if m.rule is not None and m not in collector.seen] if block.joined else []
+            )
+            moving = [m for m in unseen if any(p.grad is not None and bool(p.grad.any()) for p in m.parameters)]
+            if moving and any(statistic.NEEDS_PAIRS for statistic in self.statistics):
+                self._raise_unseen(moving[0].layout.names[0])
+            if not observation and table.due(block, "observe_every") and bool(g.any()):
+                self._warn(block.name, f"block {block.name!r} moves but was not observed; it keeps its old curvature")
+            return
+        if not bool(g.any()):
             return
         if not table.known(block):
-            raise MissingCurvatureError(
-                f"block {block.name!r} has a gradient but the statistic {[s.NAME for s in self.statistics]} saw "
-                "nothing of it: its layer is used without calling its forward, or the loss was computed without one of "
-                "vogn.likelihoods; use one, or give the block a curvature with initial_curvature=1.0"
-            )
+            self._raise_unseen(block.name)
         if group["sampled"]:
             self._warn(block.name, f"block {block.name!r} keeps its initial curvature: no statistic has seen it")
+
+    def _raise_unseen(self, name: str) -> None:
+        raise MissingCurvatureError(
+            f"block {name!r} has a gradient but the statistic {[s.NAME for s in self.statistics]} saw nothing of it: "
+            "its layer is used without calling its forward, or the loss was computed without one of vogn.likelihoods; "
+            "use one, or give the block a curvature with initial_curvature=1.0"
+        )
 
     def _warn(self, key: str, message: str) -> None:
         if key not in self._warned:

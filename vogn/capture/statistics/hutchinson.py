@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vogn.announcement import LikelihoodCall
 from vogn.capture.statistics.base import Statistic, kept, term_weights
+from vogn.capture.taps import muted
 from vogn.errors import UnsupportedObservationError
 from vogn.linalg.noise import normal
 
@@ -35,8 +36,7 @@ def hessian_products(collector: Collector, call: LikelihoodCall, directions: Map
     terms = call.likelihood.terms(kept(call.outputs, call.mask), kept(call.targets, call.mask))
     if isinstance(weight, Tensor):
         terms = terms * weight.reshape(terms.shape)
-    collector.muted = True
-    try:
+    with muted():
         gradients = torch.autograd.grad(terms.sum(), parameters, create_graph=True, allow_unused=True)
         flat: list[Tensor] = []
         for block in blocks:
@@ -49,8 +49,6 @@ def hessian_products(collector: Collector, call: LikelihoodCall, directions: Map
             products = torch.autograd.grad(inner, parameters, retain_graph=True, allow_unused=True)
         else:
             products = (None,) * len(parameters)
-    finally:
-        collector.muted = False
     out, position = {}, 0
     for block in blocks:
         named = {}
