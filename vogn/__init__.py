@@ -5,7 +5,7 @@ The flag ``variational`` switches between the two readings, on the same checkpoi
 
 from __future__ import annotations
 
-from vogn import likelihoods, metrics
+from vogn import errors, likelihoods, metrics
 from vogn.optim import EKFAC, EVON, IVON, KFAC, METHODS, SLANG, VOGN, VON, NaturalGradient, VAdam
 from vogn.posterior import GaussianPosterior, Posterior
 from vogn.posterior import Prior as Prior
@@ -28,6 +28,7 @@ __all__ = [
     "Predictive",
     "Prior",
     "VAdam",
+    "errors",
     "likelihoods",
     "metrics",
     "predict",

@@ -7,6 +7,7 @@ loss scale or reduction.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,7 @@ class Collector:
         self._active = False
         self._row_counts: dict[Member, int] = {}
         self._queued = False
+        self._spent: list[weakref.ref[Tensor]] = []
         self.seen: set[Member] = set()
         """Members whose rows have ever been observed."""
         self._streams: dict[str, torch.Generator] = {}
@@ -139,6 +141,7 @@ class Collector:
             self._ledger = kept
             self._waiting.clear()
             self._row_counts.clear()
+            self._spent.clear()
             self._queued = False
             self._taps.detach()
             self.entry_gradients.clear()
@@ -150,16 +153,20 @@ class Collector:
         """A likelihood has been evaluated inside the context."""
         if not (torch.is_grad_enabled() and call.outputs.requires_grad):
             return
+        if any(spent() is call.outputs for spent in self._spent):
+            return  # its backward is over: the call is for logging
         announcement = self._ledger.announce(call.count, call.outputs.shape[0])
         self.likelihood = call.likelihood
-        call.outputs.register_hook(lambda grad: self._reached(announcement))
+        outputs = weakref.ref(call.outputs)
+        call.outputs.register_hook(lambda grad: self._reached(announcement, outputs))
         if self._active:
             for statistic in self.statistics:
                 statistic.on_likelihood(self, call)
 
-    def _reached(self, announcement: Announcement) -> None:
+    def _reached(self, announcement: Announcement, outputs: weakref.ref[Tensor]) -> None:
         """The user's backward begins at the outputs of a likelihood call."""
         if not is_muted():
+            self._spent.append(outputs)
             self._ledger.reach(announcement)
             self._in_backward()
 
