@@ -219,3 +219,12 @@ def test_a_structure_that_cannot_afford_a_block_gives_way_to_the_stated_fallback
     assert lines["0.weight"]["structure"] == "Diagonal" and "Dense does not fit (4, 4)" in lines["0.weight"]["note"]
     assert lines["2.weight"]["structure"] == "Dense" and lines["2.weight"]["note"] == ""
     tools.train(opt, model, 2)
+
+
+@pytest.mark.parametrize("method", ["vogn", "kfac", "ekfac", "slang"])
+def test_ggn_samples_goes_with_the_gauss_newton_only(tools, method):
+    opt = METHODS[method].build(tools.network(), ess=10.0, fisher="ggn", ggn_samples=2)
+    assert opt.statistics[0].samples == 2
+    tools.train(opt, tools.network(), 0)
+    with pytest.raises(ValueError, match="goes with fisher='ggn'"):
+        METHODS[method].build(tools.network(), ess=10.0, fisher="mc", ggn_samples=2)

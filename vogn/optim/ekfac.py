@@ -25,6 +25,7 @@ class EKFAC(NaturalGradient):
         weight_decay: ``prior_precision / ess``.
         damping: in the step only.
         fisher: ``"mc"`` (sampled labels), ``"empirical"`` or ``"ggn"``.
+        ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
         kl_clip: bound on ``lr^2 <update, gradient>`` per step, ``None`` for none.
         momentum, curvature_decay, refresh_every, observe_every, mc_samples, variational, seed, **options: see
             :class:`NaturalGradient`. Momentum is kept on the preconditioned gradient.
@@ -44,6 +45,7 @@ class EKFAC(NaturalGradient):
         momentum: float = 0.9,
         curvature_decay: float = 0.95,
         fisher: Literal["mc", "empirical", "ggn"] = "mc",
+        ggn_samples: int | None = None,
         kl_clip: float | None = 1e-2,
         refresh_every: int = 10,
         observe_every: int = 1,
@@ -55,7 +57,7 @@ class EKFAC(NaturalGradient):
         super().__init__(
             params,
             EigenKronecker(),
-            fisher_statistic(fisher),
+            fisher_statistic(fisher, ggn_samples),
             lr=lr,
             ess=ess,
             weight_decay=weight_decay,

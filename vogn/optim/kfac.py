@@ -15,14 +15,22 @@ from vogn.structures import Kronecker
 FISHERS: dict[str, type[Statistic]] = {"mc": MonteCarlo, "empirical": Empirical, "ggn": GGN}
 
 
-def fisher_statistic(fisher: str) -> Statistic:
+def fisher_statistic(fisher: str, ggn_samples: int | None = None) -> Statistic:
     """The rows statistic of that name.
 
+    Args:
+        fisher: ``"mc"``, ``"empirical"`` or ``"ggn"``.
+        ggn_samples: with ``"ggn"``, random combinations of the output Hessian's columns instead of all of them.
+
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name is unknown, or ``ggn_samples`` is given for another statistic.
     """
     if fisher not in FISHERS:
         raise ValueError(f"fisher={fisher!r}: choose one of {', '.join(FISHERS)}")
+    if fisher == "ggn":
+        return GGN(ggn_samples)
+    if ggn_samples is not None:
+        raise ValueError(f"ggn_samples={ggn_samples} goes with fisher='ggn', not with fisher={fisher!r}")
     return FISHERS[fisher]()
 
 
@@ -60,6 +68,7 @@ class KFAC(NaturalGradient):
         weight_decay: ``prior_precision / ess``.
         damping: in the step only.
         fisher: ``"mc"`` (sampled labels, as in the paper), ``"empirical"`` or ``"ggn"``.
+        ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
         factored: ``True`` damps the factors (pi correction); ``False`` adds the shift to the product exactly.
         kfac_approx: weight sharing over positions: ``"expand"`` or ``"reduce"``.
         kl_clip: bound on ``lr^2 <update, gradient>`` per step, ``None`` for none.
@@ -81,6 +90,7 @@ class KFAC(NaturalGradient):
         momentum: float = 0.9,
         curvature_decay: float = 0.95,
         fisher: Literal["mc", "empirical", "ggn"] = "mc",
+        ggn_samples: int | None = None,
         factored: bool = True,
         kfac_approx: Literal["expand", "reduce"] = "expand",
         kl_clip: float | None = 1e-2,
@@ -94,7 +104,7 @@ class KFAC(NaturalGradient):
         super().__init__(
             params,
             Kronecker(damping="factored" if factored else "exact", sharing=kfac_approx),
-            fisher_statistic(fisher),
+            fisher_statistic(fisher, ggn_samples),
             lr=lr,
             ess=ess,
             weight_decay=weight_decay,

@@ -33,6 +33,7 @@ class SLANG(NaturalGradient):
         rank: columns of the low-rank part, >= 1.
         weight_decay: ``prior_precision / ess``.
         fisher: ``"empirical"`` as in the paper, ``"mc"`` or ``"ggn"``.
+        ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
         partition: ``"model"`` (across layers, as in the paper) or ``"layer"``.
         anneal_power: divide ``lr`` and ``1 - curvature_decay`` by ``1 + t^p``, as the authors' code does with
             ``p = 0.51``; ``None`` keeps them constant.
@@ -55,6 +56,7 @@ class SLANG(NaturalGradient):
         momentum: float = 0.9,
         curvature_decay: float = 0.95,
         fisher: Literal["empirical", "mc", "ggn"] = "empirical",
+        ggn_samples: int | None = None,
         partition: Partition = "model",
         anneal_power: float | None = None,
         initial_curvature: float | Literal["first_batch"] = "first_batch",
@@ -68,7 +70,7 @@ class SLANG(NaturalGradient):
         super().__init__(
             params,
             DiagonalLowRank(rank=rank),
-            fisher_statistic(fisher),
+            fisher_statistic(fisher, ggn_samples),
             lr=lr,
             ess=ess,
             weight_decay=weight_decay,

@@ -33,8 +33,9 @@ class VOGN(NaturalGradient):
         ess: effective sample size ``N * augmentation / temperature``.
         weight_decay: ``prior_precision / ess``.
         damping: in the step only.
-        fisher: ``"empirical"`` (true labels, no extra pass), ``"mc"`` (sampled labels) or ``"ggn"`` (exact): only the
-            last is unbiased for the posterior of a regression.
+        fisher: ``"empirical"`` (true labels, no extra pass), ``"mc"`` (sampled labels, one more pass) or ``"ggn"``
+            (exact, one more pass per output). For a regression the first is biased: choose one of the others.
+        ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
         norms: ``"point"`` as in the paper (no noise and no prior on norm parameters) or ``"sampled"``.
         momentum, curvature_decay, initial_curvature, mc_samples, variational, seed, **options: see
             :class:`NaturalGradient`.
@@ -70,6 +71,7 @@ class VOGN(NaturalGradient):
         momentum: float = 0.9,
         curvature_decay: float = 0.95,
         fisher: Literal["empirical", "mc", "ggn"] = "empirical",
+        ggn_samples: int | None = None,
         norms: Literal["point", "sampled"] = "point",
         initial_curvature: float | Literal["first_batch"] = "first_batch",
         mc_samples: int = 1,
@@ -80,7 +82,7 @@ class VOGN(NaturalGradient):
         super().__init__(
             params,
             Diagonal(),
-            fisher_statistic(fisher),
+            fisher_statistic(fisher, ggn_samples),
             lr=lr,
             ess=ess,
             weight_decay=weight_decay,
