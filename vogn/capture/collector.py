@@ -214,6 +214,8 @@ class Collector:
             self._deliver(block, by_member)
         counts, self._row_counts = self._row_counts, {}
         check_examples(counts, max((a.examples for a in self._ledger.reached), default=None))
+        if self._taps.on_gradient is None:
+            self._taps.release(set().union(*(announcement.touched for announcement in self._ledger.reached)))
         self._ledger.settle()
 
     def _deliver(self, block: Block, by_member: Mapping[Member, Sequence[Call]]) -> None:

@@ -104,6 +104,12 @@ class Taps:
             call.forget()
         self._open.clear()
 
+    def release(self, used: set[int]) -> None:
+        """Let go of calls (by ``id``) whose backward is over, before the context ends."""
+        for call in [call for call in self.calls if id(call) in used]:
+            self.calls.remove(call)
+            call.forget()
+
     def _hook(self, member: Member) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             # a copy of the model carries this hook along, but is another model
