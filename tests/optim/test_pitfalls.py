@@ -167,6 +167,7 @@ def test_attention_is_covered_exactly_by_the_own_pass() -> None:
     torch.testing.assert_close(measured(model, opt), squares(model, x, y), rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:block 'first.weight'")
 def test_a_layer_that_is_bypassed_inside_a_joined_block_is_refused() -> None:
     class Bypass(nn.Module):
         def __init__(self) -> None:
@@ -231,3 +232,23 @@ def test_every_method_builds_under_any_default_dtype() -> None:
             info.build(network(), ess=10.0)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_a_weight_used_beside_its_layer_is_warned_about_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(4, 4), nn.Linear(4, K)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.tanh(F.linear(torch.tanh(self.first(x)), self.first.weight)))
+
+    model = Tied().double()
+    opt = still(model)
+    x, y = data()
+    with pytest.warns(UserWarning, match="'first.weight': part of its gradient"), opt.sampled_params():
+        likelihood(model(x), y).backward()
+    opt.step()
+    opt.zero_grad()
+    with opt.sampled_params():
+        likelihood(model(x), y).backward()

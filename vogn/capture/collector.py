@@ -7,6 +7,7 @@ loss scale or reduction.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class SampleContext:
     shift: Mapping[str, float]
 
 
+SUM_TOLERANCE = 0.05
+"""Relative difference between a gradient and the sum of its rows above which :class:`Collector` warns: far above the
+rounding of half precision."""
+
+
 class Collector:
     """Observations of a list of blocks.
 
@@ -80,10 +86,12 @@ class Collector:
         user = any("backward" in statistic.WHEN for statistic in statistics)
         self._taps = Taps(members if pairs else [], self._on_gradient if user else None)
         self._waiting: list[Call] = []
-        self._active = False
+        self._active = self._fresh = False
         self._row_counts: dict[Member, int] = {}
         self._queued = False
         self._spent: list[weakref.ref[Tensor]] = []
+        self._sums: dict[str, Tensor] = {}
+        self._unchecked = {block.name for block in blocks}
         self.seen: set[Member] = set()
         """Members whose rows have ever been observed."""
         self._streams: dict[str, torch.Generator] = {}
@@ -118,7 +126,9 @@ class Collector:
         self._streams.clear()
         self._active = active
         self._before = self._ledger.copy()
+        self._sums.clear()
         if active:
+            self._fresh = all(parameter.grad is None for block in self.blocks for parameter in block.parameters)
             for statistic in self.statistics:
                 statistic.on_entry(self)
             self._taps.attach()
@@ -133,6 +143,7 @@ class Collector:
                 self.scale_seen = self.loss_scale()
                 self._end_of_backward()
                 self._ledger.open = []  # evaluated, but no backward came: logging
+                self._check_sums()
                 if self._active:
                     for statistic in self.statistics:
                         statistic.on_exit(self)
@@ -230,6 +241,28 @@ class Collector:
             for rows in gather(block, rows_of):
                 for statistic in self.statistics:
                     statistic.on_rows(self, block, rows)
+
+    def note_sum(self, block: Block, rows: AnyRows) -> None:
+        """Keep the sum of the rows of a block's first context: it must be the block's gradient."""
+        if self._fresh and block.name in self._unchecked:
+            ones = torch.ones(rows.columns, rows.count, dtype=self.dtype_of(block), device=block.parameters[0].device)
+            total = rows.rmatvec(ones)
+            self._sums[block.name] = self._sums[block.name] + total if block.name in self._sums else total
+
+    def _check_sums(self) -> None:
+        """Warn about weights whose gradient comes only in part through their layer; once per block."""
+        for block in self.blocks:
+            if block.name not in self._sums:
+                continue
+            self._unchecked.discard(block.name)
+            gradient, total = self.gradient_of(block), self._sums[block.name]
+            if not bool((gradient - total).norm() <= SUM_TOLERANCE * gradient.norm()) and bool(total.isfinite().all()):
+                warnings.warn(
+                    f"block {block.name!r}: part of its gradient does not come through its layer's forward (a weight "
+                    "used elsewhere too, or a penalty in the loss): its curvature covers only the part that does",
+                    stacklevel=2,
+                )
+        self._sums.clear()
 
     # ------------------------------------------------------------------ services for the statistics
 

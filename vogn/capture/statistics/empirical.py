@@ -28,6 +28,7 @@ class Empirical(Statistic):
 
     def on_rows(self, collector: Collector, block: Block, rows: AnyRows) -> None:
         """See :meth:`Statistic.on_rows`."""
+        collector.note_sum(block, rows)
         leaves = block.structure.observe(collector.state_of(block), rows)
         collector.add(block, leaves, "user", rows=rows.count)
 
