@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vogn.announcement import LikelihoodCall, start_listening, stop_listening
+from vogn.capture.gather import check_examples, gather
 from vogn.capture.ledger import Announcement, Ledger, Source, normalise
 from vogn.capture.own_pass import own_pass
 from vogn.capture.partition import Block, Member
@@ -24,7 +25,7 @@ from vogn.capture.statistics.base import Statistic
 from vogn.capture.taps import Call, Taps, is_muted, join_calls, muted
 from vogn.errors import MissingCurvatureError, UnsupportedObservationError
 from vogn.linalg.noise import generator
-from vogn.linalg.rows import AnyRows, IndexedRows, JoinedRows, Rows
+from vogn.linalg.rows import AnyRows, IndexedRows, Rows
 from vogn.types import Observation, State
 
 
@@ -371,54 +372,3 @@ class Collector:
                 "loss_reduction='sum' needs to know the number of loss terms: compute the loss with one of "
                 "vogn.likelihoods inside `with opt.sampled_params():`, or use a mean loss"
             )
-
-
-def check_examples(counts: Mapping[Member, int], examples: int | None) -> None:
-    """The first dimension of every layer's input is the batch.
-
-    Args:
-        counts: number of rows by member, of one backward pass.
-        examples: size of the batch that a likelihood has announced, if any; flattened positions make it a multiple of
-            the number of rows.
-
-    Raises:
-        UnsupportedObservationError: naming a layer that sees another number of examples.
-    """
-    if not counts:
-        return
-    usual = max(set(counts.values()), key=list(counts.values()).count)
-    odd = next((member for member, count in counts.items() if count != usual), None)
-    if odd is None and examples is not None and examples % usual:
-        odd = next(iter(counts))
-    if odd is not None:
-        raise UnsupportedObservationError(
-            f"layer {odd.layout.names[0]!r} saw {counts[odd]} rows where the batch has {examples or usual}: "
-            "dimension 0 of every layer's input must be the batch (no time-first inputs, no positions folded into the "
-            "batch, no inputs shared by all examples). Reshape, freeze this layer, or use a method without per-example "
-            "statistics (IVON, VAdam)"
-        )
-
-
-def gather(block: Block, rows_of: Mapping[Member, Sequence[Rows | IndexedRows]]) -> list[AnyRows]:
-    """Rows of a block from the rows of its members; members that took no part in a joined block are zero."""
-    if not block.joined:
-        return list(rows_of.get(block.members[0], ()))
-    present = {member: rows[0] for member, rows in rows_of.items() if rows and member in block.members}
-    if not present:
-        return []
-    like = next(iter(present.values()))
-    for member, rows in rows_of.items():
-        if len(rows) > 1 and member in block.members:
-            # calls on different examples: JoinedRows would have to guess which rows belong together
-            raise MissingCurvatureError(
-                f"layer {member.layout.names[0]!r} saw batches of different sizes in one backward pass; a block that "
-                "spans the model needs the same examples in every layer: use partition='layer'"
-            )
-    members = [present.get(member) or _zero_rows(member, like) for member in block.members]
-    return [JoinedRows(tuple(members))]
-
-
-def _zero_rows(member: Member, like: Rows | IndexedRows) -> Rows:
-    *lead, d_out, d_in = member.layout.block_shape
-    zero = like.g.new_zeros(())
-    return Rows(zero.expand(*lead, like.count, 1, d_in), zero.expand(*lead, like.columns, like.count, 1, d_out))
