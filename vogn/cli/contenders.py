@@ -31,7 +31,7 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-_VOGN = {"lr": 0.1, "damping": 0.1}
+_VOGN = {"lr": 0.05, "damping": 0.03}
 _KRONECKER = {"lr": 0.1, "observe_every": 5}
 _NEWTON = {"lr": 2.0, "initial_curvature": 0.3}
 
