@@ -296,6 +296,15 @@ def measure(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     return {name: float(getattr(metrics, name)(probabilities, labels)) for name in ("accuracy", "nll", "brier", "ece")}
 
 
+def command() -> str:
+    """This process's command line without the places of this machine."""
+    words = list(sys.argv[1:])
+    for option in ("--cell", "--data-dir"):
+        if option in words:
+            del words[words.index(option) : words.index(option) + 2]
+    return " ".join(["python -m benchmarks.classification", *words])
+
+
 def run_cell(arguments: argparse.Namespace) -> None:
     """Train and measure one (method, configuration, seed)."""
     study, row = sizes(arguments), ROWS[arguments.method]
@@ -316,7 +325,7 @@ def run_cell(arguments: argparse.Namespace) -> None:
         "held_out": len(x_test),
         "samples": study.samples if row.samples else 0,
         "cpu_seconds": round(seconds, 2),
-        "command": " ".join(["python", "-m", "benchmarks.classification", *sys.argv[1:]]).split(" --data-dir")[0],
+        "command": command(),
         "environment": environment(),
         **{kind: measure(p, y_test) for kind, p in probabilities.items()},
     }
