@@ -45,11 +45,6 @@ def announce(call: LikelihoodCall) -> None:
         listener(call)
 
 
-def has_listeners() -> bool:
-    """Whether anybody would hear an announcement."""
-    return bool(_listeners.get())
-
-
 def start_listening(listener: Listener) -> None:
     """Add ``listener``; it stays until :func:`stop_listening`."""
     _listeners.set((*_listeners.get(), listener))

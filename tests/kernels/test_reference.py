@@ -87,11 +87,6 @@ def test_row_gram_has_slow_columns_and_fast_examples(shape):
     assert gram.shape == (k * n, k * n)
 
 
-def test_dense_squares():
-    rows = normal(2, 3, 4, 5, seed=4)
-    torch.testing.assert_close(reference.dense_squares(rows), torch.einsum("knoi,knoi->oi", rows, rows))
-
-
 @pytest.mark.parametrize("op", TABLE)
 def test_every_operation_has_a_reference(op):
     assert kernel(op) is TABLE[op]["reference"]

@@ -252,3 +252,25 @@ def test_a_weight_used_beside_its_layer_is_warned_about_once() -> None:
     opt.zero_grad()
     with opt.sampled_params():
         likelihood(model(x), y).backward()
+
+
+def test_a_joined_block_resumes_between_two_observations() -> None:
+    """A step that is not due observes no layer; that is no reason to miss one after a checkpoint."""
+    x, y = data()
+
+    def advance(model: nn.Module, opt: vogn.NaturalGradient) -> None:
+        opt.zero_grad()
+        with opt.sampled_params():
+            likelihood(model(x), y).backward()
+        opt.step()
+
+    model, other = network(), network()
+    opt, resumed = (vogn.SLANG(m, ess=100.0, rank=3, observe_every=3) for m in (model, other))
+    advance(model, opt)
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(opt.state_dict())
+    for _ in range(3):
+        advance(model, opt)
+        advance(other, resumed)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)

@@ -6,7 +6,6 @@ Shapes: ``a`` is ``(*lead, N, T, d_in)``, ``g`` is ``(*lead, K, N, T, d_out)``; 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 22
@@ -56,8 +55,3 @@ def row_gram(a: Tensor, g: Tensor) -> Tensor:
     rows = row_dense(a, g).flatten(-2).flatten(-3, -2)  # (*lead, K N, d_out d_in)
     rows = rows.movedim(-2, 0).flatten(1)  # one product over everything: never a Gram matrix per leading index
     return rows @ rows.T
-
-
-def dense_squares(rows: Tensor) -> Tensor:
-    """Sum of squares of explicit rows ``(K, N, *shape)``; returns ``shape``."""
-    return torch.square(rows).sum((0, 1))

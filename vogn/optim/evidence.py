@@ -63,9 +63,8 @@ class EvidenceCheck:
             MissingCurvatureError: if it has neither.
         """
         if observation or table.state(block)["memory"]["observations"]:
-            unseen = (
-                [m for m in block.members if m.rule is not None and m not in collector.seen] if block.joined else []
-            )
+            watched = block.members if observation and block.joined else ()
+            unseen = [m for m in watched if m.rule is not None and m not in collector.seen]
             moving = [m for m in unseen if any(p.grad is not None and bool(p.grad.any()) for p in m.parameters)]
             if moving and any(statistic.NEEDS_PAIRS for statistic in self.statistics):
                 self._raise_unseen(moving[0].layout.names[0])
