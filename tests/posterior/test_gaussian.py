@@ -271,3 +271,17 @@ def test_missing_and_misshapen_arguments_are_named(case):
 def test_sample_needs_a_positive_count(case, n, start):
     with pytest.raises(ValueError, match="n >= 1"):
         case.posterior.sample(n, start=start)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_tempered_scales_the_covariance_and_keeps_the_mean(case, temperature):
+    tempered = case.posterior.tempered(temperature)
+    torch.testing.assert_close(tempered.to_dense(), temperature * case.posterior.to_dense())
+    for name, mean in case.posterior.mean().items():
+        assert torch.equal(tempered.mean()[name], mean)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_tempered_needs_a_positive_temperature(case, temperature):
+    with pytest.raises(ValueError, match="temperature"):
+        case.posterior.tempered(temperature)

@@ -54,6 +54,9 @@ def train(
         _option("Effective sample size.", default="training examples x augmentation factor / temperature"),
     ] = None,
     temperature: Annotated[float | None, _option("Temperature of the posterior.", default="the method's")] = None,
+    prediction_temperature: Annotated[
+        float | None, _option("Factor on the trained posterior's covariance.", default="the method's")
+    ] = None,
     augmentation_factor: Annotated[
         float | None, _option("By how much augmentation enlarges the training set.", default="the data's")
     ] = None,
@@ -92,6 +95,7 @@ def train(
         "prior_precision": prior_precision,
         "ess": ess,
         "temperature": temperature,
+        "prediction_temperature": prediction_temperature,
         "augmentation_factor": augmentation_factor,
         "augment": augment,
         "image_size": image_size,

@@ -94,7 +94,7 @@ class Session:
 
     def posterior(self) -> Posterior:
         """The distribution over weights at this point of the run."""
-        return self.contender.posterior(self.model, self.optimizer)
+        return self.contender.posterior(self.model, self.optimizer, self.settings)
 
     def save(self) -> None:
         """Write the checkpoint."""

@@ -28,6 +28,7 @@ class Settings:
         prior_precision: precision of the Gaussian prior over each weight; ``None`` takes the method's default.
         ess: effective sample size; ``None`` computes it from the next two.
         temperature: of the posterior, divides the effective sample size; ``None`` takes the method's default.
+        prediction_temperature: factor on the covariance of the finished posterior; ``None`` takes the method's default.
         augmentation_factor: multiplies the number of training examples; ``None`` takes the data set's default.
         augment: whether to augment images where that is customary.
         image_size: pixels to which image files are brought.
@@ -53,6 +54,7 @@ class Settings:
     prior_precision: float | None = None
     ess: float | None = None
     temperature: float | None = None
+    prediction_temperature: float | None = None
     augmentation_factor: float | None = None
     augment: bool = True
     image_size: int | None = None
@@ -68,7 +70,8 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "samples", "checkpoint_every", "width", "image_size", "threads"):
             _require(self, name, minimum=1)
-        for name in ("lr", "prior_precision", "ess", "temperature", "augmentation_factor"):
+        positive = ("lr", "prior_precision", "ess", "temperature", "prediction_temperature", "augmentation_factor")
+        for name in positive:
             _require(self, name, above=0.0)
         _require(self, "seed", minimum=0)
         _require(self, "warmup_epochs", minimum=0)

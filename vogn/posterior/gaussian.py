@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,23 @@ class GaussianPosterior:
         means = {name: mean.to(device=device, dtype=dtype or mean.dtype) for name, mean in self._means.items()}
         blocks = [block.cast(dtype or self._means[block.layout.names[0]].dtype, device) for block in self._blocks]
         return GaussianPosterior(blocks, means, likelihood=self.likelihood, method=self.method)
+
+    def tempered(self, temperature: float) -> GaussianPosterior:
+        """The same mean with ``temperature`` times the covariance.
+
+        Training wants noise that regularises, averaging wants noise that stays near the mean: the temperature of
+        prediction may be another one than that of training, and is chosen on validation data.
+
+        Args:
+            temperature: factor on the covariance, > 0; below 1 the predictions come closer to those of the mean.
+
+        Raises:
+            ValueError: if it is out of range.
+        """
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise ValueError(f"temperature={temperature} must be a finite number > 0; predict with the mean for 0")
+        blocks = [replace(block, ess=block.ess / temperature) for block in self._blocks]
+        return GaussianPosterior(blocks, self._means, likelihood=self.likelihood, method=self.method)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; it appears complete or not at all. See :mod:`vogn.posterior.files`."""

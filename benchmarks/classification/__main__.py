@@ -1,0 +1,136 @@
+"""Command line of the study: tune, run all cells, report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import benchmarks.classification
+from benchmarks.cells import read_cell, run_cells
+from benchmarks.classification.images import load
+from benchmarks.classification.one_run import run_cell
+from benchmarks.classification.report import report
+from benchmarks.classification.rows import ROWS
+from benchmarks.classification.sizes import FULL, RESULTS, folder, sizes
+
+
+def arguments_of(arguments: argparse.Namespace, method: str, configuration: int, seed: int, **extra: Any) -> list[str]:
+    """Command line of one cell."""
+    line = ["cell", "--data", arguments.data, "--method", method, "--configuration", str(configuration)]
+    line += ["--seed", str(seed), "--cell", str(extra.pop("cell"))]
+    line += ["--full"] if arguments.full else []
+    line += ["--horizon", str(arguments.horizon)] if arguments.horizon else []
+    line += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
+    for key, value in extra.items():
+        line += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+    return line
+
+
+def score(record: Mapping[str, Any]) -> float:
+    """What tuning minimises: the NLL of the prediction that the method is meant for."""
+    value = float(record.get("posterior", record["mean"])["nll"])
+    return value if math.isfinite(value) else math.inf
+
+
+def tuned(arguments: argparse.Namespace, method: str, seed: int) -> int | None:
+    """Index of the best configuration, or ``None`` while tuning is unfinished."""
+    row = ROWS[method]
+    name = method.removesuffix("-time")
+    split = seed if arguments.data == "digits" else 0
+    records = [
+        read_cell(folder(arguments, "tuning") / f"{name}-{k}-{split}.json") for k in range(len(row.configurations))
+    ]
+    if any(record is None for record in records):
+        return None
+    return int(np.argmin([score(record) for record in records if record is not None]))
+
+
+def run_study(arguments: argparse.Namespace) -> int:
+    """Tune, then run all seeds, within the time budget; a later call continues."""
+    study, root = sizes(arguments), folder(arguments)
+    deadline = time.monotonic() + 60 * arguments.budget_minutes if arguments.budget_minutes else None
+    load(arguments.data, arguments.data_dir, limit=1)
+    methods = arguments.methods.split(",") if arguments.methods else list(ROWS)
+    splits = range(study.seeds) if arguments.data == "digits" else range(1)
+    tuning = []
+    for seed in splits:
+        for method in methods:
+            for k in range(len(ROWS[method].configurations)):
+                if not ROWS[method].epochs_of:
+                    path = folder(arguments, "tuning") / f"{method}-{k}-{seed}.json"
+                    tuning.append((path, arguments_of(arguments, method, k, seed, cell=path, tuning=True)))
+    _, left = run_cells("benchmarks.classification", tuning, jobs=arguments.jobs, deadline=deadline)
+    if left:
+        print(f"{left} tuning cells left; call again to continue")
+        return 1
+    for timed in (False, True):
+        final = []
+        for seed in range(study.seeds):
+            for method in methods:
+                row = ROWS[method]
+                best = tuned(arguments, method, seed)
+                if bool(row.epochs_of) != timed or best is None:
+                    continue
+                path = root / "final" / f"{method}-{seed}.json"
+                extra: dict[str, Any] = {}
+                if timed:
+                    slow, fast = (cpu_per_epoch(root, name) for name in (row.epochs_of, method.removesuffix("-time")))
+                    if slow is None or fast is None:
+                        continue
+                    extra["epochs"] = max(1, round(study.epochs * slow / fast))
+                final.append((path, arguments_of(arguments, method, best, seed, cell=path, **extra)))
+        _, left = run_cells("benchmarks.classification", final, jobs=arguments.jobs, deadline=deadline)
+        if left:
+            print(f"{left} cells left; call again to continue")
+            return 1
+    report(arguments)
+    return 0
+
+
+def cpu_per_epoch(root: Path, method: str) -> float | None:
+    """Median CPU seconds per epoch of a method's final cells."""
+    records = [json.loads(path.read_text()) for path in root.glob(f"final/{method}-[0-9]*.json")]
+    return float(np.median([r["cpu_seconds"] / r["epochs"] for r in records])) if records else None
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=benchmarks.classification.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=["run", "cell", "report"])
+    parser.add_argument("--data", choices=sorted(FULL), required=True)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--horizon", type=int, default=0, help="epochs of the final runs; 0 takes the study's")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=0, help="number of seeds or folds; 0 takes the study's")
+    parser.add_argument("--budget-minutes", type=float, default=0.0, help="start no cell after this; 0 for no limit")
+    parser.add_argument("--methods", default="", help="comma-separated subset of the rows")
+    parser.add_argument("--method", choices=list(ROWS))
+    parser.add_argument("--configuration", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--tuning", action="store_true")
+    parser.add_argument("--cell", type=Path)
+    arguments = parser.parse_args()
+    if arguments.command == "cell":
+        run_cell(arguments)
+        return 0
+    if arguments.command == "report":
+        report(arguments)
+        return 0
+    return run_study(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""One cell: train a method, predict, measure."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vogn
+from benchmarks.cells import environment, write_cell
+from benchmarks.classification.images import parts
+from benchmarks.classification.rows import ROWS, Row
+from benchmarks.classification.sizes import Study, sizes
+from vogn import metrics
+from vogn.data.order import epoch_batches
+from vogn.likelihoods import Categorical
+from vogn.models import build_model
+from vogn.predict import update_batchnorm
+
+PREDICTION_TEMPERATURE = 0.3
+"""Chosen on the tuning splits of the digits."""
+
+
+def schedule(step: int, steps: int) -> float:
+    """Linear warm-up over 5 % of the steps, then cosine to zero."""
+    warm = max(1, steps // 20)
+    return (step + 1) / warm if step < warm else 0.5 * (1.0 + math.cos(math.pi * (step - warm) / (steps - warm)))
+
+
+def train(
+    row: Row, configuration: Mapping[str, Any], x: Tensor, y: Tensor, study: Study, epochs: int, seed: int
+) -> tuple[nn.Module, Any, float]:
+    """Train a ResNet-8; returns the model, the optimizer and the CPU seconds of the loop."""
+    torch.manual_seed(seed)
+    model = build_model("resnet8", num_classes=10, in_channels=x.shape[1], width=study.width)
+    optimizer = row.build(model, len(x), seed=seed, **configuration)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    likelihood = Categorical()
+    steps = epochs * len(epoch_batches(len(x), study.batch, seed, 0))
+    step, start = 0, time.process_time()
+    for epoch in range(epochs):
+        for batch in epoch_batches(len(x), study.batch, seed, epoch):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * schedule(step, steps)
+            optimizer.zero_grad()
+            if isinstance(optimizer, vogn.NaturalGradient):
+                with optimizer.sampled_params():
+                    likelihood(model(x[batch]), y[batch]).backward()
+            elif hasattr(optimizer, "sampled_params"):
+                with optimizer.sampled_params(train=True):
+                    likelihood(model(x[batch]), y[batch]).backward()
+            else:
+                likelihood(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+            step += 1
+    return model, optimizer, time.process_time() - start
+
+
+@torch.no_grad()
+def predictions(
+    row: Row, model: nn.Module, optimizer: Any, x: Tensor, samples: int, train_x: Tensor
+) -> dict[str, Tensor]:
+    """Class probabilities at the mean and, for methods that sample, of the posterior predictive.
+
+    The covariance is multiplied by :data:`PREDICTION_TEMPERATURE`, for all methods alike: the noise that regularises
+    training best is wider than the one that averages best.
+
+    Batch norm statistics: the running ones for methods without weight noise, computed anew from training images for
+    the mean and for every weight sample of the others.
+    """
+    calibration = list(train_x[:1024].split(128))
+    model.eval()
+
+    def forward(*, recompute: bool) -> Tensor:
+        if recompute:
+            update_batchnorm(model, calibration)
+        return torch.cat([model(part).softmax(-1) for part in x.split(500)])
+
+    out = {"mean": forward(recompute=row.samples)}
+    if isinstance(optimizer, vogn.NaturalGradient) and row.samples:
+        posterior = optimizer.posterior().tempered(PREDICTION_TEMPERATURE)
+        out["posterior"] = vogn.predict(
+            model, posterior, x, samples=samples, keep_samples=False, calibration=calibration
+        ).mean
+    elif row.samples:
+        total = torch.zeros_like(out["mean"])
+        for group in optimizer.param_groups:
+            group["ess"] /= PREDICTION_TEMPERATURE
+        for _ in range(samples):
+            with optimizer.sampled_params():
+                total += forward(recompute=True)
+        out["posterior"] = total / samples
+    return out
+
+
+def measure(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracy, NLL, Brier score and ECE."""
+    return {name: float(getattr(metrics, name)(probabilities, labels)) for name in ("accuracy", "nll", "brier", "ece")}
+
+
+def command() -> str:
+    """This process's command line without the places of this machine."""
+    words = list(sys.argv[1:])
+    for option in ("--cell", "--data-dir"):
+        if option in words:
+            del words[words.index(option) : words.index(option) + 2]
+    return " ".join(["python -m benchmarks.classification", *words])
+
+
+def run_cell(arguments: argparse.Namespace) -> None:
+    """Train and measure one (method, configuration, seed)."""
+    study, row = sizes(arguments), ROWS[arguments.method]
+    configuration = row.configurations[arguments.configuration]
+    tuning = arguments.tuning
+    x, y, x_test, y_test = parts(arguments.data, arguments.data_dir, study, arguments.seed, tuning=tuning)
+    epochs = arguments.epochs or (study.tune_epochs if tuning else study.epochs)
+    model, optimizer, seconds = train(row, configuration, x, y, study, epochs, arguments.seed)
+    probabilities = predictions(row, model, optimizer, x_test, study.samples, x)
+    record = {
+        "method": arguments.method,
+        "data": arguments.data,
+        "configuration": configuration,
+        "seed": arguments.seed,
+        "tuning": tuning,
+        "epochs": epochs,
+        "train": len(x),
+        "held_out": len(x_test),
+        "samples": study.samples if row.samples else 0,
+        "prediction_temperature": PREDICTION_TEMPERATURE if row.samples else None,
+        "cpu_seconds": round(seconds, 2),
+        "command": command(),
+        "environment": environment(),
+        **{kind: measure(p, y_test) for kind, p in probabilities.items()},
+    }
+    best = probabilities.get("posterior", probabilities["mean"])
+    if not tuning:
+        nll = -best[torch.arange(len(y_test)), y_test].clamp_min(1e-30).log()
+        record["per_example_nll"] = [round(float(v), 5) for v in nll] if arguments.data == "digits" else []
+    write_cell(arguments.cell, record)

@@ -1,0 +1,84 @@
+"""The table of a study."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cells import environment, write_cell
+from benchmarks.classification.rows import ROWS
+from benchmarks.classification.sizes import folder
+
+
+def summarise(root: Path) -> list[dict[str, Any]]:
+    """One line per method: means, standard errors, and paired differences to AdamW with bootstrap intervals."""
+    cells: dict[str, dict[int, dict[str, Any]]] = {}
+    for path in sorted(root.glob("final/*.json")):
+        record = json.loads(path.read_text())
+        cells.setdefault(record["method"], {})[record["seed"]] = record
+    generator = np.random.default_rng(0)
+    lines = []
+    for method in ROWS:
+        if method not in cells:
+            continue
+        line: dict[str, Any] = {"method": method, "n": len(cells[method])}
+        line["cpu_seconds"] = float(np.mean([r["cpu_seconds"] for r in cells[method].values()]))
+        line["epochs"] = float(np.mean([r["epochs"] for r in cells[method].values()]))
+        for kind in ("mean", "posterior"):
+            if kind not in next(iter(cells[method].values())):
+                continue
+            for metric in ("accuracy", "nll", "brier", "ece"):
+                values = np.array([r[kind][metric] for r in cells[method].values()])
+                error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+                line[f"{kind} {metric}"] = [float(values.mean()), float(error)]
+        if "adamw" in cells and method != "adamw":
+            shared = sorted(set(cells[method]) & set(cells["adamw"]))
+            for metric in ("accuracy", "nll", "ece"):
+                pairs = np.array(
+                    [best(cells[method][s])[metric] - best(cells["adamw"][s])[metric] for s in shared], dtype=float
+                )
+                if len(pairs) < 2:
+                    continue
+                draws = generator.choice(pairs, (10000, len(pairs))).mean(1)
+                line[f"minus adamw {metric}"] = [
+                    float(pairs.mean()),
+                    float(pairs.std(ddof=1) / math.sqrt(len(pairs))),
+                    *(float(q) for q in np.quantile(draws, [0.025, 0.975])),
+                ]
+        lines.append(line)
+    return lines
+
+
+def best(record: Mapping[str, Any]) -> Mapping[str, float]:
+    """The prediction that the method is meant for."""
+    return record.get("posterior", record["mean"])
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Print the table as Markdown and write it as JSON beside the cells."""
+    root = folder(arguments)
+    lines = summarise(root)
+    if not lines:
+        sys.exit(f"no finished cells in {root}; run the study first")
+    write_cell(root / "summary.json", {"lines": lines, "environment": environment()})
+    titles = ["method", "epochs", "CPU s", "accuracy %", "NLL", "ECE"]
+    titles += ["NLL minus AdamW (95 % bootstrap)", "points minus AdamW"]
+    print("| " + " | ".join(titles) + " |")
+    print("|" + "---|" * len(titles))
+    for line in lines:
+        kind = "posterior" if "posterior nll" in line else "mean"
+        accuracy, nll, ece = (line[f"{kind} {metric}"] for metric in ("accuracy", "nll", "ece"))
+        versus, points = line.get("minus adamw nll"), line.get("minus adamw accuracy")
+        texts = [line["method"], f"{line['epochs']:.0f}", f"{line['cpu_seconds']:.0f}"]
+        texts.append(f"{100 * accuracy[0]:.2f} ± {100 * accuracy[1]:.2f}")
+        texts += [f"{value:.4f} ± {error:.4f}" for value, error in (nll, ece)]
+        texts.append(f"{versus[0]:+.4f} ± {versus[1]:.4f} [{versus[2]:+.4f}, {versus[3]:+.4f}]" if versus else "")
+        texts.append(f"{100 * points[0]:+.2f} ± {100 * points[1]:.2f}" if points else "")
+        print("| " + " | ".join(texts) + " |")

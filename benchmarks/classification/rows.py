@@ -1,0 +1,102 @@
+"""The methods of the comparison, each with its four configurations."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import vogn
+
+EVERY = {"observe_every": 5}
+
+
+def _natural(name: str, variational: bool, **fixed: Any) -> Callable[..., torch.optim.Optimizer]:
+    def build(model: nn.Module, n: int, *, lr: float, prior: float, temperature: float, seed: int, **rest: Any) -> Any:
+        ess = n / temperature
+        options = fixed | rest
+        return vogn.METHODS[name].build(
+            model, lr=lr, ess=ess, weight_decay=prior / ess, variational=variational, seed=seed, **options
+        )
+
+    return build
+
+
+def _adamw(model: nn.Module, n: int, *, lr: float, weight_decay: float, seed: int) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+
+
+def _sgd(model: nn.Module, n: int, *, lr: float, weight_decay: float, seed: int) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
+
+
+def _ivon_opt(
+    model: nn.Module, n: int, *, lr: float, prior: float, temperature: float, initial_curvature: float, seed: int
+) -> Any:
+    try:
+        import ivon
+    except ImportError:
+        sys.exit("the ivon-opt row needs the bench extra: pip install 'vogn[bench]'")
+    ess = n / temperature
+    return ivon.IVON(model.parameters(), lr=lr, ess=ess, weight_decay=prior / ess, hess_init=initial_curvature)
+
+
+def grid(base: Mapping[str, Any], *changes: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The base configuration with each of the changes."""
+    return tuple(dict(base) | dict(change) for change in changes)
+
+
+def _rates(*rates: float, **values: Any) -> tuple[dict[str, Any], ...]:
+    return tuple({"lr": lr} | values for lr in rates)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method: how it is built and its four configurations."""
+
+    build: Callable[..., Any]
+    configurations: tuple[dict[str, Any], ...]
+    samples: bool = False
+    """Whether weights are sampled, so that the posterior predictive is what counts."""
+    epochs_of: str = ""
+    """Train for the wall time of this other row instead of the same number of epochs."""
+
+
+_VOGN = grid(
+    {"lr": 0.05, "damping": 0.03, "prior": 1000.0, "temperature": 0.001},
+    {},
+    {"lr": 0.1, "damping": 0.1},
+    {"prior": 300.0},
+    {"temperature": 0.003},
+)
+_KRON = grid(
+    {"lr": 0.1, "prior": 100.0, "temperature": 0.01}, {}, {"temperature": 0.003}, {"temperature": 0.03}, {"lr": 0.3}
+)
+_IVON = grid(
+    {"lr": 2.0, "prior": 10.0, "temperature": 0.1, "initial_curvature": 0.3},
+    {},
+    {"lr": 1.0},
+    {"temperature": 0.01, "initial_curvature": 0.1},
+    {"lr": 1.0, "temperature": 0.01, "initial_curvature": 0.1},
+)
+_DECAY = grid({"weight_decay": 5e-4}, {"lr": 0.1}, {"lr": 0.03}, {"lr": 0.1, "weight_decay": 5e-3}, {"lr": 0.3})
+_ADAMW = grid({"weight_decay": 1e-2}, {"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-3, "weight_decay": 1e-1})
+ROWS: dict[str, Row] = {
+    "vogn": Row(_natural("vogn", True, **EVERY), _VOGN, samples=True),
+    "vogn-det": Row(_natural("vogn", False, **EVERY), _VOGN),
+    "ivon": Row(_natural("ivon", True), _IVON, samples=True),
+    "ivon-det": Row(_natural("ivon", False, **EVERY), _IVON),
+    "kfac": Row(_natural("kfac", True, **EVERY), _KRON, samples=True),
+    "kfac-det": Row(_natural("kfac", False, **EVERY), _KRON),
+    "ekfac": Row(_natural("ekfac", True, **EVERY), _KRON, samples=True),
+    "ekfac-det": Row(_natural("ekfac", False, **EVERY), _KRON),
+    "adamw": Row(_adamw, _ADAMW),
+    "sgd": Row(_sgd, _DECAY),
+    "ivon-opt": Row(_ivon_opt, _IVON, samples=True),
+    "adamw-time": Row(_adamw, _ADAMW, epochs_of="vogn"),
+    "sgd-time": Row(_sgd, _DECAY, epochs_of="vogn"),
+}
