@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A file name that changes with TORCH_INDEX, so that choosing another build installs it.
 TORCH_STAMP := $(VENV)/.torch-$(shell printf '%s' '$(TORCH_INDEX)' | cksum | cut -d' ' -f1)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint types bench clean

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 HEAVY = ("pyro", "gpytorch", "linear_operator", "matplotlib", "sklearn", "scipy", "pandas", "datasets", "PIL",
-         "typer", "rich", "gymnasium", "vogn.cli", "vogn.interop")  # fmt: skip
+         "typer", "rich", "gymnasium", "transformers", "peft", "accelerate", "lightning", "tensorboard",
+         "vogn.cli", "vogn.interop", "vogn.integrations")  # fmt: skip
 
 
 @pytest.mark.parametrize("statement", ["import vogn", "import vogn.cli", "import vogn.data", "import vogn.models"])

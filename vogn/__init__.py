@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from vogn import errors, likelihoods, metrics
 from vogn.optim import EKFAC, EVON, IVON, KFAC, METHODS, SLANG, VOGN, VON, NaturalGradient, VAdam
+from vogn.optim.check_curvature import check_curvature
+from vogn.optim.preview import coverage
 from vogn.posterior import GaussianPosterior, Posterior
 from vogn.posterior import Prior as Prior
 from vogn.predict import Predictive, predict, update_batchnorm
@@ -28,6 +30,8 @@ __all__ = [
     "Predictive",
     "Prior",
     "VAdam",
+    "check_curvature",
+    "coverage",
     "errors",
     "likelihoods",
     "metrics",

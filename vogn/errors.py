@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class VognError(Exception):
     """Base class of the library's own errors."""
@@ -9,6 +12,10 @@ class VognError(Exception):
 
 class NotPositiveDefiniteError(VognError, ArithmeticError):
     """A curvature plus its shift is not positive definite, so it has no inverse root."""
+
+
+class FactorisationError(NotPositiveDefiniteError):
+    """An eigendecomposition did not converge, in double precision neither."""
 
 
 class NonFiniteStatisticsError(VognError, ArithmeticError):
@@ -29,3 +36,14 @@ class CheckpointError(VognError, ValueError):
 
 class MissingExtraError(VognError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
+
+
+@contextmanager
+def in_block(name: str) -> Iterator[None]:
+    """Errors about numbers and unsupported features from inside say which block they are about."""
+    try:
+        yield
+    except (NotPositiveDefiniteError, NonFiniteStatisticsError, UnsupportedObservationError) as error:
+        if f"block {name!r}" in str(error):
+            raise
+        raise type(error)(f"block {name!r}: {error}") from error

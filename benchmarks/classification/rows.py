@@ -70,7 +70,7 @@ _VOGN = grid(
     {"lr": 0.05, "damping": 0.03, "prior": 1000.0, "temperature": 0.001},
     {},
     {"lr": 0.1, "damping": 0.1},
-    {"prior": 300.0},
+    {"lr": 0.005, "damping": 0.001},
     {"temperature": 0.003},
 )
 _KRON = grid(

@@ -78,6 +78,20 @@ def ggn_blocks(model, posterior, inputs, hessian, count):
     return out
 
 
+def measure(model, statistic, likelihood, x, y, **options):
+    """``({block: C}, posterior)`` of one batch."""
+    opt = watch(model, statistic, **options)
+    with opt.sampled_params():
+        likelihood(model(x), y).backward()
+    return measured(opt)
+
+
+def empirical(model, posterior, x, y):
+    """``{block: mean_n g_n g_n^T}`` from a loop over examples."""
+    rows = block_rows(posterior, oracle.per_example_gradients(model, x, y, cross_entropy))
+    return {name: r.T @ r / len(x) for name, r in rows.items()}
+
+
 def softmax_hessian(outputs):
     """Of the summed loss over positions: ``(N, T, C)`` to ``(N, T C, T C)``."""
     p = torch.softmax(outputs.reshape(len(outputs), -1, outputs.shape[-1]), -1)
@@ -104,6 +118,8 @@ class Tools:
     block_rows = staticmethod(block_rows)
     jacobian_rows = staticmethod(jacobian_rows)
     ggn_blocks = staticmethod(ggn_blocks)
+    measure = staticmethod(measure)
+    empirical = staticmethod(empirical)
     softmax_hessian = staticmethod(softmax_hessian)
     cross_entropy = staticmethod(cross_entropy)
     assert_blocks = staticmethod(assert_blocks)

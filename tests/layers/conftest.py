@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from vogn import KFAC, NaturalGradient
+from vogn.capture import oracle
 from vogn.capture.oracle import zero_tensor_gradients
-from vogn.layers import find_rule
+from vogn.capture.partition import partition
+from vogn.capture.statistics import GGN, Empirical
+from vogn.layers import find_explicit, find_rule
+from vogn.layers.sites import examples_first
+from vogn.likelihoods import Categorical
 from vogn.linalg.layout import Layout
 from vogn.linalg.rows import IndexedRows, Rows
+from vogn.posterior import GaussianPosterior
+from vogn.structures import Dense
 
 Result = tuple[Rows | IndexedRows, Layout]
 CheckRule = Callable[..., Result]
 
 
-def build_rows(module: nn.Module, x: Tensor, grad_output: Callable[[Tensor], Tensor], disturb: bool = True) -> Result:
+def build_rows(
+    module: nn.Module, inputs: tuple[Tensor, ...], grad_output: Callable[[Tensor], Tensor], disturb: bool = True
+) -> Result:
     """Rows and layout of one call; the module's state is disturbed between forward and backward."""
     rule = find_rule(module)
     assert rule is not None
     attributes = tuple(name for name, p in module.named_parameters(recurse=False) if p.requires_grad)
     names = {a: f"net.0.{a}" for a in attributes}
     layout = rule.layout(module, names, {a: tuple(getattr(module, a).shape) for a in attributes})
-    output = module(x)
+    output = module(*inputs)
     with torch.no_grad():
-        saved = rule.saved(module, (x,), output)
+        saved = rule.saved(module, inputs, output)
         columns = grad_output(output)
         if disturb:  # the next forward of a training loop, in the other mode
             for buffer in module.buffers():
@@ -58,11 +69,19 @@ def consistent(rows: Rows | IndexedRows) -> None:
     torch.testing.assert_close(explicit, dense, atol=1e-10, rtol=1e-10)
 
 
+def by_row(module: nn.Module, inputs: tuple[Tensor, ...], g: Tensor) -> dict[str, Tensor]:
+    """The gradient of ``<module(*inputs)[n], g[n]>`` for every ``n``."""
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    output = module(*inputs)
+    rows = [torch.autograd.grad(output[n], list(parameters.values()), g[n], retain_graph=True) for n in range(len(g))]
+    return {name: torch.stack(parts) for name, parts in zip(parameters, zip(*rows, strict=True), strict=True)}
+
+
 @pytest.fixture
 def check_rule() -> CheckRule:
-    """``check(module, x, unbatched=False)``: rows equal the loop, their sum the batch gradient, products agree."""
+    """``check(module, *inputs, unbatched=False)``: rows equal the loop, sum to the batch gradient, products agree."""
 
-    def check(module: nn.Module, x: Tensor, unbatched: bool = False) -> Result:
+    def check(module: nn.Module, *inputs: Tensor, unbatched: bool = False) -> Result:
         module = module.double()
         source = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -75,22 +94,24 @@ def check_rule() -> CheckRule:
                 cotangents.append(torch.randn((columns, *output.shape), generator=source, dtype=torch.float64))
                 return cotangents[0]
 
-            rows, layout = build_rows(module, x, random)
+            rows, layout = build_rows(module, inputs, random)
             dense = rows.dense()
             for k, g in enumerate(cotangents[0]):
                 if unbatched:  # the whole input is one example
                     names = [name for name, p in module.named_parameters() if p.requires_grad]
                     parameters = [p for p in module.parameters() if p.requires_grad]
-                    gradients = torch.autograd.grad((module(x) * g).sum(), parameters)
+                    gradients = torch.autograd.grad((module(*inputs) * g).sum(), parameters)
                     expected = {n: grad.unsqueeze(0) for n, grad in zip(names, gradients, strict=True)}
+                elif len(inputs) == 1:
+                    expected = zero_tensor_gradients(module, inputs[0], g, lambda output, g: (output * g).sum())
                 else:
-                    expected = zero_tensor_gradients(module, x, g, lambda output, g: (output * g).sum())
+                    expected = by_row(module, inputs, g)
                 named = {f"net.0.{name}": value for name, value in expected.items()}
                 torch.testing.assert_close(dense[k], layout.pack(named), atol=1e-10, rtol=1e-10)
                 for name, value in layout.unpack(dense[k]).items():
                     torch.testing.assert_close(value, named[name], atol=1e-10, rtol=1e-10)
                 parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
-                batch = torch.autograd.grad((module(x) * g).sum(), list(parameters.values()))
+                batch = torch.autograd.grad((module(*inputs) * g).sum(), list(parameters.values()))
                 whole = {f"net.0.{n}": grad for n, grad in zip(parameters, batch, strict=True)}
                 torch.testing.assert_close(dense[k].sum(0), layout.pack(whole), atol=1e-9, rtol=1e-9)
             consistent(rows)
@@ -108,3 +129,129 @@ def normal() -> Callable[..., Tensor]:
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
     return draw
+
+
+@pytest.fixture
+def check_network() -> Callable[..., None]:
+    """``check(model, x)``: with a layer's block each, the measured curvature is the dense oracle's, without any pass
+    per example; and K-FAC trains the model."""
+
+    def posterior_of(model: nn.Module, opt: NaturalGradient, x: Tensor, y: Tensor) -> GaussianPosterior:
+        with opt.sampled_params():
+            Categorical()(model(x), y).backward()
+        opt.step()
+        return opt.posterior()
+
+    def check(model: nn.Module, x: Tensor, rtol: float = 1e-9, atol: float = 1e-11) -> None:
+        model = model.double()
+        source = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(0.5 * torch.randn(p.shape, generator=source, dtype=torch.float64))
+        y = torch.arange(len(x)) % 3
+        named = oracle.per_example_gradients(
+            model, x, y, lambda outputs, y: nn.functional.cross_entropy(outputs, y, reduction="sum")
+        )
+        jacobian, names = oracle.jacobian(model, x), list(oracle.trainable(model))
+        parts = jacobian.split([p.numel() for p in oracle.trainable(model).values()], -1)
+        columns = {
+            name: part.reshape(*part.shape[:2], *model.get_parameter(name).shape)
+            for name, part in zip(names, parts, strict=True)
+        }
+        p = torch.softmax(model(x).detach(), -1)
+        hessian = torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
+        options: dict[str, Any] = {"lr": 0.0, "ess": 1.0, "weight_decay": 1.0, "curvature_decay": 0.0}
+        for statistic in (Empirical(), GGN()):
+            opt = NaturalGradient(
+                model, Dense(), statistic, **options, momentum=0.0, variational=False, partition="layer"
+            )
+            posterior = posterior_of(model, opt, x, y)
+            assert sorted(n for block in posterior.blocks for n in block.layout.names) == sorted(names)
+            precision = posterior.precision_matrices()
+            for block in posterior.blocks:
+                if isinstance(statistic, Empirical):
+                    rows = block.layout.pack({n: named[n] for n in block.layout.names}).flatten(1)
+                    expected = rows.T @ rows / len(x)
+                else:
+                    rows = block.layout.pack({n: columns[n] for n in block.layout.names}).flatten(2)
+                    expected = torch.einsum("nkd,nkl,nle->de", rows, hessian, rows) / len(x)
+                measured = precision[block.name] - torch.eye(len(expected), dtype=torch.float64)
+                torch.testing.assert_close(measured, expected, rtol=rtol, atol=atol)
+            opt.close()
+            model.zero_grad()
+        blocks = partition(model, model.named_parameters(), structure=Dense(), fallback=Dense(), kind="layer")
+        assert not any(block.has_bare for block in blocks)
+        before = [p.detach().clone() for p in model.parameters()]
+        kfac = KFAC(model, lr=0.1, ess=10.0, weight_decay=1e-2, damping=0.1, variational=False)
+        posterior_of(model, kfac, x, y)
+        assert any(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+        assert all(p.isfinite().all() for p in model.parameters())
+
+    return check
+
+
+@pytest.fixture
+def check_explicit() -> Callable[..., None]:
+    """``check(module, run, inputs, count)``: an explicit forward equals the stock forward, its rows equal a loop.
+
+    ``run(forward, n)`` calls a forward on example ``n`` alone, or on the batch for ``n = None``, and returns all its
+    outputs as ``(examples, features)``; ``inputs`` are tensors whose gradients are compared.
+    """
+
+    def check(module: nn.Module, run: Callable[..., Tensor], inputs: list[Tensor], count: int) -> None:
+        module = module.double()
+        source = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=source, dtype=torch.float64))
+        rule = find_explicit(module)
+        assert rule is not None
+        tapped: dict[str, tuple[tuple[Tensor, ...], Tensor]] = {}
+
+        def tap(site: str, output: Tensor) -> Callable[..., None]:
+            def keep(*saved: Tensor) -> None:
+                assert site not in tapped
+                tapped[site] = (tuple(t.detach() for t in saved), output)
+
+            return keep
+
+        def stock(*args, **kwargs):
+            return type(module).forward(module, *args, **kwargs)
+
+        def explicit(*args, **kwargs):
+            return rule.forward(module, tap, *args, **kwargs)
+
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        wanted = [*named.values(), *inputs]
+        expected, found = run(stock, None), run(explicit, None)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        columns = torch.randn((2, *found.shape), generator=source, dtype=torch.float64)
+        for g in columns:
+            pair = [torch.autograd.grad(out, wanted, g, retain_graph=True) for out in (found, expected)]
+            for ours, theirs in zip(*pair, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+        loops = {name: [[] for _ in columns] for name in named}
+        for n in range(count):
+            alone = run(stock, n)
+            for k, g in enumerate(columns):
+                grads = torch.autograd.grad(alone, list(named.values()), g[n : n + 1], retain_graph=True)
+                for name, grad in zip(named, grads, strict=True):
+                    loops[name][k].append(grad)
+        per_example = {name: torch.stack([torch.stack(row) for row in rows]) for name, rows in loops.items()}
+        covered: list[str] = []
+        for name, site in rule.sites(module).items():
+            attributes = tuple(path for path in site.parameters if path in named)
+            if not attributes:
+                continue
+            layout = site.layout(module, {a: a for a in attributes}, {a: tuple(named[a].shape) for a in attributes})
+            assert set(layout.names) == set(attributes)
+            covered += attributes
+            saved, output = tapped[name]
+            grads = [torch.autograd.grad(found, output, g, retain_graph=True)[0] for g in columns]
+            rows = site.rows(module, layout.names, saved, examples_first(torch.stack(grads), site.axes, 1))
+            assert rows.shape == layout.block_shape and not rows.g.requires_grad and not rows.a.requires_grad
+            consistent(rows)
+            torch.testing.assert_close(rows.dense(), layout.pack(per_example), rtol=1e-10, atol=1e-10)
+        assert sorted(covered) == sorted(named)
+
+    return check

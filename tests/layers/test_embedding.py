@@ -33,11 +33,25 @@ def test_padding_is_masked(check_rule):
     assert torch.equal(rows.a.sum(-1), (index != 3).double())
 
 
+@pytest.mark.parametrize("index", INDICES.values(), ids=INDICES.keys())
+@pytest.mark.parametrize("padding_idx", [None, 3])
+def test_rows_scaled_by_frequency_sum_to_the_batch_gradient(check_rule, index, padding_idx):
+    check_rule(nn.Embedding(7, 3, padding_idx=padding_idx, scale_grad_by_freq=True), index)
+
+
+def test_a_row_scaled_by_frequency_depends_on_the_batch(normal):
+    layer = nn.Embedding(7, 3, scale_grad_by_freq=True).double()
+    rule, index, g = find_rule(layer), INDICES["sequence"], normal(1, 3, 4, 3)
+    whole = rule.rows(layer, ("weight",), (index,), g).dense()[0, 0]
+    alone = rule.rows(layer, ("weight",), (index[:1],), g[:, :1]).dense()[0, 0]
+    torch.testing.assert_close(whole[:, 0], alone[:, 0] / 2)  # entry 0 is in one other example, once
+    torch.testing.assert_close(whole[:, 3], alone[:, 3])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"sparse": True}, "'tok.weight'.*sparse=False"),
-        ({"scale_grad_by_freq": True}, "'tok.weight'.*scale_grad_by_freq=False"),
         ({"max_norm": 1.0}, "'tok.weight'.*max_norm=None"),
     ],
 )

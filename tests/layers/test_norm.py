@@ -51,6 +51,38 @@ def test_a_replaced_training_flag_between_forward_and_backward_changes_nothing(n
     assert torch.equal(rule.rows(layer, ("weight", "bias"), saved, g).dense(), before)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("track", [True, False])
+def test_synchronised_batch_norm_of_one_process_is_batch_norm(check_rule, normal, training, track):
+    layer = randomise_buffers(nn.SyncBatchNorm(4, track_running_stats=track, momentum=0.0)).train(training)
+    _, layout = check_rule(layer, normal(3, 4, 2, 3) * 2 + 1)
+    assert layout.block_shape == (4, 2, 1)
+
+
+@pytest.mark.parametrize("space", [(), (3,)])
+def test_synchronised_rows_are_those_of_the_batch_of_all_processes(normal, monkeypatch, space):
+    """Two processes with 2 and 3 examples: the second is played by adding its moments to the first's."""
+    from vogn.layers import find_rule
+
+    x, g, attributes = normal(5, 4, *space) * 2 + 1, normal(1, 5, 4, *space, seed=1), ("weight", "bias")
+    whole, layer = nn.BatchNorm1d(4).double(), nn.SyncBatchNorm(4).double()
+    expected = find_rule(whole).rows(whole, attributes, (x,), g).dense()
+    rule, sent = find_rule(layer), []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda moments, group: sent.append(moments.clone()))
+    halves = (slice(0, 2), slice(2, 5))
+    for half in halves:
+        rule.saved(layer, (x[half],), x[half])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda moments, group: moments.copy_(sent[0] + sent[1]))
+    for half in halves:
+        rows = rule.rows(layer, attributes, rule.saved(layer, (x[half],), x[half]), g[:, half])
+        torch.testing.assert_close(rows.dense(), expected[:, half])
+    layer.eval()
+    assert len(rule.saved(layer, (x,), x)) == 3  # the running statistics: nothing is sent
+    assert torch.equal(rule.saved(layer, (x,), x)[1], layer.running_mean)
+
+
 @pytest.mark.parametrize("kind", INSTANCE)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("track", [True, False])
@@ -69,6 +101,23 @@ def test_instance_norm(check_rule, normal, kind, training, track, batched):
 )
 def test_group_norm(check_rule, normal, groups, space):
     check_rule(nn.GroupNorm(groups, 4), normal(3, 4, *space))
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: nn.GroupNorm(2, 4), (3, 4, 5)),
+        (lambda: nn.LayerNorm(4), (3, 2, 4)),
+        (lambda: nn.InstanceNorm1d(4, affine=True), (3, 4, 5)),
+    ],
+    ids=["group", "layer", "instance"],
+)
+def test_a_norm_with_a_single_tracked_parameter(check_rule, normal, layer, shape, frozen):
+    layer = layer()
+    getattr(layer, frozen).requires_grad_(False)
+    _, layout = check_rule(layer, normal(*shape))
+    assert layout.block_shape == (4, 1, 1)
 
 
 @pytest.mark.parametrize("middle", [(), (2,), (2, 3)])

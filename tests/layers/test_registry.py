@@ -8,13 +8,19 @@ from vogn.layers import RULES, LayerRule, find_rule
 
 SUPPORTED = [
     nn.Linear,
+    nn.Bilinear,
     nn.Conv1d,
     nn.Conv2d,
     nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
     nn.Embedding,
+    nn.EmbeddingBag,
     nn.BatchNorm1d,
     nn.BatchNorm2d,
     nn.BatchNorm3d,
+    nn.SyncBatchNorm,
     nn.InstanceNorm1d,
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
@@ -46,7 +52,10 @@ def test_a_subclass_that_overrides_forward_has_no_rule():
 
 
 def test_an_unknown_module_has_no_rule():
-    assert find_rule(nn.Bilinear(2, 2, 2)) is None
+    class Unknown(nn.Module):
+        pass
+
+    assert find_rule(Unknown()) is None
 
 
 def test_public_names_exist():

@@ -54,3 +54,42 @@ def test_non_finite_matrices_are_named(value):
     matrix[1, 1] = value
     with pytest.raises(NonFiniteStatisticsError, match="NaN or infinity"):
         cholesky(matrix, remedy="")
+
+
+@pytest.mark.parametrize("exponent", [-120, -40, 40, 100])
+def test_the_scale_of_the_matrix_does_not_change_the_digits_of_the_factor(exponent):
+    matrix = spd().float()
+    root = cholesky(matrix, remedy="") * 2.0 ** (exponent // 2)
+    torch.testing.assert_close(cholesky(matrix * 2.0**exponent, remedy=""), root, rtol=1e-6, atol=0)
+
+
+def rounded_away(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Positive definite by construction: rank one plus a shift far below the rounding of the rank-one part."""
+    v = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype) * 1e3
+    return torch.outer(v, v) + 1e-12 * torch.eye(12, dtype=dtype)
+
+
+def test_a_rescue_adds_rounding_errors_of_the_trace_and_only_on_request():
+    matrix = rounded_away()
+    assert float(torch.linalg.eigvalsh(matrix.double())[0]) < 0
+    with pytest.raises(NotPositiveDefiniteError, match="of size 12"):
+        cholesky(matrix, remedy="")
+    root = cholesky(matrix, remedy="", rescue=True)
+    assert root.dtype == torch.float32
+    error = torch.linalg.matrix_norm((root @ root.T - matrix).double(), 2)
+    assert float(error) <= 101 * torch.finfo(torch.float32).eps * float(matrix.trace())
+
+
+def test_a_rescue_does_not_hide_an_indefinite_matrix():
+    matrix = spd().float()
+    matrix[0, 0] = -1e-3
+    with pytest.raises(NotPositiveDefiniteError):
+        cholesky(matrix, remedy="", rescue=True)
+    with pytest.raises(NotPositiveDefiniteError):
+        cholesky(torch.zeros(3, 3), remedy="", rescue=True)
+
+
+def test_one_bad_matrix_of_a_batch_is_rescued_beside_good_ones():
+    good = 1e-9 * torch.eye(12)
+    roots = cholesky(torch.stack([good, rounded_away()]), remedy="", rescue=True)
+    torch.testing.assert_close(roots[0] @ roots[0].T, good, rtol=2e-4, atol=1e-20)

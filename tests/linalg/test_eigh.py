@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
+from vogn.errors import FactorisationError, NonFiniteStatisticsError
 from vogn.linalg import eigh as module
 from vogn.linalg.eigh import dense_from_basis, diagonal_from_basis, eigh, from_basis, to_basis
 
@@ -55,7 +55,7 @@ def test_a_hopeless_matrix_is_named(monkeypatch):
         raise torch.linalg.LinAlgError("did not converge")
 
     monkeypatch.setattr(module.torch.linalg, "eigh", never)
-    with pytest.raises(NotPositiveDefiniteError, match="of size 3 did not converge"):
+    with pytest.raises(FactorisationError, match="of size 3 did not converge"):
         eigh(psd(3, 3))
 
 
@@ -69,3 +69,40 @@ def test_coordinates_are_those_of_the_kronecker_basis():
     dense = q @ values.flatten().diag() @ q.T
     torch.testing.assert_close(dense_from_basis(values, qs, qa), dense)
     torch.testing.assert_close(diagonal_from_basis(values, qs, qa).flatten(), dense.diagonal())
+
+
+@pytest.mark.parametrize("exponent", [-100, -60, 60, 110])
+def test_the_scale_of_the_matrix_does_not_change_the_digits_of_the_decomposition(exponent):
+    matrix = psd(4, 4).float()
+    values, vectors = eigh(matrix)
+    scaled, same = eigh(matrix * 2.0**exponent)
+    torch.testing.assert_close(scaled, values * 2.0**exponent, rtol=1e-6, atol=0)
+    torch.testing.assert_close(same, vectors, rtol=1e-6, atol=1e-6)
+
+
+def test_rounding_that_breaks_symmetry_is_averaged():
+    matrix = psd(3, 3)
+    other = matrix.clone()
+    other[0, 1] += 2e-9
+    values, _ = eigh(other)
+    torch.testing.assert_close(values, torch.linalg.eigvalsh((other + other.T) / 2), rtol=1e-14, atol=1e-14)
+
+
+def test_a_decomposition_that_is_silently_not_finite_is_retried(monkeypatch):
+    matrix, calls, true_eigh = psd(3, 3).float(), [], torch.linalg.eigh
+
+    def silent(m):
+        calls.append(m.dtype)
+        values, vectors = true_eigh(m)
+        return (values * float("nan"), vectors) if len(calls) == 1 else (values, vectors)
+
+    monkeypatch.setattr(module.torch.linalg, "eigh", silent)
+    values, vectors = eigh(matrix)
+    assert calls == [torch.float32, torch.float64]
+    torch.testing.assert_close((vectors * values) @ vectors.T, matrix, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_zero_stays_zero(size):
+    values, vectors = eigh(torch.zeros(2, size, size))
+    assert torch.equal(values, torch.zeros(2, size)) and torch.equal(vectors.abs().sum(-1), torch.ones(2, size))

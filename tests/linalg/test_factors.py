@@ -53,3 +53,31 @@ def test_no_examples_give_zero_factors(sharing):
     empty = Rows(rows_of().a[:0], rows_of().g[:, :0])
     for factor in (*factors.kronecker_factors(empty, sharing), *factors.contractions(empty)):
         assert not factor.any()
+
+
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("rows", [rows_of(), rows_of(3), look_ups()], ids=["rows", "groups", "look-ups"])
+def test_diagonal_factors_are_the_diagonals_of_the_factors(rows, sharing):
+    for whole, parts in (
+        (factors.kronecker_factors(rows, sharing)[:2], factors.kronecker_factors(rows, sharing, (True, True))[:2]),
+        (factors.contractions(rows), factors.contractions(rows, (True, True))),
+    ):
+        for matrix, diagonal in zip(whole, parts, strict=True):
+            torch.testing.assert_close(diagonal.squeeze(-2), matrix.diagonal(dim1=-2, dim2=-1))
+
+
+@pytest.mark.parametrize("rows", [rows_of(), rows_of(3), look_ups()], ids=["rows", "groups", "look-ups"])
+def test_a_side_that_keeps_its_axes_is_not_rotated(rows):
+    *lead, o, i = rows.shape
+    qs = torch.linalg.qr(torch.randn(*lead, o, o, generator=torch.Generator().manual_seed(2), dtype=torch.float64))[0]
+    axes = torch.ones(*lead, 1, i, dtype=torch.float64)
+    expected = (qs.mT @ rows.dense()).square().sum((0, 1))
+    torch.testing.assert_close(factors.rotated_squares(rows, qs, axes), expected)
+    torch.testing.assert_close(factors.rotated_squares(rows, axes[..., :o], axes), rows.dense().square().sum((0, 1)))
+
+
+def test_the_count_behind_the_input_factor_is_the_number_of_inputs():
+    mask = torch.tensor([[1, 1, 0]] * 4 + [[0, 0, 0]], dtype=torch.bool)
+    masked = Rows(rows_of().a, rows_of().g * mask.unsqueeze(-1), mask)
+    assert [float(factors.kronecker_factors(rows, "expand")[2]) for rows in (rows_of(), masked)] == [15.0, 8.0]
+    assert [float(factors.kronecker_factors(rows, "reduce")[2]) for rows in (rows_of(), masked)] == [5.0, 4.0]

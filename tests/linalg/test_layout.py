@@ -17,6 +17,9 @@ LAYOUTS = {
     "grouped bias only": MatrixLayout(("b",), ((6,),), (2, 3, 0)),
     "table": MatrixLayout(("w",), ((7, 3),), (3, 7), permute=(1, 0)),
     "three permuted dimensions": MatrixLayout(("w", "b"), ((2, 3, 4), (3,)), (3, 8), permute=(1, 2, 0)),
+    "grouped transposed convolution": MatrixLayout(
+        ("w", "b"), ((6, 2, 3), (4,)), (2, 2, 9), permute=(0, 2, 1, 3), view=(2, 3, 2, 3)
+    ),
     "norm": StackLayout(("w", "b"), ((5,), (5,))),
     "norm over two dimensions": StackLayout(("w", "b"), ((2, 3), (2, 3))),
     "scalar": StackLayout(("p",), ((),)),
@@ -87,6 +90,23 @@ def test_the_bias_is_the_last_column():
 def test_a_permuted_weight_is_transposed():
     named = tensors(LAYOUTS["table"], ())
     assert torch.equal(LAYOUTS["table"].pack(named), named["w"].T)
+
+
+def test_groups_of_a_permuted_weight_are_split_off_first():
+    layout = LAYOUTS["grouped transposed convolution"]
+    named = tensors(layout, ())
+    block = layout.pack(named)
+    for group in range(2):
+        weight = named["w"][3 * group : 3 * group + 3]  # (c_in, c_out, kernel)
+        assert torch.equal(block[group, :, :9], weight.transpose(0, 1).reshape(2, 9))
+    assert torch.equal(block[..., 9].flatten(), named["b"])
+
+
+def test_a_description_without_a_view_is_read():
+    """Files written before layouts had one."""
+    data = LAYOUTS["three permuted dimensions"].to_dict()
+    del data["view"]
+    assert layout_from_dict(data) == LAYOUTS["three permuted dimensions"]
 
 
 def test_scale_and_shift_of_a_channel_share_a_sub_block():

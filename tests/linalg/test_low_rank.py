@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -74,3 +76,52 @@ def test_a_diagonal_that_is_not_positive_is_named(value, error):
     for call in (low_rank.logdet, low_rank.inverse_diagonal):
         with pytest.raises(error, match="diagonal of a low-rank curvature"):
             call(d, u)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_extreme_columns_take_the_other_way_and_mean_the_same_matrix(rank, monkeypatch):
+    d, u = parts(rank=rank)
+    v = torch.randn(4, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    operators = (low_rank.solve, low_rank.sample)
+    squared = [*(f(d, u, v) for f in operators), low_rank.logdet(d, u), low_rank.inverse_diagonal(d, u)]
+    monkeypatch.setattr(low_rank, "SQUARED_LIMIT", 0.0)
+    other = [*(f(d, u, v) for f in operators), low_rank.logdet(d, u), low_rank.inverse_diagonal(d, u)]
+    torch.testing.assert_close(squared, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4, 1e6, 1e9, 1e12])
+def test_a_solve_is_exact_in_the_span_of_the_columns_at_any_size(scale):
+    """Where gradients lie; the residual is compared because the matrix is known to one rounding error only."""
+    d, u = parts(scale=scale)
+    for v in (u.T[:1], torch.randn(1, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)):
+        x = low_rank.solve(d, u, v)
+        residual = (low_rank.apply(d, u, x) - v).norm()
+        assert float(residual) < 1e-13 * float((u @ u.T).norm() * x.norm() + v.norm())
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e8, 1e12])
+def test_the_sampler_removes_the_directions_of_the_evidence_and_leaves_the_others_alone(scale):
+    """|U|^2 / d up to 1e30, with dependent columns."""
+    _, u = parts(size=6, rank=1, scale=scale)
+    columns = torch.cat([u, u, 2 * u, 4 * u], 1)
+    d = torch.full((6,), 1e-6, dtype=torch.float64)
+    inside, v = (u / u.norm()).T, torch.randn(1, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    outside = v - (v @ inside.T) * inside
+    outside -= (outside @ inside.T) * inside
+    size = float(22 * u.square().sum())
+    torch.testing.assert_close(low_rank.sample(d, columns, outside), outside / 1e-3, rtol=1e-9, atol=1e-6)
+    torch.testing.assert_close(low_rank.solve(d, columns, outside), outside / 1e-6, rtol=1e-9, atol=1e-3)
+    assert float(low_rank.sample(d, columns, inside) @ inside.T) == pytest.approx(size**-0.5, rel=1e-6)
+    assert float(low_rank.solve(d, columns, inside) @ inside.T) == pytest.approx(1 / size, rel=1e-6, abs=1e-15 / 1e-6)
+    assert float(low_rank.logdet(d, columns)) == pytest.approx(5 * math.log(1e-6) + math.log(size), rel=1e-9)
+    variance = (1.0 - inside.square()).flatten() / 1e-6
+    torch.testing.assert_close(low_rank.inverse_diagonal(d, columns), variance, rtol=1e-6, atol=0)
+
+
+def test_columns_that_are_not_finite_are_named():
+    d, u = parts()
+    for value, what in ((float("nan"), "NaN"), (float("inf"), "infinity")):
+        bad = u.clone()
+        bad[0, 0] = value
+        with pytest.raises(NonFiniteStatisticsError, match=f"low-rank curvature hold.* {what}|NaN"):
+            low_rank.solve(d, bad, torch.ones(1, 7, dtype=torch.float64))

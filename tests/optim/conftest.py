@@ -78,7 +78,8 @@ def weights(model):
 def curvature(opt):
     """All curvature states, ``{parameter name: state}``."""
     names = {p: n for group in opt.param_groups for n, p in zip(group["param_names"], group["params"], strict=True)}
-    return {names[p]: {k: t.clone() for k, t in state["curvature"].items()} for p, state in opt.state.items()}
+    first = {parameter: state for parameter, state in opt.state.items() if "curvature" in state}
+    return {names[p]: {k: t.clone() for k, t in state["curvature"].items()} for p, state in first.items()}
 
 
 class Tools:

@@ -215,7 +215,8 @@ def test_bad_statistics_are_refused_where_they_are_made():
 def test_a_structure_that_cannot_afford_a_block_gives_way_to_the_stated_fallback(tools):
     model = tools.network()
     opt = NaturalGradient(model, Dense(max_dim=15), "empirical", lr=0.1, ess=10.0, weight_decay=0.1)
-    lines = {row["block"]: row for row in opt.coverage()}
+    with pytest.warns(UserWarning, match=r"block '0.weight': Dense does not fit \(4, 4\).*stored as Diagonal"):
+        lines = {row["parameter"]: row for row in opt.coverage()}
     assert lines["0.weight"]["structure"] == "Diagonal" and "Dense does not fit (4, 4)" in lines["0.weight"]["note"]
     assert lines["2.weight"]["structure"] == "Dense" and lines["2.weight"]["note"] == ""
     tools.train(opt, model, 2)

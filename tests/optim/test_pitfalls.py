@@ -159,7 +159,7 @@ def test_attention_is_covered_exactly_by_the_own_pass() -> None:
     model = Classifier().double()
     x, y = torch.randn(5, 8, dtype=torch.float64), torch.arange(5) % K
     opt = still(model)
-    covered = [name for line in opt.coverage() for name in line["parameters"]]
+    covered = [line["parameter"] for line in opt.coverage()]
     assert sorted(covered) == sorted(name for name, _ in model.named_parameters())
     with opt.sampled_params():
         likelihood(model(x), y).backward()

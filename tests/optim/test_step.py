@@ -24,7 +24,7 @@ def same(a, b):
 
 def snapshot(tools, opt, model):
     state = {k: {n: t.clone() for n, t in s.items()} for k, s in tools.curvature(opt).items()}
-    memory = [{n: t.clone() for n, t in s["memory"].items()} for s in opt.state.values()]
+    memory = [{n: t.clone() for n, t in s["memory"].items()} for s in opt.state.values() if "memory" in s]
     return tools.weights(model), state, memory, [group["steps_done"] for group in opt.param_groups]
 
 
@@ -223,8 +223,8 @@ def test_a_first_step_on_zero_gradients_is_harmless(tools, method):
     opt.step()
     assert same(tools.weights(model), tools.weights(tools.network()))
     assert all(bool(leaf.isfinite().all()) for state in tools.curvature(opt).values() for leaf in state.values())
-    covered = {parameter for row in opt.coverage() for parameter in row["parameters"]}
-    assert len(opt.state) == len(opt.coverage()) and covered == set(dict(model.named_parameters()))
+    assert [row["parameter"] for row in opt.coverage()] == list(dict(model.named_parameters()))
+    assert len(opt.state) == len(opt.coverage())
 
 
 @pytest.mark.parametrize("method", ALL)

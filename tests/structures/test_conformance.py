@@ -16,7 +16,16 @@ CONFIGURATIONS = {
     "Kronecker": Kronecker(),
     "KroneckerFactored": Kronecker(damping="factored"),
     "KroneckerReduce": Kronecker(sharing="reduce"),
+    "KroneckerOneSided": Kronecker(max_dim=3),
+    "KroneckerOneSidedReduce": Kronecker(max_dim=2, sharing="reduce"),
+    "KroneckerFactoredTwoDiagonals": Kronecker(max_dim=0, damping="factored"),
     "EigenKronecker": EigenKronecker(),
+    "EigenKroneckerReduce": EigenKronecker(sharing="reduce"),
+    "EigenKroneckerOneSided": EigenKronecker(max_dim=3),
+    "EigenKroneckerContractionOneSided": EigenKronecker(
+        basis="contraction", restart=False, negative="retract", max_dim=3
+    ),
+    "EigenKroneckerTwoDiagonals": EigenKronecker(max_dim=0),
     "EigenKroneckerContraction": EigenKronecker(basis="contraction"),
     "EigenKroneckerCarried": EigenKronecker(basis="contraction", restart=False, negative="retract"),
     "EigenKroneckerKfacCarried": EigenKronecker(restart=False, negative="abs"),

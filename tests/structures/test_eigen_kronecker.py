@@ -49,8 +49,8 @@ def test_the_trace_is_exact(basis):
 def test_the_frobenius_error_is_at_most_that_of_kfac(seed):
     rows = random_rows(SHAPE, seed=seed, examples=8)
     kfac = Kronecker()
-    seen = {key: leaf / 8 for key, leaf in kfac.observe({}, rows).items()}
     state = kfac.init(SHAPE, initial=0.0, dtype=torch.float64, device="cpu")
+    seen = {key: leaf / 8 for key, leaf in kfac.observe(state, rows).items()}
     state = kfac.refresh(kfac.update(state, seen, decay=0.0, weight=1.0, shift=0.0))
     eigen = EigenKronecker()
     norm = torch.linalg.matrix_norm
@@ -145,9 +145,10 @@ def test_where_both_channels_speak_rows_move_the_basis_and_the_probe_is_the_evid
 def test_the_basis_can_forget_at_its_own_rate():
     structure = EigenKronecker(basis_decay=0.25)
     state = structure.init(SHAPE, initial=0.5, dtype=torch.float64, device="cpu")
-    seen = structure.observe(state, random_rows(SHAPE, seed=0))
+    rows = random_rows(SHAPE, seed=0)
+    seen = structure.observe(state, rows)
     new = structure.update(state, seen, decay=0.9, weight=0.1, shift=0.0)
-    torch.testing.assert_close(new["A"], 0.25 * state["A"] + 0.75 * seen["inputs"])
+    torch.testing.assert_close(new["A"], 0.25 * state["A"] + 0.75 * seen["inputs"] / rows.count)
     torch.testing.assert_close(new["s"], 0.9 * state["s"] + 0.1 * seen["rows"])
     with pytest.raises(ValueError, match=r"basis_decay=1.5 must lie in \[0, 1\]"):
         EigenKronecker(basis_decay=1.5)
@@ -168,7 +169,46 @@ def test_gradient_rows_need_the_contraction_basis():
         structure.observe(state, GradientRow(torch.ones(SHAPE, dtype=torch.float64)))
 
 
-def test_size_and_options_are_checked():
-    assert EigenKronecker(max_dim=3).fits((9, 2, 3)) and not EigenKronecker(max_dim=2).fits((2, 3))
+def one_sided(rows: Rows, **options) -> EigenKronecker:
+    """Rows of shape (3, 4) with the input side too large for a matrix."""
+    assert rows.shape == SHAPE
+    return EigenKronecker(max_dim=3, **options)
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_a_side_above_the_limit_keeps_the_axes_as_its_basis(basis):
+    rows = random_rows(SHAPE, seed=0, columns=2, positions=3)
+    state = with_fresh_basis(one_sided(rows, basis=basis), rows)
+    free = with_fresh_basis(EigenKronecker(basis=basis), rows)
+    assert {state[key].shape for key in ("A", "QA")} == {(1, 4)} and state["QA"].eq(1).all()
+    torch.testing.assert_close(state["A"][0], free["A"].diagonal())
+    torch.testing.assert_close(state["S"], free["S"])
+    q = torch.kron(state["QS"].contiguous(), torch.eye(4, dtype=torch.float64))
+    torch.testing.assert_close(state["s"].flatten(), (q.T @ curvature(rows) @ q).diagonal())
+
+
+def test_without_any_basis_the_curvature_is_the_exact_diagonal():
+    rows, structure = random_rows(SHAPE, seed=0, columns=2, positions=3), EigenKronecker(max_dim=0)
+    dense = structure.to_dense(with_fresh_basis(structure, rows))
+    torch.testing.assert_close(dense, curvature(rows).diagonal().diag())
+
+
+def test_reduce_turns_the_basis_to_averaged_inputs():
+    rows = random_rows(SHAPE, seed=0, positions=3)
+    state = step(
+        EigenKronecker(sharing="reduce"),
+        EigenKronecker().init(SHAPE, initial=0.0, dtype=torch.float64, device="cpu"),
+        rows,
+    )
+    mean, total = rows.a.mean(1), rows.g[0].sum(1)
+    torch.testing.assert_close(state["A"], mean.T @ mean / rows.count)
+    torch.testing.assert_close(state["S"], total.T @ total / rows.count)
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="sharing='mean' is unknown"):
+        EigenKronecker(sharing="mean")
+    with pytest.raises(ValueError, match="max_dim=-1 must be at least 0"):
+        EigenKronecker(max_dim=-1)
     with pytest.raises(ValueError, match="basis='soap' is unknown"):
         EigenKronecker(basis="soap")

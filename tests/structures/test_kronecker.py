@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError, UnsupportedObservationError
-from vogn.linalg.rows import GradientRow, JoinedRows, Rows
-from vogn.structures import Kronecker
+from vogn.linalg.rows import GradientRow, IndexedRows, JoinedRows, Rows
+from vogn.structures import EigenKronecker, Kronecker
 from vogn.testing.structure_cases import random_rows
 
 SHAPE = (2, 3)
@@ -86,14 +86,66 @@ def test_masked_positions_do_not_count(sharing):
     for n in range(6):
         used = rows.a[n][mask[n]]
         g = rows.g[0, n][mask[n]]
-        if sharing == "expand":
-            a += used.T @ used / len(used)
+        if sharing == "expand":  # positions are further examples: all count alike, in long and short sequences
+            a += used.T @ used * 6 / mask.sum()
             s += g.T @ g
         else:
             a += torch.outer(used.mean(0), used.mean(0))
             s += torch.outer(g.sum(0), g.sum(0))
     torch.testing.assert_close(state["A"], a / 6)
     torch.testing.assert_close(state["S"], s / 6)
+
+
+def test_expand_is_exact_for_sequences_of_different_lengths():
+    a = inputs(4)
+    mask = torch.arange(4) < torch.tensor([4, 1, 3, 2, 1]).unsqueeze(1)
+    rows = identity_columns(a, 2)
+    rows = Rows(a, rows.g * mask.unsqueeze(-1), mask)
+    structure, terms = Kronecker(), int(mask.sum())
+    state = structure.init(rows.shape, initial=0.0, dtype=torch.float64, device="cpu")
+    seen = structure.observe(state, rows)
+    seen |= {"S": seen["S"] / terms, "A": seen["A"] / 5, "positions": seen["positions"] / 5}  # as the collector does
+    state = structure.refresh(structure.update(state, seen, decay=0.0, weight=1.0, shift=0.0))
+    torch.testing.assert_close(structure.to_dense(state), curvature(rows) * rows.count / terms)
+
+
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize(("max_dim", "kept"), [(2, "S"), (0, "")])
+def test_a_factor_above_the_limit_keeps_its_diagonal(sharing, max_dim, kept):
+    rows = random_rows(SHAPE, seed=0, positions=3, columns=2)
+    small = observed(Kronecker(sharing=sharing), rows)
+    large = observed(Kronecker(sharing=sharing, max_dim=max_dim), rows)
+    a, s = small["A"].diagonal().diag(), small["S"] if kept else small["S"].diagonal().diag()
+    torch.testing.assert_close(Kronecker(max_dim=max_dim).to_dense(large), torch.kron(s, a))
+    assert large["A"].shape == large["QA"].shape == (1, 3)
+
+
+def test_an_embedding_above_the_limit_loses_nothing():
+    index = torch.tensor([[0, 2, 2], [1, 3, 0], [2, 2, 2], [0, 1, 2]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]], dtype=torch.bool)
+    g = random_rows((2, 1), seed=1, examples=4, positions=3).g * mask.unsqueeze(-1)
+    rows = IndexedRows(index, g, 5, mask)
+    one_sided, whole = Kronecker(max_dim=4), Kronecker()
+    torch.testing.assert_close(one_sided.to_dense(observed(one_sided, rows)), whole.to_dense(observed(whole, rows)))
+
+
+def test_large_tables_are_never_made_dense():
+    rows = IndexedRows(torch.tensor([[0, 299_999]]), torch.ones(1, 1, 2, 3), 300_000)
+    for structure in (Kronecker(), Kronecker(sharing="reduce"), EigenKronecker(), EigenKronecker(sharing="reduce")):
+        state = structure.init(rows.shape, initial=0.1, dtype=torch.float32, device="cpu")
+        state = structure.refresh(
+            structure.update(state, structure.observe(state, rows), decay=0.5, weight=0.5, shift=0.0)
+        )
+        assert state["A"].shape == (1, 300_000) and state["S"].shape == (3, 3)
+        v = structure.solve(state, torch.ones(rows.shape), 0.1)
+        assert v.shape == rows.shape and bool(v.isfinite().all())
+
+
+def test_the_limit_and_its_option_are_named():
+    note = Kronecker(max_dim=10).restriction((50, 4, 11))
+    assert note == "diagonal input factor (11): larger than max_dim=10; Kronecker(max_dim=...) sets the limit"
+    assert "output factor (11) and input factor (12)" in EigenKronecker(max_dim=10).restriction((11, 12))
+    assert Kronecker().restriction((8192, 8192)) == "" != Kronecker().restriction((8193, 2))
 
 
 def test_factored_damping_does_not_depend_on_the_scale_of_a_factor():
@@ -142,8 +194,9 @@ def test_rows_without_layer_inputs_are_refused_with_the_remedy():
     structure = Kronecker()
     rows = random_rows(SHAPE, seed=0)
     for other in (JoinedRows((rows,)), GradientRow(rows.dense().sum((0, 1)))):
+        state = structure.init(other.shape, initial=0.0, dtype=torch.float64, device="cpu")
         with pytest.raises(UnsupportedObservationError, match="partition='layer'"):
-            structure.observe({}, other)
+            structure.observe(state, other)
 
 
 def test_nan_and_singular_curvature_are_named():
@@ -155,8 +208,9 @@ def test_nan_and_singular_curvature_are_named():
         structure.refresh(state | {"A": state["A"] * float("nan")})
 
 
-def test_size_and_options_are_checked():
-    assert Kronecker(max_dim=3).fits((9, 2, 3)) and not Kronecker(max_dim=2).fits((2, 3))
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="max_dim=-1 must be at least 0"):
+        Kronecker(max_dim=-1)
     with pytest.raises(ValueError, match="damping='pi' is unknown"):
         Kronecker(damping="pi")
     with pytest.raises(ValueError, match="sharing='mean' is unknown"):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
 
 from vogn.capture.partition import Block, Member
 from vogn.errors import MissingCurvatureError, UnsupportedObservationError
@@ -33,6 +36,25 @@ def check_examples(counts: Mapping[Member, int], examples: int | None) -> None:
             "batch, no inputs shared by all examples). Reshape, freeze this layer, or use a method without per-example "
             "statistics (IVON, VAdam)"
         )
+
+
+def without_padding(rows: Rows | IndexedRows, mask: Tensor | None) -> Rows | IndexedRows:
+    """Examples and positions without a loss term that no gradient reaches are padding: no inputs of the layer.
+
+    Args:
+        rows: of a layer; left alone unless its examples, and its positions, are those of the loss terms.
+        mask: ``(N,)`` or ``(N, *positions)``, the loss terms that count; ``None`` if all do.
+    """
+    if mask is None or rows.g.shape[-3] != len(mask):
+        return rows
+    terms = mask.unsqueeze(1) if mask.ndim == 1 else mask.flatten(1)
+    reached = (rows.g != 0).any(-1).flatten(0, -3).any(0)
+    if mask.ndim == 1:
+        reached = reached.any(1, keepdim=True)
+    elif terms.shape != reached.shape:
+        return rows
+    kept = (terms | reached).expand(rows.g.shape[-3:-1])
+    return replace(rows, mask=kept if rows.mask is None else rows.mask & kept)
 
 
 def gather(block: Block, rows_of: Mapping[Member, Sequence[Rows | IndexedRows]]) -> list[AnyRows]:

@@ -57,11 +57,13 @@ class Announcement:
     Args:
         terms: its loss terms.
         examples: size of its batch.
+        mask: its loss terms that count, ``None`` if all do.
         touched: the layer calls that a pass of our own found behind it.
     """
 
     terms: int
     examples: int
+    mask: Tensor | None = None
     touched: set[int] = field(default_factory=set)
     pending: list[_Pending] = field(default_factory=list)
 
@@ -96,9 +98,9 @@ class Ledger:
         other.open = self.open
         return other
 
-    def announce(self, terms: int, examples: int) -> Announcement:
+    def announce(self, terms: int, examples: int, mask: Tensor | None = None) -> Announcement:
         """A likelihood has been evaluated."""
-        self.open.append(Announcement(terms, examples))
+        self.open.append(Announcement(terms, examples, mask))
         return self.open[-1]
 
     def reach(self, announcement: Announcement) -> None:

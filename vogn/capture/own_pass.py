@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from vogn.linalg.rows import Rows
 
 
 def own_pass(
-    outputs: Tensor, columns: Tensor, calls: Sequence[Call], bare: Sequence[Member]
+    outputs: Tensor, columns: Tensor, calls: Sequence[Call], bare: Sequence[Member], unseen: Sequence[Member] = ()
 ) -> tuple[list[Tensor | None], dict[Member, Rows]]:
     """Propagate gradient columns from the outputs to tapped layers and bare parameters.
 
@@ -23,18 +25,19 @@ def own_pass(
         columns: ``(K, *outputs.shape)``.
         calls: the tapped forward calls.
         bare: parameters without a layer rule; they get one gradient per example.
+        unseen: layers of which no call was seen: unused, or in a compiled graph, whose taps report by themselves.
 
     Returns:
         One ``(K, *layer output)`` gradient per call (``None`` where the outputs do not depend on it), and the rows of
         the bare parameters.
     """
     per_call: list[list[Tensor | None]] = []
-    if calls:
-        edges = [call.edge for call in calls if call.edge is not None]
-        assert len(edges) == len(calls)
-        for column in columns:
-            grads = torch.autograd.grad(outputs, edges, column.to(outputs.dtype), retain_graph=True, allow_unused=True)
-            per_call.append(list(grads))
+    edges = [call.edge for call in calls if call.edge is not None]
+    assert len(edges) == len(calls)
+    targets: list[Any] = [*edges, *(member.parameters[0] for member in unseen)]
+    for column in columns if targets else ():
+        grads = torch.autograd.grad(outputs, targets, column.to(outputs.dtype), retain_graph=True, allow_unused=True)
+        per_call.append(list(grads[: len(edges)]))
     stacked = [
         None if any(grad is None for grad in grads) else torch.stack([g for g in grads if g is not None])
         for grads in zip(*per_call, strict=True)
@@ -46,6 +49,16 @@ def own_pass(
         for member, grads in zip(bare, zip(*gradients, strict=True), strict=True):
             rows[member] = parameter_rows(torch.stack(grads))
     return stacked, rows
+
+
+def stack_columns(heard: Sequence[Call], columns: int) -> list[Call]:
+    """Calls in compiled graphs, one for every column and place in the graph, as one call per place."""
+    places = len(heard) // columns
+    assert places * columns == len(heard)
+    return [
+        replace(heard[place], grad=torch.cat([call.grad for call in heard[place::places] if call.grad is not None]))
+        for place in range(places)
+    ]
 
 
 def per_example_gradients(outputs: Tensor, column: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -8,9 +8,10 @@ Adding a layer is one decorated class::
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -20,6 +21,17 @@ from vogn.linalg.rows import IndexedRows, Rows
 from vogn.types import Shape
 
 RuleT = TypeVar("RuleT", bound="type[LayerRule]")
+ExplicitT = TypeVar("ExplicitT", bound="type[ExplicitRule]")
+EntryT = TypeVar("EntryT")
+
+Axes = Literal["examples", "batch_first", "time_first"]
+"""Where examples are in a layer's input and output: ``"examples"``: dimension 0. The other two say that a layer lives
+inside a sequence module: ``(N, T, d)`` or ``(T, N, d)``, and a two-dimensional input ``(T, d)`` is one example."""
+
+Tap = Callable[[str, Tensor], Callable[..., None]]
+"""``keep = tap(site, output)``: an explicit forward evaluates a site; ``output`` is the tensor where its gradient will
+arrive. It comes before any use of the output, as a compiled graph may end there. ``keep(*saved)`` follows, in the same
+forward, with what the site's rule will need."""
 
 
 class LayerRule(ABC):
@@ -27,9 +39,11 @@ class LayerRule(ABC):
 
     Class attributes:
         NORMALISES: whether the layer normalises its input, so that its parameters are *norm parameters*.
+        ATTRIBUTES: the parameters that the rule knows; empty if it knows all of its modules' own parameters.
     """
 
     NORMALISES: ClassVar[bool] = False
+    ATTRIBUTES: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def layout(self, module: nn.Module, names: Mapping[str, str], shapes: Mapping[str, Shape]) -> Layout:
@@ -62,6 +76,40 @@ class LayerRule(ABC):
         """
 
 
+class SiteRule(LayerRule):
+    """One map with parameters inside a module whose forward is rebuilt by an :class:`ExplicitRule`.
+
+    ``layout`` and ``rows`` are a layer's, with attributes that are paths from the module (``"out_proj.weight"``);
+    ``rows`` gets what the forward has kept as ``saved`` and a gradient whose first dimensions are ``(K, N)``.
+
+    Attributes:
+        parameters: paths of the parameters; those that do not exist or are not tracked are left out.
+        axes: where examples are in the tapped output.
+    """
+
+    parameters: tuple[str, ...]
+    axes: Axes
+
+
+class ExplicitRule(ABC):
+    """A forward for modules that use their parameters without calling sub-modules: the same function as the stock
+    forward, built from tapped maps. It replaces the stock forward only while taps are attached.
+
+    Class attributes:
+        NOTE: what it costs while it is in force, for the coverage table; ``""`` if nothing.
+    """
+
+    NOTE: ClassVar[str] = ""
+
+    @abstractmethod
+    def sites(self, module: nn.Module) -> Mapping[str, SiteRule]:
+        """The maps by name. Every parameter belongs to at most one."""
+
+    @abstractmethod
+    def forward(self, module: nn.Module, tap: Tap, *args: Any, **kwargs: Any) -> Any:
+        """The module's outputs for the arguments of its forward; calls ``tap`` at most once per site."""
+
+
 RULES: dict[type[nn.Module], LayerRule] = {}
 """Module type to rule. Filled by :func:`register_layer`; looked up by exact type, then by base classes."""
 
@@ -77,17 +125,88 @@ def register_layer(*types: type[nn.Module]) -> Callable[[RuleT], RuleT]:
     return decorate
 
 
+EXPLICIT: dict[type[nn.Module], ExplicitRule] = {}
+"""Module type to explicit forward. Filled by :func:`register_explicit`; looked up as :data:`RULES`."""
+
+
+def register_explicit(*types: type[nn.Module]) -> Callable[[ExplicitT], ExplicitT]:
+    """Class decorator: use the explicit forward for the given module types."""
+
+    def decorate(rule: ExplicitT) -> ExplicitT:
+        for module_type in types:
+            EXPLICIT[module_type] = rule()
+        return rule
+
+    return decorate
+
+
+SEQUENCES: dict[type[nn.Module], Callable[[Any], Mapping[str, Axes]]] = {}
+"""Module type to a function that says where examples are in the inputs of its children, by their paths."""
+
+
+FOREIGN: dict[str, LayerRule] = {}
+"""``"module.Class"`` to rule, for classes of packages that are not imported. Filled by :func:`register_foreign`."""
+
+
+def register_foreign(*names: str) -> Callable[[RuleT], RuleT]:
+    """Class decorator: use the rule for classes given by qualified name, without importing their package.
+
+    Args:
+        names: ``f"{cls.__module__}.{cls.__qualname__}"`` of each class, e.g. ``"transformers.pytorch_utils.Conv1D"``.
+    """
+
+    def decorate(rule: RuleT) -> RuleT:
+        for name in names:
+            FOREIGN[name] = rule()
+        return rule
+
+    return decorate
+
+
 BYPASSED: tuple[type[nn.Module], ...] = (NonDynamicallyQuantizableLinear,)
 """Modules whose owner uses their parameters without calling them (the output projection of multi-head attention)."""
 
 
 def find_rule(module: nn.Module) -> LayerRule | None:
     """The rule for ``module``: of its type or, failing that, of the nearest registered base class that shares its
-    ``forward``. A subclass that overrides ``forward`` gets ``None``: its mathematics is unknown."""
+    ``forward``. A subclass that overrides ``forward`` gets ``None``: its mathematics is unknown. So does a foreign
+    class whose ``forward`` was replaced by another module."""
     if isinstance(module, BYPASSED):
         return None
     for module_type in type(module).__mro__:
-        rule = RULES.get(module_type)
+        foreign = FOREIGN.get(f"{module_type.__module__}.{module_type.__qualname__}")
+        if foreign is not None and module.forward.__module__ != module_type.__module__:
+            return None
+        rule = foreign or RULES.get(module_type)
         if rule is not None:
             return rule if type(module).forward is getattr(module_type, "forward", None) else None
     return None
+
+
+def find_explicit(module: nn.Module) -> ExplicitRule | None:
+    """The explicit forward for ``module``: of its type or of the nearest registered base class that shares its
+    ``forward``."""
+    return _nearest(EXPLICIT, module)
+
+
+def child_axes(module: nn.Module) -> Mapping[str, Axes]:
+    """Where examples are in the inputs of the children of ``module``, by their paths; empty if it is unknown."""
+    find = _nearest(SEQUENCES, module)
+    return {} if find is None else find(module)
+
+
+def _nearest(registry: Mapping[type[nn.Module], EntryT], module: nn.Module) -> EntryT | None:
+    for module_type in type(module).__mro__:
+        entry = registry.get(module_type)
+        if entry is not None:
+            return entry if type(module).forward is getattr(module_type, "forward", None) else None
+    return None
+
+
+def positional_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a call in the order of ``forward``; keywords that were left out get their defaults."""
+    if not kwargs:
+        return args
+    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+    bound.apply_defaults()
+    return tuple(bound.arguments.values())[1:]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,29 +46,40 @@ class ConvolutionRule(LayerRule):
         if x.ndim == len(module.kernel_size) + 1:  # unbatched input
             x, grad_output = x.unsqueeze(0), grad_output.unsqueeze(1)
         dtype = row_dtype(x, grad_output)
-        g = grad_output.to(dtype).flatten(3).unflatten(2, (module.groups, -1)).permute(2, 0, 1, 4, 3)
-        g = g if module.groups > 1 else g.squeeze(0)
+        g = grouped_gradients(grad_output, module.groups, dtype)
         if "weight" not in attributes:
             return bias_rows(g)
-        return Rows(a=_patch_matrix(module, x, "bias" in attributes, dtype), g=g)
+        return Rows(a=patch_matrix(_patches(module, x), module.groups, "bias" in attributes, dtype), g=g)
 
 
-def _patch_matrix(module: _ConvNd, x: Tensor, bias: bool, dtype: torch.dtype) -> Tensor:
-    """Patches of ``(N, c_in, *space)`` as ``(*lead, N, T, c_in / groups * kernel (+ 1))``, written at most once."""
-    dims = len(module.kernel_size)
-    patches = _patches(module, x)  # (N, c_in, *out, *kernel), a view
-    patches = patches.unflatten(1, (module.groups, -1))
+def patch_matrix(patches: Tensor, groups: int, bias: bool, dtype: torch.dtype) -> Tensor:
+    """Patches ``(N, c_in, *out, *kernel)`` as ``(*lead, N, T, c_in / groups * kernel (+ 1))``, written at most once."""
+    dims = (patches.ndim - 2) // 2
+    patches = patches.unflatten(1, (groups, -1))
     patches = patches.permute(1, 0, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims))
-    patches = patches if module.groups > 1 else patches.squeeze(0)
+    patches = patches if groups > 1 else patches.squeeze(0)
     shape = patches.shape
     rest = len(shape) - 2 * dims - 1
     positions, d_in = math.prod(shape[rest : rest + dims]), math.prod(shape[rest + dims :])
     if not bias:
         return patches.to(dtype).reshape(*shape[:rest], positions, d_in)
-    a = torch.empty((*shape[:rest], positions, d_in + 1), dtype=dtype, device=x.device)
+    a = torch.empty((*shape[:rest], positions, d_in + 1), dtype=dtype, device=patches.device)
     a[..., d_in] = 1
     a[..., :d_in].unflatten(-1, shape[rest + dims :]).unflatten(rest, shape[rest : rest + dims]).copy_(patches)
     return a
+
+
+def grouped_gradients(grad_output: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    """``(K, N, c_out, *out)`` as ``(*lead, K, N, T, c_out / groups)``."""
+    g = grad_output.to(dtype).flatten(3).unflatten(2, (groups, -1)).permute(2, 0, 1, 4, 3)
+    return g if groups > 1 else g.squeeze(0)
+
+
+def sliding_patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """Patches of ``(N, c, *space)`` as a strided view ``(N, c, *out, *kernel)``."""
+    for dim, (size, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        x = x.unfold(2 + dim, spread * (size - 1) + 1, step)[..., ::spread]
+    return x
 
 
 def _patches(module: _ConvNd, x: Tensor) -> Tensor:
@@ -76,11 +87,7 @@ def _patches(module: _ConvNd, x: Tensor) -> Tensor:
     pads = _pads(module)
     if any(pads):
         x = F.pad(x, pads, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
-    for dim, (kernel, stride, dilation) in enumerate(
-        zip(module.kernel_size, module.stride, module.dilation, strict=True)
-    ):
-        x = x.unfold(2 + dim, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-    return x
+    return sliding_patches(x, module.kernel_size, module.stride, module.dilation)
 
 
 def _pads(module: _ConvNd) -> list[int]:

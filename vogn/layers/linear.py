@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from vogn.layers.base import LayerRule, register_layer
-from vogn.layers.pairs import bias_rows, matrix_layout, row_dtype, with_ones
+from vogn.layers.pairs import linear_rows, matrix_layout
 from vogn.linalg.layout import Layout
 from vogn.linalg.rows import Rows
 from vogn.types import Shape
@@ -29,14 +29,4 @@ class LinearRule(LayerRule):
         (x,) = saved
         if x.ndim == 1:
             x, grad_output = x.unsqueeze(0), grad_output.unsqueeze(1)
-        dtype = row_dtype(x, grad_output)
-        g = _three(grad_output.to(dtype), 2)
-        if "weight" not in attributes:
-            return bias_rows(g)
-        a = _three(x.to(dtype), 1)
-        return Rows(a=with_ones(a) if "bias" in attributes else a, g=g)
-
-
-def _three(x: Tensor, start: int) -> Tensor:
-    """Merge the middle dimensions from ``start`` on (possibly none) into one."""
-    return x.unsqueeze(start) if x.ndim == start + 1 else x.flatten(start, -2)
+        return linear_rows(attributes, x, grad_output)

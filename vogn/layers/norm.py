@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -58,7 +59,7 @@ class NormRule(LayerRule):
         """``(K, *output.shape)`` as ``(K, N, T, channels)``."""
 
 
-def _standardise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+def standardise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     """``(x - mean) / sqrt(var + eps)`` over ``dims``, with the biased variance."""
     variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
     return (x - mean) * (variance + eps).rsqrt()
@@ -94,11 +95,35 @@ class BatchNormRule(NormRule):
         assert isinstance(module, _BatchNorm)
         if statistics:
             return _standardise_by(x, statistics, module.eps, 2)
-        return _standardise(x, (1, *range(3, x.ndim)), module.eps)
+        return standardise(x, (1, *range(3, x.ndim)), module.eps)
 
     def positions(self, module: nn.Module, x: Tensor) -> Tensor:
         """See :meth:`NormRule.positions`."""
         return _channels_second(x)
+
+
+@register_layer(nn.SyncBatchNorm)
+class SyncBatchNormRule(BatchNormRule):
+    """Batch normalisation by the statistics of all processes; without a process group, :class:`BatchNormRule`.
+
+    Forward does not leave its statistics behind, so each recorded forward sums three moments per channel over the
+    processes once more. Rows are the local examples'.
+    """
+
+    def saved(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
+        """The input, and the mean and variance that forward used unless they are those of the input."""
+        assert isinstance(module, nn.SyncBatchNorm)
+        kept = super().saved(module, inputs, output)
+        if not (module.training and dist.is_available() and dist.is_initialized()):
+            return kept
+        group = module.process_group or dist.group.WORLD
+        if dist.get_world_size(group) == 1:
+            return kept
+        x = kept[0].transpose(0, 1).flatten(1).double()
+        moments = torch.stack([torch.full_like(x[:, 0], x.shape[1]), x.sum(1), x.square().sum(1)])
+        dist.all_reduce(moments, group=group)
+        mean, square = moments[1:] / moments[0]
+        return (kept[0], mean, square - mean.square())
 
 
 @register_layer(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -119,7 +144,7 @@ class InstanceNormRule(NormRule):
         channel = x.ndim - self._space(module) - 1
         if statistics:
             return _standardise_by(x, statistics, module.eps, channel)
-        return _standardise(x, tuple(range(channel + 1, x.ndim)), module.eps)
+        return standardise(x, tuple(range(channel + 1, x.ndim)), module.eps)
 
     def positions(self, module: nn.Module, x: Tensor) -> Tensor:
         """See :meth:`NormRule.positions`."""
@@ -140,14 +165,14 @@ class GroupNormRule(NormRule):
         """See :meth:`NormRule.normalise`."""
         assert isinstance(module, nn.GroupNorm)
         grouped = x.unflatten(2, (module.num_groups, -1))
-        return _standardise(grouped, tuple(range(3, grouped.ndim)), module.eps).reshape(x.shape)
+        return standardise(grouped, tuple(range(3, grouped.ndim)), module.eps).reshape(x.shape)
 
     def positions(self, module: nn.Module, x: Tensor) -> Tensor:
         """See :meth:`NormRule.positions`."""
         return _channels_second(x)
 
 
-def _trailing(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+def trailing_positions(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """``(K, N, *middle, *shape)`` (or ``(K, *shape)``: one example) as ``(K, N, T, prod(shape))``."""
     if x.ndim == len(shape) + 1:
         x = x.unsqueeze(1)
@@ -162,12 +187,12 @@ class LayerNormRule(NormRule):
     def normalise(self, module: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
         """See :meth:`NormRule.normalise`."""
         assert isinstance(module, nn.LayerNorm)
-        return _standardise(x, tuple(range(-len(module.normalized_shape), 0)), module.eps)
+        return standardise(x, tuple(range(-len(module.normalized_shape), 0)), module.eps)
 
     def positions(self, module: nn.Module, x: Tensor) -> Tensor:
         """See :meth:`NormRule.positions`."""
         assert isinstance(module, nn.LayerNorm)
-        return _trailing(x, module.normalized_shape)
+        return trailing_positions(x, module.normalized_shape)
 
 
 @register_layer(nn.RMSNorm)
@@ -189,4 +214,4 @@ class RMSNormRule(NormRule):
     def positions(self, module: nn.Module, x: Tensor) -> Tensor:
         """See :meth:`NormRule.positions`."""
         assert isinstance(module, nn.RMSNorm)
-        return _trailing(x, module.normalized_shape)
+        return trailing_positions(x, module.normalized_shape)

@@ -27,18 +27,41 @@ def row_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
-def matrix_layout(names: Mapping[str, str], shapes: Mapping[str, Shape], matrix: Shape) -> MatrixLayout:
+def matrix_layout(
+    names: Mapping[str, str],
+    shapes: Mapping[str, Shape],
+    matrix: Shape,
+    *,
+    permute: tuple[int, ...] = (),
+    view: Shape = (),
+) -> MatrixLayout:
     """Layout of a weight seen as ``matrix = (*lead, d_out, d_in)`` with a bias column; either may be absent."""
     tracked = tuple(attribute for attribute in ATTRIBUTES if attribute in names)
     if "weight" not in names:
-        matrix = (*matrix[:-1], 0)
-    return MatrixLayout(tuple(names[a] for a in tracked), tuple(tuple(shapes[a]) for a in tracked), matrix)
+        matrix, permute, view = (*matrix[:-1], 0), (), ()
+    tracked_shapes = tuple(tuple(shapes[a]) for a in tracked)
+    return MatrixLayout(tuple(names[a] for a in tracked), tracked_shapes, matrix, permute, view)
 
 
 def stack_layout(names: Mapping[str, str], shapes: Mapping[str, Shape]) -> StackLayout:
     """Layout of equally shaped parameters, one small block per element."""
     tracked = tuple(attribute for attribute in ATTRIBUTES if attribute in names)
     return StackLayout(tuple(names[a] for a in tracked), tuple(tuple(shapes[a]) for a in tracked))
+
+
+def merge_middle(x: Tensor, start: int) -> Tensor:
+    """Merge the middle dimensions from ``start`` to the last but one (possibly none) into one."""
+    return x.unsqueeze(start) if x.ndim == start + 1 else x.flatten(start, -2)
+
+
+def linear_rows(attributes: tuple[str, ...], x: Tensor, grad_output: Tensor) -> Rows:
+    """Rows of ``y = W x + b``: ``x`` is ``(N, *middle, d_in)``, ``grad_output`` ``(K, N, *middle, d_out)``."""
+    dtype = row_dtype(x, grad_output)
+    g = merge_middle(grad_output.to(dtype), 2)
+    if "weight" not in attributes:
+        return bias_rows(g)
+    a = merge_middle(x.to(dtype), 1)
+    return Rows(a=with_ones(a) if "bias" in attributes else a, g=g)
 
 
 def with_ones(a: Tensor) -> Tensor:

@@ -6,32 +6,62 @@ import torch
 from torch import Tensor
 
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
+from vogn.linalg.scaling import normalise
+
+ROUNDINGS = (1.0, 10.0, 100.0)
+"""Multiples of ``eps * trace`` that a rescue adds to the diagonal, in turn."""
 
 
-def cholesky(matrix: Tensor, *, remedy: str) -> Tensor:
-    """Lower factor ``R`` with ``R R^T = matrix``; a failure in single precision is retried in double.
+def cholesky(matrix: Tensor, *, remedy: str, rescue: bool = False) -> Tensor:
+    """Lower factor ``R`` with ``R R^T = matrix``.
+
+    The matrix is symmetrised and brought to a trace near its size first. A failure in single precision is retried in
+    double precision. With ``rescue`` a last retry adds 1, 10 or 100 rounding errors of the trace (``eps`` of the
+    matrix's own dtype times the trace) to the diagonal: for matrices that are positive definite by construction, so
+    that only rounding can have made them indefinite.
 
     Args:
-        matrix: symmetric, ``(*batch, n, n)``.
+        matrix: symmetric up to rounding, ``(*batch, n, n)``.
         remedy: what the user can do if the matrix is not positive definite; ends the error message.
+        rescue: whether the exact matrix is known to be positive definite.
 
     Raises:
         NonFiniteStatisticsError: if the matrix holds NaN or infinity.
         NotPositiveDefiniteError: if the matrix is not positive definite.
     """
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    # an infinite pivot passes LAPACK's own check
-    if not bool(info.any() | ~factor.diagonal(dim1=-2, dim2=-1).isfinite().all()):
-        return factor
+    normalised, scale = normalise(matrix)
+    root = scale.sqrt()[..., None, None]
+    factor = _attempt(normalised)
+    if factor is not None:
+        return factor * root
     if not bool(matrix.isfinite().all()):
         raise NonFiniteStatisticsError(f"a curvature of size {matrix.shape[-1]} holds NaN or infinity")
-    if matrix.dtype != torch.float64:
-        factor, info = torch.linalg.cholesky_ex(matrix.double())
-        if not bool(info.any()):
-            return factor.to(matrix.dtype)
-    raise NotPositiveDefiniteError(
-        f"a curvature plus its shift, of size {matrix.shape[-1]}, is not positive definite; {remedy}"
-    )
+    factor = _retry(normalised, ROUNDINGS if rescue else ())
+    if factor is None:
+        raise NotPositiveDefiniteError(
+            f"a curvature plus its shift, of size {matrix.shape[-1]}, is not positive definite; {remedy}"
+        )
+    return factor.to(matrix.dtype) * root
+
+
+def _attempt(matrix: Tensor) -> Tensor | None:
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    # an infinite pivot passes LAPACK's own check
+    failed = bool(info.any() | ~factor.diagonal(dim1=-2, dim2=-1).isfinite().all())
+    return None if failed else factor
+
+
+def _retry(matrix: Tensor, roundings: tuple[float, ...]) -> Tensor | None:
+    """In double precision, as it is and with a jitter of so many rounding errors of the trace."""
+    double = matrix.double()
+    rounding = torch.finfo(matrix.dtype).eps * double.diagonal(dim1=-2, dim2=-1).sum(-1)
+    for multiple in (0.0, *roundings):
+        shifted = double.clone()
+        shifted.diagonal(dim1=-2, dim2=-1).add_(multiple * rounding.unsqueeze(-1))
+        factor = _attempt(shifted)
+        if factor is not None:
+            return factor
+    return None
 
 
 def cholesky_solve(factor: Tensor, v: Tensor) -> Tensor:

@@ -10,50 +10,59 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError
 
-from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
+from vogn.errors import FactorisationError, NonFiniteStatisticsError
+from vogn.linalg.scaling import normalise
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (ascending, clamped at zero) and eigenvectors of a positive semi-definite matrix.
 
-    Falls back to double precision, then to a diagonal jitter of one rounding error of the trace.
+    The matrix is symmetrised and brought to a trace near its size first. Where the decomposition fails it is tried
+    again in double precision, then with one rounding error of the mean eigenvalue on the diagonal.
 
     Args:
-        matrix: symmetric, ``(*batch, n, n)``.
+        matrix: symmetric up to rounding, ``(*batch, n, n)``.
 
     Returns:
         ``(*batch, n)`` and ``(*batch, n, n)`` in the dtype of the matrix.
 
     Raises:
         NonFiniteStatisticsError: if the matrix holds NaN or infinity.
-        NotPositiveDefiniteError: if no attempt converges.
+        FactorisationError: if no attempt converges.
     """
     if matrix.shape[-1] == 1:
-        values, vectors = matrix.squeeze(-1), torch.ones_like(matrix)
-    else:
-        values, vectors = _eigh_with_retries(matrix)
-    if not bool(values.isfinite().all()):
-        _raise_non_finite(matrix)
-    return values.clamp_min(0.0), vectors
-
-
-def _eigh_with_retries(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    try:
-        values, vectors = torch.linalg.eigh(matrix)
-        return values, vectors
-    except LinAlgError:
         if not bool(matrix.isfinite().all()):
             _raise_non_finite(matrix)
+        return matrix.squeeze(-1).clamp_min(0.0), torch.ones_like(matrix)
+    normalised, scale = normalise(matrix)
+    found = _attempt(normalised)
+    if found is None:
+        if not bool(matrix.isfinite().all()):
+            _raise_non_finite(matrix)
+        found = _retry(normalised)
+    values, vectors = found
+    # LAPACK's column order would not survive a checkpoint, and with it not the rounding of what follows
+    return values.clamp_min(0.0) * scale.unsqueeze(-1), vectors.contiguous()
+
+
+def _attempt(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The decomposition, or ``None`` where it does not converge or, silently, is not finite."""
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except LinAlgError:
+        return None
+    return (values, vectors) if bool((values.sum() + vectors.sum()).isfinite()) else None
+
+
+def _retry(matrix: Tensor) -> tuple[Tensor, Tensor]:
     double = matrix.double()
     rounding = torch.finfo(matrix.dtype).eps * double.diagonal(dim1=-2, dim2=-1).mean(-1)
     eye = torch.eye(matrix.shape[-1], dtype=torch.float64, device=matrix.device)
     for attempt in (double, double + rounding[..., None, None] * eye):
-        try:
-            values, vectors = torch.linalg.eigh(attempt)
-            return values.to(matrix.dtype), vectors.to(matrix.dtype)
-        except LinAlgError:
-            continue
-    raise NotPositiveDefiniteError(
+        found = _attempt(attempt)
+        if found is not None:
+            return found[0].to(matrix.dtype), found[1].to(matrix.dtype)
+    raise FactorisationError(
         f"the eigendecomposition of a curvature factor of size {matrix.shape[-1]} did not converge; "
         "lower the learning rate or increase the damping, and check the inputs of this layer"
     )

@@ -55,12 +55,14 @@ class MatrixLayout(Layout):
         shapes: shapes of these parameters.
         matrix: ``(*lead, d_out, d_in)`` of the weight without the bias column; ``d_in = 0`` if there is only a bias.
         permute: order of the weight's dimensions before it is reshaped (transposed weights); ``()`` keeps them.
+        view: shape in which ``permute`` counts the dimensions (groups split off a dimension); ``()`` is the weight's.
     """
 
     names: tuple[str, ...]
     shapes: tuple[Shape, ...]
     matrix: Shape
     permute: tuple[int, ...] = ()
+    view: Shape = ()
 
     @property
     def has_weight(self) -> bool:
@@ -85,6 +87,7 @@ class MatrixLayout(Layout):
             batch = weight.shape[: weight.ndim - len(self.shapes[0])]
             if self.permute:
                 offset = len(batch)
+                weight = weight.reshape(*batch, *(self.view or self.shapes[0]))
                 weight = weight.permute(*range(offset), *(offset + d for d in self.permute))
             parts.append(weight.reshape(*batch, *self.matrix))
         if self.has_bias:
@@ -102,8 +105,9 @@ class MatrixLayout(Layout):
             shape = self.shapes[0]
             if self.permute:
                 offset = len(batch)
-                inverse = sorted(range(len(shape)), key=self.permute.__getitem__)
-                weight = weight.reshape(*batch, *(shape[d] for d in self.permute))
+                view = self.view or shape
+                inverse = sorted(range(len(view)), key=self.permute.__getitem__)
+                weight = weight.reshape(*batch, *(view[d] for d in self.permute))
                 weight = weight.permute(*range(offset), *(offset + d for d in inverse))
             out[self.names[0]] = weight.reshape((*batch, *shape))
         if self.has_bias:
@@ -118,6 +122,7 @@ class MatrixLayout(Layout):
             "shapes": [list(s) for s in self.shapes],
             "matrix": list(self.matrix),
             "permute": list(self.permute),
+            "view": list(self.view),
         }
 
 
@@ -210,7 +215,7 @@ def layout_from_dict(data: Mapping[str, Any]) -> Layout:
         return JoinedLayout(tuple(layout_from_dict(member) for member in data["members"]))
     names, shapes = tuple(data["names"]), tuple(tuple(shape) for shape in data["shapes"])
     if data["kind"] == "matrix":
-        return MatrixLayout(names, shapes, tuple(data["matrix"]), tuple(data["permute"]))
+        return MatrixLayout(names, shapes, tuple(data["matrix"]), tuple(data["permute"]), tuple(data.get("view", ())))
     if data["kind"] == "stack":
         return StackLayout(names, shapes)
     raise ValueError(f"unknown layout kind {data['kind']!r}; known kinds: matrix, stack, joined")

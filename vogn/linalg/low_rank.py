@@ -1,17 +1,24 @@
 """The matrix ``diag(d) + U U^T`` with ``d > 0`` and few columns in ``U``, on flat vectors.
 
 ``d`` is ``(D,)``, ``U`` is ``(D, r)``, vectors are ``(batch, D)``. Inverses are computed in double precision:
-they cancel where ``|U|^2`` is much larger than ``d``, and in single precision nothing would be left.
+they cancel where ``|U|^2`` is much larger than ``d``, and in single precision nothing would be left. With
+``V = diag(d)^-1/2 U`` they go through the small matrix ``V^T V`` up to ``tr V^T V =`` :data:`SQUARED_LIMIT`; beyond,
+where squaring ``V`` loses its weak directions, through an orthonormal basis ``Q`` of its columns and its singular
+values ``t``: ``diag(d) + U U^T = diag(d)^1/2 (I + Q diag(t^2) Q^T) diag(d)^1/2``.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError
 
-from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
+from vogn.errors import FactorisationError, NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.linalg.cholesky import cholesky, cholesky_inverse_diagonal, cholesky_logdet, cholesky_solve
 from vogn.linalg.eigh import eigh
+
+SQUARED_LIMIT = 1e12
+"""Largest ``tr V^T V`` for which double precision leaves enough digits to the inverse of ``I + V^T V``."""
 
 _REMEDY = "set weight_decay, damping or initial_curvature above 0"
 
@@ -22,49 +29,58 @@ def apply(d: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 
 def solve(d: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """``(diag(d) + U U^T)^-1 v`` by Woodbury's identity and one step of iterative refinement, in double precision.
+    """``(diag(d) + U U^T)^-1 v`` in double precision: Woodbury's identity and one step of iterative refinement.
 
     The identity alone loses as many digits as ``|U|^2 / d`` has when ``v`` lies in the span of ``U``, which is where
     gradients lie: all of them in single precision.
 
     Raises:
         NotPositiveDefiniteError: if an element of ``d`` is not positive.
+        FactorisationError: if the singular value decomposition of an extreme ``U`` does not converge.
     """
-    dtype, d, u, v = v.dtype, d.double(), u.double(), v.double()
-    w = u / d.unsqueeze(-1)
-    factor = _capacitance_root(d, u)
+    root, scaled, gram = _squared(d, u)
+    dtype, v = v.dtype, v.double()
+    if gram is None:
+        basis, t = _singular(scaled)
+        return (_function(basis, t.square().add_(1.0).reciprocal_(), v / root) / root).to(dtype)
+    wide, columns, w = d.double(), u.double(), scaled / root.unsqueeze(-1)
+    factor = _capacitance_root(gram)
 
     def woodbury(r: Tensor) -> Tensor:
-        return torch.addmm(r / d, cholesky_solve(factor, r @ w), w.T, alpha=-1.0)
+        return torch.addmm(r / wide, cholesky_solve(factor, r @ w), w.T, alpha=-1.0)
 
     x = woodbury(v)
-    return x.add_(woodbury(v - apply(d, u, x))).to(dtype)
+    return x.add_(woodbury(v - apply(wide, columns, x))).to(dtype)
 
 
 def sample(d: Tensor, u: Tensor, noise: Tensor) -> Tensor:
     """A linear map ``S`` of the noise with ``S S^T = (diag(d) + U U^T)^-1``; dependent columns in ``U`` are harmless.
 
-    ``S = diag(d)^-1/2 (I + V V^T)^-1/2`` with ``V = diag(d)^-1/2 U``: a function of ``U U^T`` and ``d``, not of the
-    columns. With ``V^T V = R diag(s) R^T`` the root is ``I - V R diag(c) R^T V^T``,
-    ``c = (1 - (1 + s)^-1/2) / s = 1 / (q (1 + q))`` where ``q = sqrt(1 + s)``: no limit has to be taken at ``s = 0``.
+    ``S = diag(d)^-1/2 (I + V V^T)^-1/2``: a function of ``U U^T`` and ``d``, not of the columns. With
+    ``V^T V = R diag(s) R^T`` the root is ``I - V R diag(c) R^T V^T``, ``c = (1 - (1 + s)^-1/2) / s = 1 / (q (1 + q))``
+    where ``q = sqrt(1 + s)``: no limit has to be taken at ``s = 0``.
 
     Raises:
         NotPositiveDefiniteError: if an element of ``d`` is not positive.
+        FactorisationError: if a decomposition does not converge.
     """
-    _require_positive(d)
-    dtype, root, noise = noise.dtype, d.double().sqrt(), noise.double()
-    v = u.double() / root.unsqueeze(-1)
-    s, basis = eigh(v.T @ v)
+    root, scaled, gram = _squared(d, u)
+    dtype, noise = noise.dtype, noise.double()
+    if gram is None:
+        basis, t = _singular(scaled)
+        return (_function(basis, t.square().add_(1.0).rsqrt_(), noise) / root).to(dtype)
+    s, rotation = eigh(gram)
     q = (1.0 + s).sqrt()
-    columns = v @ basis
+    columns = scaled @ rotation
     kept = torch.addmm(noise, (noise @ columns) / (q * (1.0 + q)), columns.T, alpha=-1.0)
     return (kept / root).to(dtype)
 
 
 def logdet(d: Tensor, u: Tensor) -> Tensor:
     """``log det (diag(d) + U U^T)``, a scalar."""
-    wide = d.double()
-    return (cholesky_logdet(_capacitance_root(wide, u.double())) + wide.log().sum()).to(d.dtype)
+    root, scaled, gram = _squared(d, u)
+    inner = _singular(scaled)[1].square().log1p().sum() if gram is None else cholesky_logdet(_capacitance_root(gram))
+    return (inner + 2.0 * root.log().sum()).to(d.dtype)
 
 
 def inverse_diagonal(d: Tensor, u: Tensor) -> Tensor:
@@ -73,15 +89,21 @@ def inverse_diagonal(d: Tensor, u: Tensor) -> Tensor:
     Never below ``1 / (d + diag(U U^T))``, which bounds it from below and keeps it positive under cancellation. With as
     many columns as parameters the full matrix is the cheaper and more accurate way.
     """
-    _require_positive(d)
+    root, scaled, gram = _squared(d, u)
     wide, diagonal = u.double(), d.double()
-    if u.shape[1] >= u.shape[0]:
-        factor = cholesky(wide @ wide.T + diagonal.diag(), remedy=_REMEDY)
+    if gram is None:
+        basis, t = _singular(scaled)
+        squares = basis.square()
+        outside = (1.0 - squares.sum(1)).clamp_min_(0.0) if basis.shape[1] < len(basis) else 0.0
+        inner = (outside + squares @ t.square().add_(1.0).reciprocal_()) / diagonal
+    elif u.shape[1] >= u.shape[0]:
+        factor = cholesky(wide @ wide.T + diagonal.diag(), remedy=_REMEDY, rescue=True)
         return cholesky_inverse_diagonal(factor).to(d.dtype)
-    w = (wide / diagonal.unsqueeze(-1)).T
-    half = torch.linalg.solve_triangular(_capacitance_root(diagonal, wide), w, upper=False)
-    bound = (diagonal + wide.square().sum(-1)).reciprocal()
-    return torch.maximum(diagonal.reciprocal() - half.square().sum(0), bound).to(d.dtype)
+    else:
+        w = (scaled / root.unsqueeze(-1)).T
+        half = torch.linalg.solve_triangular(_capacitance_root(gram), w, upper=False)
+        inner = diagonal.reciprocal() - half.square().sum(0)
+    return torch.maximum(inner, (diagonal + wide.square().sum(-1)).reciprocal()).to(d.dtype)
 
 
 def compress(u: Tensor, rows: Tensor, *, decay: float, weight: float, rank: int) -> tuple[Tensor, Tensor]:
@@ -117,13 +139,47 @@ def compress(u: Tensor, rows: Tensor, *, decay: float, weight: float, rank: int)
     return new, (diagonal - new.square().sum(1)).clamp_min_(0.0)
 
 
-def _capacitance_root(d: Tensor, u: Tensor) -> Tensor:
-    """Cholesky factor of ``I + U^T diag(d)^-1 U``, ``(r, r)``."""
+def _squared(d: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``sqrt(d)``, ``V`` and ``V^T V``, in double precision; ``None`` for the last where it would lose too much."""
     _require_positive(d)
-    v = u / d.sqrt().unsqueeze(-1)
-    capacitance = v.T @ v
+    root = d.double().sqrt()
+    scaled = u.double() / root.unsqueeze(-1)
+    gram = scaled.T @ scaled
+    trace = float(gram.diagonal().sum())
+    if trace != trace:
+        raise NonFiniteStatisticsError("the columns of a low-rank curvature hold NaN")
+    return root, scaled, gram if trace <= SQUARED_LIMIT else None
+
+
+def _capacitance_root(gram: Tensor) -> Tensor:
+    """Cholesky factor of ``I + V^T V``, ``(r, r)``."""
+    capacitance = gram.clone()
     capacitance.diagonal().add_(1.0)
-    return cholesky(capacitance, remedy=_REMEDY)
+    return cholesky(capacitance, remedy=_REMEDY, rescue=True)
+
+
+def _singular(scaled: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal columns ``(D, k)`` and the singular values ``t (k,)`` of ``V``; rounding counts as zero."""
+    try:
+        basis, triangle = torch.linalg.qr(scaled)
+        left, t, _ = torch.linalg.svd(triangle, full_matrices=False)
+    except LinAlgError as error:
+        if not bool(scaled.isfinite().all()):
+            raise NonFiniteStatisticsError("the columns of a low-rank curvature hold infinity") from error
+        raise FactorisationError(
+            f"the singular value decomposition of a low-rank curvature of rank {scaled.shape[1]} did not converge; "
+            "raise weight_decay or lower the learning rate"
+        ) from error
+    rounding = len(scaled) * torch.finfo(scaled.dtype).eps * t[:1]
+    return basis @ left, torch.where(t > rounding, t, 0.0)
+
+
+def _function(basis: Tensor, values: Tensor, v: Tensor) -> Tensor:
+    """The operator that has ``values`` on the basis and is 1 on its complement, applied to each row of ``v``."""
+    inside = v @ basis
+    outside = torch.addmm(v, inside, basis.T, alpha=-1.0)
+    outside = torch.addmm(outside, outside @ basis, basis.T, alpha=-1.0)  # twice: the first one cancels
+    return torch.addmm(outside, inside * values, basis.T)
 
 
 def _require_positive(d: Tensor) -> None:

@@ -28,7 +28,8 @@ class Rows:
         g: per-example output gradients, ``(*lead, K, N, T, d_out)``. ``K`` counts the columns of an output Hessian's
             square root or draws of labels: ``sum_k J[k, n]^T J[k, n]`` is one example's curvature, so ``K`` is never
             folded into ``N``.
-        mask: ``(N, T)`` booleans, ``False`` where a position is padding; ``None`` if every position counts.
+        mask: ``(N, T)`` booleans, or ``(*lead, N, T)`` where sub-blocks differ: ``False`` where a position is padding;
+            ``None`` if every position counts.
         outputs: layer outputs ``(*lead, N, T, d_out)`` for the few structures that read them.
 
     ``lead`` holds independent sub-blocks (groups of a convolution, channels of a norm).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vogn.optim.base import NaturalGradient
+from vogn.optim.coverage import Coverage
 from vogn.optim.ekfac import EKFAC
 from vogn.optim.evon import EVON
 from vogn.optim.ivon import IVON
@@ -22,6 +23,7 @@ __all__ = [
     "SLANG",
     "VOGN",
     "VON",
+    "Coverage",
     "MethodInfo",
     "NaturalGradient",
     "VAdam",

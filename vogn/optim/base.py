@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,13 +14,37 @@ from torch import Tensor, nn
 from vogn.announcement import LikelihoodCall
 from vogn.capture.collector import Collector, SampleContext
 from vogn.capture.partition import Block, Partition
+from vogn.capture.selection import Selection, StructureOption, make_selection
 from vogn.capture.statistics import Statistic, make_statistic
-from vogn.errors import CheckpointError, MissingCurvatureError, NonFiniteStatisticsError
+from vogn.distributed import (
+    ProcessGroupChoice,
+    Replicas,
+    SampleSync,
+    inner_module,
+    own_shard,
+    placed_like,
+    reshard,
+    whole,
+)
+from vogn.errors import (
+    CheckpointError,
+    MissingCurvatureError,
+    NonFiniteStatisticsError,
+    NotPositiveDefiniteError,
+)
 from vogn.optim.blocks import BlockTable
 from vogn.optim.checkpoints import check_checkpoint, describe
-from vogn.optim.checks import check_combination, check_group
-from vogn.optim.evidence import REMEDY, EvidenceCheck, anneal, update_curvature
-from vogn.optim.functional import check_finite, displacement, natural_gradient_step
+from vogn.optim.checks import check_blocks, check_combination, check_group
+from vogn.optim.coverage import Coverage, announce_fallbacks, coverage_of
+from vogn.optim.diagnostics import diagnostics
+from vogn.optim.evidence import REMEDY, EvidenceCheck, anneal, staged_curvature
+from vogn.optim.functional import (
+    check_finite,
+    displacement,
+    evidence_tensors,
+    natural_gradient_step,
+    result_tensors,
+)
 from vogn.optim.groups import NormPolicy, build_groups
 from vogn.optim.steps import BlockView, Momentum, Prior, Solve, Step, StepContext
 from vogn.posterior import GaussianPosterior, PosteriorBlock
@@ -45,7 +70,10 @@ class NaturalGradient(torch.optim.Optimizer):
 
     Args:
         params: the model. Methods whose statistics need no layer inputs also take parameters or group dictionaries.
-        structure: matrix family of ``C``.
+        structure: matrix family of ``C``, an instance or a registered name; or a mapping from name patterns
+            (``"encoder.*"``, ``"head"``) or module types (``nn.Conv2d``) to them: the first entry that matches a block
+            decides, the other blocks get the ``fallback``. A named method's ``structure=`` is such a mapping, where the
+            other blocks keep the method's own structure; a name takes over how the method reads evidence.
         statistics: names from :data:`vogn.capture.statistics.REGISTRY` or instances; at most one per channel.
         lr: learning rate of the mean, >= 0.
         ess: effective sample size ``N * augmentation / temperature``, > 0; needed for sampling and posteriors.
@@ -67,7 +95,11 @@ class NaturalGradient(torch.optim.Optimizer):
         groups: further param groups, as dictionaries with ``"params"`` and overrides; the model's other parameters form
             the default group.
         loss_reduction: whether the user's loss is the ``"mean"`` or the ``"sum"`` over the loss terms.
-        fallback: structure of blocks that ``structure`` cannot afford.
+        fallback: structure of blocks that ``structure`` cannot afford; a warning says where it is used.
+        process_group: the processes that train copies of the model, whose evidence becomes one: ``"auto"`` (the group
+            of a ``DistributedDataParallel``, else the default group if there is one), a ``ProcessGroup``, or ``None``
+            for this process alone.
+        sample_sync: ``"shared"``: all processes draw the same weights; ``"independent"``: each draws its own.
 
     Raises:
         TypeError: if layer inputs are needed but only parameters were given.
@@ -95,7 +127,7 @@ class NaturalGradient(torch.optim.Optimizer):
     def __init__(
         self,
         params: nn.Module | Iterable[Any],
-        structure: Structure,
+        structure: StructureOption | Selection,
         statistics: str | Statistic | Sequence[str | Statistic],
         *,
         lr: float,
@@ -117,14 +149,18 @@ class NaturalGradient(torch.optim.Optimizer):
         groups: Iterable[Mapping[str, Any]] = (),
         loss_reduction: Literal["mean", "sum"] = "mean",
         fallback: Structure | None = None,
+        process_group: ProcessGroupChoice = "auto",
+        sample_sync: SampleSync = "shared",
     ) -> None:
-        self.structure = structure
+        self.replicas = Replicas(params, process_group, sample_sync)
+        params = inner_module(params)
+        self.fallback = fallback or Diagonal(negative="retract")
+        self.selection = make_selection(structure, self.fallback)
         self.statistics = tuple(
             make_statistic(item) for item in ([statistics] if isinstance(statistics, (str, Statistic)) else statistics)
         )
         self.chain = tuple(steps) if steps is not None else (Momentum(), Prior(), Solve())
         self.partition: Partition = partition
-        self.fallback = fallback or Diagonal(negative="retract")
         self.seed = seed
         self.antithetic = antithetic
         self.loss_reduction = loss_reduction
@@ -147,18 +183,26 @@ class NaturalGradient(torch.optim.Optimizer):
             "sampled": True,
             "anneal_power": None,
             "steps_done": 0,
-            "likelihood": None,
+            "likelihood": "",  # JSON text: distributed checkpoints take nested dictionaries apart
         }
         self._collector: Collector | None = None
         self._saved: list[tuple[Tensor, Tensor]] | None = None
         self._contexts = self._draws = 0
         self._entry_marks: list[tuple[int, int] | None] = []
-        self._in_closure = False
+        self._in_closure = self._closed = False
         self._table: BlockTable | None = None
         self._evidence = EvidenceCheck(self.statistics)
+        self._announced: set[str] = set()
         super().__init__(build_groups(params, norms, groups), defaults)
+        if self.selection.rules:
+            check_blocks(self, self._new_table(frozenset()))
 
     # ------------------------------------------------------------------ blocks
+
+    @property
+    def structure(self) -> Structure:
+        """The structure of the blocks that no entry of a mapping matches."""
+        return self.selection.default
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see ``torch.optim.Optimizer.add_param_group``. Unnamed parameters are named by the model or by
@@ -184,16 +228,13 @@ class NaturalGradient(torch.optim.Optimizer):
         """Blocks and collector of the current groups; made anew when groups are added or parameters unfrozen."""
         if self._table is not None and self._collector is not None and not self._table.outdated():
             return self._table, self._collector
+        self._reshard()
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        self.replicas.check_shards(parameters, has_model=self._model is not None)
         old, self._collector = self._table, None
-        table = self._table = BlockTable(
-            self._model,
-            self.param_groups,
-            self.state,
-            structure=self.structure,
-            fallback=self.fallback,
-            kind=self.partition,
-            tracked=frozenset() if old is None else old.tracked,
-        )
+        table = self._table = self._new_table(frozenset() if old is None else old.tracked)
+        check_blocks(self, table)
+        announce_fallbacks(self, table, self._announced)
         if old is not None:
             table.forget_changed(old)
         self._collector = Collector(
@@ -203,15 +244,77 @@ class NaturalGradient(torch.optim.Optimizer):
             gradient_of=table.gradient,
             loss_reduction=self.loss_reduction,
             loss_scale=lambda: 1.0 if self.grad_scaler is None else float(self.grad_scaler.get_scale()),
+            replicas=self.replicas,
         )
         return table, self._collector
 
-    def coverage(self) -> list[dict[str, Any]]:
-        """One line per block: parameters, shape, structure, statistics, sampled or not, bytes of curvature, and why a
-        fallback is used (``note``). Every trainable parameter appears exactly once."""
+    def _new_table(self, tracked: frozenset[Tensor]) -> BlockTable:
+        return BlockTable(
+            self._model,
+            self.param_groups,
+            self.state,
+            structure=self.selection,
+            fallback=self.fallback,
+            kind=self.partition,
+            prepare=self._prepare_memory,
+            tracked=tracked,
+        )
+
+    def _prepare_memory(self, memory: dict[str, Tensor], mean: Tensor, group: dict[str, Any]) -> None:
+        for step in self.chain:
+            step.prepare(memory, mean, group)
+
+    def coverage(self) -> Coverage:
+        """What happens to every parameter: block, structure, statistic, bytes, cost, and why a fallback is used.
+
+        Returns:
+            One row per parameter, frozen ones included; ``print`` shows a table. See :class:`vogn.optim.Coverage`.
+        """
         table, _ = self._build()
-        pairs = any(statistic.NEEDS_PAIRS for statistic in self.statistics)
-        return table.coverage([statistic.NAME for statistic in self.statistics], pairs=pairs)
+        return coverage_of(self, table)
+
+    def diagnostics(self, *, per_block: bool = False) -> dict[str, float]:
+        """Numbers to log: ``for k, v in opt.diagnostics().items(): writer.add_scalar(k, v, step)``.
+
+        Nothing is changed. A number that is not defined is left out: what needs curvature before the first observation,
+        standard deviations without ``ess``, inverses that do not exist. ``C (+) shift`` is what the structure's
+        ``to_dense(shift)`` says. The cost is about that of one step without the passes through the network (of one
+        inversion for ``Dense``).
+
+        Args:
+            per_block: also ``block/NAME/...`` of every block.
+
+        Returns:
+            ======================== ==========================================================================
+            ``steps``                finished steps
+            ``parameters``           their number ``D``
+            ``weight_rms``           root mean square of the means
+            ``observations``         observations of the curvature, of the block that has most
+            ``kept_factors``         failed factorisations that kept the last good factors
+            ``posterior_std``        root mean square of the posterior standard deviations of sampled parameters
+            ``relative_std``         ``posterior_std`` over the root mean square of these parameters' means
+            ``effective_parameters`` ``tr (1 - weight_decay (C (+) weight_decay)^-1)``, which is
+                                     ``sum_j lambda_j / (lambda_j + weight_decay)``
+            ``condition_number``     of ``C (+) (weight_decay + damping)``, largest over the blocks; an upper bound
+                                     for ``DiagonalLowRank`` and for ``Dense`` beyond 1024 parameters
+            ``damping``              in force; left out if the groups differ
+            ``weight_decay``         in force; left out if the groups differ
+            ``refused_share``        steps that raised because of numbers, of all attempts
+            ``tolerated_share``      steps that used the old curvature because nothing was measured when it was due
+            ``kl_clipped_share``     steps that the KL clip made shorter; ``kl_clip_factor`` is its mean factor
+            ``elements_clipped_share`` elements that ``clip_radius`` cut
+            ======================== ==========================================================================
+
+            With several groups also ``group0/...`` and so on. The shares count from the construction of this optimizer.
+
+        Raises:
+            RuntimeError: inside a sampled context.
+
+        Source: MacKay (1992), "Bayesian Interpolation", for the effective number of parameters.
+        """
+        self._require_mean("diagnostics()")
+        with torch.no_grad():
+            return diagnostics(self, per_block=per_block)
 
     # ------------------------------------------------------------------ sampled contexts
 
@@ -237,8 +340,11 @@ class NaturalGradient(torch.optim.Optimizer):
         Raises:
             RuntimeError: if a sample is already in the model.
         """
+        if self._closed:
+            raise RuntimeError("the optimizer has been closed; build a new one and load its state_dict()")
         if self._saved is not None:
             raise RuntimeError("sampled_params() is already active; contexts cannot be nested")
+        self._reshard()
         table, collector = self._build()
         drawn: dict[str, Tensor] = {}
         for block, group in table:
@@ -260,6 +366,7 @@ class NaturalGradient(torch.optim.Optimizer):
                 antithetic=self.antithetic,
                 dtype=Collector.dtype_of(block),
                 device=block.parameters[0].device,
+                rank=self.replicas.noise_rank,
             )
         context = SampleContext(
             seed=self.seed,
@@ -268,6 +375,7 @@ class NaturalGradient(torch.optim.Optimizer):
             displacement=drawn,
             ess={block.name: group["ess"] for block, group in table},
             shift={block.name: group["weight_decay"] for block, group in table},
+            rank=self.replicas.noise_rank,
         )
         due = any(table.due(block, "observe_every") for block in table.blocks)
         self._saved = []
@@ -276,7 +384,7 @@ class NaturalGradient(torch.optim.Optimizer):
             for name, parameter in zip(block.layout.names, block.parameters, strict=True):
                 if name in offsets and parameter.requires_grad:
                     self._saved.append((parameter, parameter.detach().clone()))
-                    parameter.copy_(parameter + offsets[name])
+                    parameter.copy_(parameter + placed_like(parameter, offsets[name]))
         self._entry_marks = self._gradient_marks()
         try:
             collector.begin(context, active=due)
@@ -284,10 +392,13 @@ class NaturalGradient(torch.optim.Optimizer):
             self.restore_(completed=False)
             raise
 
+    def _reshard(self) -> None:
+        reshard(self._model, (parameter for group in self.param_groups for parameter in group["params"]))
+
     def _gradient_marks(self) -> list[tuple[int, int] | None]:
         """Identity and version of every gradient: a context in which none of them changes had no backward."""
         grads = [parameter.grad for group in self.param_groups for parameter in group["params"]]
-        return [None if grad is None else (id(grad), grad._version) for grad in grads]
+        return [None if grad is None else (id(grad), own_shard(grad)._version) for grad in grads]
 
     @torch.no_grad()
     def restore_(self, *, completed: bool = True) -> None:
@@ -301,12 +412,23 @@ class NaturalGradient(torch.optim.Optimizer):
             saved, self._saved = self._saved, None
             for parameter, mean in saved:
                 parameter.copy_(mean)
+            self._reshard()
         if completed:
             self._draws += 1
             self._contexts += int(self._gradient_marks() != self._entry_marks)
             if self._collector.likelihood is not None:
                 for group in self.param_groups:
-                    group["likelihood"] = self._collector.likelihood.to_dict()
+                    group["likelihood"] = json.dumps(self._collector.likelihood.to_dict())
+
+    def close(self) -> None:
+        """End the capture for good: an open context is dropped and its mean restored, hooks and graphs are let go.
+
+        The state stays: ``state_dict()`` and ``posterior()`` still work. Closing twice is harmless.
+        """
+        self.restore_(completed=False)
+        if self._collector is not None:
+            self._collector.clear()
+        self._closed = True
 
     def observe(
         self, outputs: Tensor, likelihood: Any, targets: Tensor | None = None, mask: Tensor | None = None
@@ -347,7 +469,10 @@ class NaturalGradient(torch.optim.Optimizer):
 
         Raises:
             MissingCurvatureError: if there are gradients but the curvature has never been observed.
-            NonFiniteStatisticsError: if a gradient or statistic is not finite; nothing has changed then.
+            NonFiniteStatisticsError: if a gradient, a statistic or the result is not finite.
+            NotPositiveDefiniteError: if the curvature plus its shift has no inverse, or factorisations keep failing.
+
+        After an error nothing has changed: weights, curvature and momentum are those before the step.
         """
         loss = self._run_closure(closure) if closure is not None else None
         if self._saved is not None:
@@ -380,6 +505,9 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _update(self) -> None:
         table, collector = self._build()
+        if self.replicas.size > 1:
+            numbers = {"seed": self.seed, "the number of steps": self.param_groups[0]["steps_done"]}
+            collector.pool({block: self._samples(group) for block, group in table}, numbers)
         taking_part = []
         for block, group in table:
             table.state(block)
@@ -392,24 +520,29 @@ class NaturalGradient(torch.optim.Optimizer):
                 statistic.on_step(collector, block, gradient)
         try:
             observations = [collector.finish(block, self._samples(group)) for block, group, _ in taking_part]
+            check_finite(evidence_tensors(taking_part, observations))
+            views, rates = [], []
             for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
-                check_finite(block.name, gradient, observation)
                 self._evidence.check_block(table, collector, block, group, observation, gradient)
-        except NonFiniteStatisticsError:
+                new, mean = staged_curvature(table, block, group, observation), table.mean(block)
+                views.append(
+                    BlockView(block.name, block.structure, new["curvature"], new["memory"], group, mean, gradient)
+                )
+                rates.append(float(group["lr"]) / anneal(group))
+            context = StepContext(views, self.param_groups[0]["steps_done"])
+            means = natural_gradient_step(context, self.chain, rates)
+            olds = [table.state(block)["curvature"] for block, _, _ in taking_part]
+            check_finite(result_tensors(zip(views, means, olds, strict=True)))
+        except (NonFiniteStatisticsError, NotPositiveDefiniteError):
             collector.clear()  # the next step must not meet this evidence again
             self._contexts = self._draws = 0
+            self._evidence.record.refused += 1
             raise
-        views, rates = [], []
-        for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
-            update_curvature(table, block, group, observation)
-            state, mean = table.state(block), table.mean(block)
-            views.append(
-                BlockView(block.name, block.structure, state["curvature"], state["memory"], group, mean, gradient)
-            )
-            rates.append(float(group["lr"]) / anneal(group))
-        context = StepContext(views, self.param_groups[0]["steps_done"])
-        for (block, _, _), mean in zip(taking_part, natural_gradient_step(context, self.chain, rates), strict=True):
+        for (block, _, _), view, mean in zip(taking_part, views, means, strict=True):
+            table.state(block).update(curvature=view.state, memory=view.memory)
             table.write(block, mean)
+        self._reshard()
+        self._evidence.record.add(context.notes)
         for group in self.param_groups:
             group["steps_done"] += 1
         collector.clear()
@@ -431,7 +564,7 @@ class NaturalGradient(torch.optim.Optimizer):
         if self.loss_reduction == "sum":
             count = collector.loss_terms(block)
             collector.require_count(count)
-            divisor = float(count)
+            divisor = count / self.replicas.size  # averaged over the replicas
         return gradient / divisor if divisor != 1.0 else gradient
 
     # ------------------------------------------------------------------ posterior and checkpoints
@@ -453,7 +586,7 @@ class NaturalGradient(torch.optim.Optimizer):
         blocks: list[PosteriorBlock] = []
         means: dict[str, Tensor] = {}
         for block, group in table:
-            means |= dict(zip(block.layout.names, (p.detach() for p in block.parameters), strict=True))
+            means |= dict(zip(block.layout.names, (whole(p.detach()) for p in block.parameters), strict=True))
             if group["sampled"] and not table.known(block) and not (any_known and group["weight_decay"] > 0):
                 raise MissingCurvatureError(
                     f"block {block.name!r} has no curvature yet: {REMEDY}, then opt.step(); a layer that the model "
@@ -473,7 +606,8 @@ class NaturalGradient(torch.optim.Optimizer):
                 )
             )
         heard = collector.likelihood
-        likelihood = self.param_groups[0]["likelihood"] if heard is None else heard.to_dict()
+        stored = self.param_groups[0]["likelihood"]
+        likelihood = heard.to_dict() if heard is not None else json.loads(stored) if stored else None
         return GaussianPosterior(blocks, means, likelihood=likelihood, method=type(self).__name__)
 
     def _require_mean(self, what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from vogn.capture.collector import Collector
 from vogn.capture.partition import Block, Partition, partition
+from vogn.capture.selection import Selection
+from vogn.distributed import placed_like, whole
 from vogn.errors import UnsupportedObservationError
 from vogn.structures.base import Structure
 
@@ -24,6 +26,7 @@ class BlockTable:
         groups: the optimizer's param groups.
         state: the optimizer's state by parameter; a block's is kept under its first parameter.
         structure, fallback, kind: see :func:`vogn.capture.partition.partition`.
+        prepare: makes the steps' own tensors of a block whose state is new.
         tracked: parameters that were tracked before and stay so although they are frozen now.
     """
 
@@ -33,13 +36,15 @@ class BlockTable:
         groups: Iterable[Group],
         state: MutableMapping[Any, Any],
         *,
-        structure: Structure,
+        structure: Structure | Selection,
         fallback: Structure,
         kind: Partition,
+        prepare: Callable[[dict[str, Tensor], Tensor, Group], None] = lambda memory, mean, group: None,
         tracked: frozenset[Tensor] = frozenset(),
     ) -> None:
         self._state = state
         self._groups = list(groups)
+        self._prepare = prepare
         self.items: list[tuple[Block, Group]] = []
         for group in self._groups:
             wanted = [
@@ -69,25 +74,38 @@ class BlockTable:
         names = {block.parameters[0]: block.layout.names for block in old.blocks}
         for block in self.blocks:
             if names.get(block.parameters[0], block.layout.names) != block.layout.names:
-                self._state.pop(block.parameters[0], None)
+                for parameter in block.parameters:
+                    self._state.pop(parameter, None)
 
     def state(self, block: Block) -> dict[str, Any]:
         """``{"curvature": ..., "memory": ...}``, made at first use."""
         state = self._state[block.parameters[0]]
         if "curvature" not in state:
-            initial = self._group_of[block]["initial_curvature"]
-            start = 0.0 if initial == "first_batch" else float(initial)
-            state["curvature"] = block.structure.init(
-                block.layout.block_shape,
-                initial=start,
-                dtype=Collector.dtype_of(block),
-                device=block.parameters[0].device,
-            )
-            state["memory"] = {
-                "observations": torch.zeros((), dtype=torch.int64),
-                "curvature_weight": torch.tensor(float(start > 0.0), dtype=torch.float64),
-            }
+            state.update(self.start(block, self.mean(block)))
+            for place, parameter in enumerate(block.parameters[1:], start=1):
+                # distributed checkpoints want a state of every parameter
+                self._state[parameter] = {"place_in_block": torch.tensor(place)}
         return state
+
+    def start(self, block: Block, mean: Tensor) -> dict[str, Any]:
+        """A new state of the block, written nowhere.
+
+        Args:
+            block: one of the table's blocks.
+            mean: block vector in the curvature's dtype; on the meta device, the state takes no memory.
+        """
+        group = self._group_of[block]
+        initial = group["initial_curvature"]
+        start = 0.0 if initial == "first_batch" else float(initial)
+        curvature = block.structure.init(
+            block.layout.block_shape, initial=start, dtype=Collector.dtype_of(block), device=mean.device
+        )
+        memory = {
+            "observations": torch.zeros((), dtype=torch.int64),
+            "curvature_weight": torch.tensor(float(start > 0.0), dtype=torch.float64),
+        }
+        self._prepare(memory, mean, group)
+        return {"curvature": curvature, "memory": memory}
 
     def known(self, block: Block) -> bool:
         """Whether the block's curvature is more than nothing: it has been observed, or given a start."""
@@ -110,12 +128,12 @@ class BlockTable:
             grad = parameter.grad
             if grad is not None and grad.is_sparse:
                 raise UnsupportedObservationError(f"parameter {name!r} has a sparse gradient; use a dense one")
-            named[name] = torch.zeros_like(parameter) if grad is None else grad.detach()
+            named[name] = whole(torch.zeros_like(parameter) if grad is None else grad.detach())
         return block.layout.pack(named).to(Collector.dtype_of(block))
 
     def mean(self, block: Block) -> Tensor:
         """The packed parameters."""
-        named = {n: p.detach() for n, p in zip(block.layout.names, block.parameters, strict=True)}
+        named = {n: whole(p.detach()) for n, p in zip(block.layout.names, block.parameters, strict=True)}
         return block.layout.pack(named).to(Collector.dtype_of(block))
 
     def write(self, block: Block, mean: Tensor) -> None:
@@ -123,7 +141,7 @@ class BlockTable:
         values = block.layout.unpack(mean)
         for name, parameter in zip(block.layout.names, block.parameters, strict=True):
             if parameter.grad is not None:
-                parameter.copy_(values[name])
+                parameter.copy_(placed_like(parameter, values[name]))
 
     def restore_dtypes(self, saved: Mapping[str, Any]) -> None:
         """Undo ``load_state_dict``'s cast of every state tensor to its parameter's dtype."""
@@ -132,6 +150,9 @@ class BlockTable:
                 entry = saved["state"].get(key)
                 if entry is None:
                     continue
+                if "curvature" not in entry:
+                    self._state[parameter] = {name: tensor.detach().clone() for name, tensor in entry.items()}
+                    continue
                 curvature = {
                     name: tensor.detach().to(parameter.device, copy=True) for name, tensor in entry["curvature"].items()
                 }
@@ -139,25 +160,3 @@ class BlockTable:
                 if "momentum" in memory:
                     memory["momentum"] = memory["momentum"].to(parameter.device)
                 self._state[parameter] = {"curvature": curvature, "memory": memory}
-
-    def coverage(self, statistics: list[str], *, pairs: bool) -> list[dict[str, Any]]:
-        """One line per block; see :meth:`vogn.NaturalGradient.coverage`."""
-        return [
-            {
-                "block": block.name,
-                "parameters": list(block.layout.names),
-                "shape": block.layout.block_shape,
-                "structure": type(block.structure).__name__,
-                "statistics": statistics,
-                "per_example": _source(block) if pairs else "not needed",
-                "sampled": bool(group["sampled"]),
-                "bytes": block.structure.bytes_per_block(block.layout.block_shape),
-                "note": block.note or ("no layer rule: elementwise" if pairs and block.has_bare else ""),
-            }
-            for block, group in self.items
-        ]
-
-
-def _source(block: Block) -> str:
-    """Where the block's per-example gradients come from."""
-    return "own pass" if block.has_bare else "layer rule"

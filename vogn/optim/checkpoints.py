@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,13 @@ SCHEMA = 1
 
 def describe(optimizer: NaturalGradient) -> dict[str, Any]:
     """What a checkpoint must agree about: schema, structure, statistics and partition."""
+    rules = optimizer.selection.to_list()
     return {
         "schema": SCHEMA,
         "structure": structure_to_dict(optimizer.structure),
         "statistics": [statistic.NAME for statistic in optimizer.statistics],
         "partition": optimizer.partition,
-    }
+    } | ({"structures": json.dumps(rules)} if rules else {})
 
 
 def check_checkpoint(optimizer: NaturalGradient, blocks: list[Block], state_dict: Mapping[str, Any]) -> None:

@@ -11,9 +11,11 @@ import torch
 
 from vogn.capture.partition import PARTITIONS
 from vogn.capture.statistics import Statistic
-from vogn.errors import UnsupportedObservationError
+from vogn.errors import UnsupportedObservationError, in_block
 from vogn.linalg.rows import AnyRows, GradientRow, JoinedRows, Rows
+from vogn.optim.blocks import BlockTable
 from vogn.optim.steps import Solve
+from vogn.structures.base import Structure
 
 if TYPE_CHECKING:
     from vogn.optim.base import NaturalGradient
@@ -32,34 +34,68 @@ def check_combination(optimizer: NaturalGradient, *, needs_model: bool) -> None:
         raise ValueError(f"partition={optimizer.partition!r} is unknown; choose one of {', '.join(PARTITIONS)}")
     if needs_model and optimizer._model is None:
         raise TypeError(f"{name} reads layer inputs and output gradients: pass the model, {name}(model, ...)")
-    for statistic in optimizer.statistics:
-        if statistic.CHANNEL not in structure.OBSERVES:
-            raise UnsupportedObservationError(
-                f"{type(structure).__name__} cannot be fed with the statistic {statistic.NAME!r} ({statistic.CHANNEL})"
-                f"; it takes {sorted(structure.OBSERVES)}"
-            )
-        if statistic.CHANNEL == "rows":
-            _feed_once(optimizer, statistic)
+    _check_structure(optimizer, structure, joined=optimizer.partition == "model")
     channels = [statistic.CHANNEL for statistic in optimizer.statistics]
     if len(set(channels)) != len(channels) or not channels:
         raise UnsupportedObservationError(
             f"statistics={[s.NAME for s in optimizer.statistics]}: give one statistic, or one of rows and one of probes"
         )
-    for step in optimizer.chain:
-        if isinstance(step, Solve) and step.exponent != 1.0 and "exponent" not in structure.SUPPORTS:
-            raise UnsupportedObservationError(f"{type(structure).__name__} has no powers; use Solve(exponent=1.0)")
     if optimizer.loss_reduction not in ("mean", "sum"):
         raise ValueError(f"loss_reduction={optimizer.loss_reduction!r}: choose 'mean' or 'sum'")
 
 
-def _feed_once(optimizer: NaturalGradient, statistic: Statistic) -> None:
+def check_blocks(optimizer: NaturalGradient, table: BlockTable) -> None:
+    """Every entry of a mapping of structures decides about a block, and its structure can do what the blocks need.
+
+    Raises:
+        ValueError: if an entry matches nothing or is hidden by the entries before it.
+        UnsupportedObservationError: naming the block, if its structure does not fit statistics, chain or mode.
+    """
+    selection, model = optimizer.selection, optimizer._model
+    if selection.rules:
+        names = [name for group in optimizer.param_groups for name in group["param_names"]]
+        names += [] if model is None else [name for name, _ in model.named_parameters()]
+        covered = {name for block in table.blocks for name in block.layout.names}
+        used = [block.key for block in table.blocks]
+        used += [selection.choose(model, [name])[0] for name in dict.fromkeys(names) if name not in covered]
+        selection.check(model, names, used)
+    for block, group in table:
+        if block.structure is selection.default:
+            continue
+        with in_block(block.name):
+            _check_structure(optimizer, block.structure, joined=block.joined)
+        if group["variational"] and group["sampled"] and "sample" not in block.structure.SUPPORTS:
+            raise UnsupportedObservationError(
+                f"block {block.name!r}: {type(block.structure).__name__} cannot sample; give the block another "
+                "structure, or use variational=False"
+            )
+
+
+def _check_structure(optimizer: NaturalGradient, structure: Structure, *, joined: bool) -> None:
+    """The structure can be fed with the statistics and has the powers that the chain asks for."""
+    name = type(structure).__name__
+    for statistic in optimizer.statistics:
+        if statistic.CHANNEL not in structure.OBSERVES:
+            raise UnsupportedObservationError(
+                f"{name} cannot be fed with the statistic {statistic.NAME!r} ({statistic.CHANNEL})"
+                f"; it takes {sorted(structure.OBSERVES)}"
+            )
+        if statistic.CHANNEL == "rows":
+            _feed_once(structure, statistic, joined=joined)
+    for step in optimizer.chain:
+        if isinstance(step, Solve) and step.exponent != 1.0 and "exponent" not in structure.SUPPORTS:
+            raise UnsupportedObservationError(
+                f"{name} has no powers; use Solve(exponent=1.0), or a structure with 'exponent' in SUPPORTS"
+            )
+
+
+def _feed_once(structure: Structure, statistic: Statistic, *, joined: bool) -> None:
     """Show the structure one tiny row of the kind that it will see; it raises if it cannot read it."""
     zeros = partial(torch.zeros, dtype=torch.float32)
     pair = Rows(zeros(1, 1, 2), zeros(1, 1, 1, 2))
-    row: AnyRows = JoinedRows((pair,)) if optimizer.partition == "model" else pair
+    row: AnyRows = JoinedRows((pair,)) if joined else pair
     if not statistic.NEEDS_PAIRS:
         row = GradientRow(zeros(*row.shape))
-    structure = optimizer.structure
     structure.observe(structure.init(row.shape, initial=0.0, dtype=torch.float32, device="cpu"), row)
 
 
@@ -70,6 +106,12 @@ def check_group(optimizer: NaturalGradient, group: Mapping[str, Any]) -> None:
         ValueError: naming the entry, its value, its range and the remedy.
         UnsupportedObservationError: if a variational group's structure cannot sample.
     """
+    for name, parameter in zip(group["param_names"], group["params"], strict=True):
+        if parameter.requires_grad and not parameter.is_floating_point():
+            raise ValueError(
+                f"parameter {name!r} has dtype {parameter.dtype}, but curvature is that of real numbers: hold real and "
+                "imaginary part in two parameters, or freeze it with requires_grad_(False)"
+            )
     _in_range("lr", group["lr"], 0.0, math.inf)
     _in_range("weight_decay", group["weight_decay"], 0.0, math.inf)
     _in_range("damping", group["damping"], 0.0, math.inf)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from vogn.capture.selection import StructureOption, make_selection
 from vogn.optim.base import NaturalGradient
 from vogn.optim.kfac import clipped_chain, fisher_statistic
 from vogn.structures import EigenKronecker
@@ -26,6 +27,9 @@ class EKFAC(NaturalGradient):
         damping: in the step only.
         fisher: ``"mc"`` (sampled labels), ``"empirical"`` or ``"ggn"``.
         ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
+        kfac_approx: weight sharing over positions in the factors of the basis: ``"expand"`` or ``"reduce"``.
+        structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
+            see :class:`NaturalGradient`.
         kl_clip: bound on ``lr^2 <update, gradient>`` per step, ``None`` for none.
         momentum, curvature_decay, refresh_every, observe_every, mc_samples, variational, seed, **options: see
             :class:`NaturalGradient`. Momentum is kept on the preconditioned gradient.
@@ -40,12 +44,14 @@ class EKFAC(NaturalGradient):
         lr: float = 1e-2,
         *,
         ess: float | None = None,
+        structure: StructureOption = None,
         weight_decay: float = 1e-4,
         damping: float = 1e-3,
         momentum: float = 0.9,
         curvature_decay: float = 0.95,
         fisher: Literal["mc", "empirical", "ggn"] = "mc",
         ggn_samples: int | None = None,
+        kfac_approx: Literal["expand", "reduce"] = "expand",
         kl_clip: float | None = 1e-2,
         refresh_every: int = 10,
         observe_every: int = 1,
@@ -56,7 +62,7 @@ class EKFAC(NaturalGradient):
     ) -> None:
         super().__init__(
             params,
-            EigenKronecker(),
+            make_selection(structure, EigenKronecker(sharing=kfac_approx)),
             fisher_statistic(fisher, ggn_samples),
             lr=lr,
             ess=ess,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.linalg import LinAlgError
 
 from vogn.capture.collector import Collector
 from vogn.capture.partition import Block
 from vogn.capture.statistics import Statistic
-from vogn.errors import MissingCurvatureError
+from vogn.errors import FactorisationError, MissingCurvatureError, NotPositiveDefiniteError, in_block
 from vogn.optim.blocks import BlockTable, Group
 from vogn.types import Observation
 
@@ -21,8 +24,49 @@ TakingPart = Sequence[tuple[Block, Group, Tensor]]
 """Blocks with a gradient, their groups and gradients."""
 
 
+@dataclass
+class StepRecord:
+    """How the steps went since the optimizer was built or loaded: for diagnostics, not kept in checkpoints.
+
+    Args:
+        steps: finished steps.
+        refused: steps that raised because of numbers that were not finite or a curvature without inverse.
+        tolerated: finished steps that measured nothing although a measurement was due, and used the old curvature.
+        notes: sums, and numbers of steps, of what the chain's steps noted.
+    """
+
+    steps: int = 0
+    refused: int = 0
+    tolerated: int = 0
+    notes: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+
+    def add(self, notes: Mapping[str, Tensor]) -> None:
+        """Count a finished step."""
+        self.steps += 1
+        for name, value in notes.items():
+            total, count = self.notes.get(name, (torch.zeros_like(value), 0))
+            self.notes[name] = (total + value, count + 1)
+
+    def shares(self) -> dict[str, float]:
+        """Averages over the steps; nothing before the first step."""
+        out = {}
+        attempts = self.steps + self.refused
+        if attempts:
+            out["refused_share"] = self.refused / attempts
+        if self.steps:
+            out["tolerated_share"] = self.tolerated / self.steps
+        return out | {name: float(total) / count for name, (total, count) in self.notes.items()}
+
+
+UNSEEN = (
+    "its layer is used without calling its forward, or inside torch.utils.checkpoint with use_reentrant=True (choose "
+    "use_reentrant=False), or in a torch.compile'd model that had run before the first context (call "
+    "torch._dynamo.reset()), or the loss was computed without one of vogn.likelihoods"
+)
+
+
 class EvidenceCheck:
-    """Refuses steps without curvature and warns, once, about steps with an old one.
+    """Refuses steps without curvature, warns once about steps with an old one, and keeps the record of the steps.
 
     Args:
         statistics: what the optimizer measures.
@@ -30,6 +74,7 @@ class EvidenceCheck:
 
     def __init__(self, statistics: Sequence[Statistic]) -> None:
         self.statistics = tuple(statistics)
+        self.record = StepRecord()
         self._warned: set[str] = set()
 
     def may_step(self, table: BlockTable, collector: Collector, taking_part: TakingPart) -> bool:
@@ -51,6 +96,7 @@ class EvidenceCheck:
                 f"block {moving[0].name!r} has a gradient but its curvature has never been observed: {REMEDY}{hint}"
             )
         if any(table.due(block, "observe_every") for block, _, _ in taking_part):
+            self.record.tolerated += 1
             self._warn("", f"this step observed no curvature and uses the old one: {REMEDY}")
         return True
 
@@ -76,13 +122,12 @@ class EvidenceCheck:
         if not table.known(block):
             self._raise_unseen(block.name)
         if group["sampled"]:
-            self._warn(block.name, f"block {block.name!r} keeps its initial curvature: no statistic has seen it")
+            self._warn(block.name, f"block {block.name!r} keeps its initial curvature: {UNSEEN}")
 
     def _raise_unseen(self, name: str) -> None:
         raise MissingCurvatureError(
             f"block {name!r} has a gradient but the statistic {[s.NAME for s in self.statistics]} saw nothing of it: "
-            "its layer is used without calling its forward, or the loss was computed without one of vogn.likelihoods; "
-            "use one, or give the block a curvature with initial_curvature=1.0"
+            f"{UNSEEN}. Mend that, or give the block a curvature with initial_curvature=1.0"
         )
 
     def _warn(self, key: str, message: str) -> None:
@@ -97,21 +142,72 @@ def anneal(group: Mapping[str, Any]) -> float:
     return 1.0 if power is None else 1.0 + (group["steps_done"] + 1.0) ** power
 
 
-def update_curvature(table: BlockTable, block: Block, group: Group, observation: Observation) -> None:
-    """``C <- decay C + weight C_hat`` in the block's state, and the factorisation where it is due."""
+TOLERATED_FAILURES = 3
+"""Factorisations of a block that may fail in a row; each keeps the last good factors. The next failure raises."""
+
+
+def staged_curvature(table: BlockTable, block: Block, group: Group, observation: Observation) -> dict[str, Any]:
+    """``C <- decay C + weight C_hat``, and the factorisation where it is due, as a new block state; nothing is written.
+
+    A factorisation that does not converge keeps the last good factors; ``memory["kept_factors"]`` counts how often,
+    ``memory["kept_in_a_row"]`` how often since the last success.
+
+    Returns:
+        ``{"curvature": ..., "memory": ...}`` without any tensor that was changed in place.
+
+    Raises:
+        NotPositiveDefiniteError: naming the block, if there are no good factors yet or more than
+            :data:`TOLERATED_FAILURES` in a row failed.
+    """
     state = table.state(block)
-    memory = state["memory"]
+    curvature, memory = state["curvature"], dict(state["memory"])
     first = not memory["observations"]
-    if observation:
-        decay = float(group["curvature_decay"])
-        weight = (1.0 - decay) / anneal(group)
-        decay = 1.0 - weight if group["anneal_power"] is not None else decay
-        if first and group["initial_curvature"] == "first_batch":
-            decay, weight = 0.0, 1.0
-        state["curvature"] = block.structure.update(
-            state["curvature"], observation, decay=decay, weight=weight, shift=float(group["weight_decay"])
+    failure: ArithmeticError | None = None
+    with in_block(block.name):
+        if observation:
+            decay = float(group["curvature_decay"])
+            weight = (1.0 - decay) / anneal(group)
+            decay = 1.0 - weight if group["anneal_power"] is not None else decay
+            if first and group["initial_curvature"] == "first_batch":
+                decay, weight = 0.0, 1.0
+            shift = float(group["weight_decay"])
+            try:
+                curvature = block.structure.update(curvature, observation, decay=decay, weight=weight, shift=shift)
+            except FactorisationError as error:
+                failure = error
+            else:
+                memory["observations"] = memory["observations"] + 1
+                memory["curvature_weight"] = memory["curvature_weight"] * decay + weight
+        due = first or group["steps_done"] % group["refresh_every"] == 0
+        if due and failure is None:
+            try:
+                curvature = block.structure.refresh(curvature)
+            except (NotPositiveDefiniteError, LinAlgError) as error:
+                failure = NotPositiveDefiniteError(str(error))
+    if failure is not None:
+        has_start = group["initial_curvature"] != "first_batch" and float(group["initial_curvature"]) > 0.0
+        _keep(memory, block.name, failure, has_factors=has_start or not first)
+    elif (due or not block.structure.REFRESHED) and "kept_in_a_row" in memory:
+        memory["kept_in_a_row"] = torch.zeros_like(memory["kept_in_a_row"])
+    return {"curvature": curvature, "memory": memory}
+
+
+def _keep(memory: dict[str, Tensor], name: str, failure: ArithmeticError, *, has_factors: bool) -> None:
+    """Count a failed factorisation and warn at the block's first.
+
+    Raises:
+        NotPositiveDefiniteError: if it cannot be tolerated.
+    """
+    zero = torch.zeros((), dtype=torch.int64)
+    total, in_a_row = memory.get("kept_factors", zero) + 1, memory.get("kept_in_a_row", zero) + 1
+    if not has_factors:
+        raise NotPositiveDefiniteError(f"block {name!r}: {failure}; it has no earlier factors to keep") from failure
+    if int(in_a_row) > TOLERATED_FAILURES:
+        raise NotPositiveDefiniteError(
+            f"block {name!r}: {failure}; {TOLERATED_FAILURES} factorisations in a row have failed before"
+        ) from failure
+    memory["kept_factors"], memory["kept_in_a_row"] = total, in_a_row
+    if int(total) == 1:
+        warnings.warn(
+            f"block {name!r}: {failure}. Its last good factors are kept; diagnostics() counts how often", stacklevel=5
         )
-        memory["observations"] += 1
-        memory["curvature_weight"].mul_(decay).add_(weight)
-    if first or group["steps_done"] % group["refresh_every"] == 0:
-        state["curvature"] = block.structure.refresh(state["curvature"])

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from vogn.capture.selection import StructureOption, make_selection
 from vogn.capture.statistics import Gradient, Price
 from vogn.optim.base import NaturalGradient
 from vogn.optim.ivon import newton_chain
@@ -21,6 +22,8 @@ class EVON(NaturalGradient):
     theorem in that basis. Arguments as in :class:`vogn.IVON`, and:
 
     Args:
+        structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
+            see :class:`NaturalGradient`.
         basis_decay: weight of the old contractions, in [0, 1].
         refresh_every: steps between eigendecompositions.
 
@@ -34,6 +37,7 @@ class EVON(NaturalGradient):
         lr: float = 0.1,
         *,
         ess: float | None = None,
+        structure: StructureOption = None,
         weight_decay: float = 1e-4,
         damping: float = 0.0,
         momentum: float = 0.9,
@@ -50,7 +54,10 @@ class EVON(NaturalGradient):
     ) -> None:
         super().__init__(
             params,
-            EigenKronecker(basis="contraction", restart=False, negative="retract", basis_decay=basis_decay),
+            make_selection(
+                structure,
+                EigenKronecker(basis="contraction", restart=False, negative="retract", basis_decay=basis_decay),
+            ),
             (Gradient(), Price()),
             lr=lr,
             ess=ess,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vogn.errors import NonFiniteStatisticsError
+from vogn.capture.partition import Block
+from vogn.errors import NonFiniteStatisticsError, in_block
 from vogn.linalg.noise import normal
-from vogn.optim.steps import Step, StepContext
+from vogn.optim.steps import BlockView, Step, StepContext
 from vogn.structures.base import Structure
 from vogn.types import Observation, Shape, State
 
@@ -28,31 +30,67 @@ def displacement(
     antithetic: bool,
     dtype: torch.dtype,
     device: torch.device,
+    rank: int = 0,
 ) -> Tensor:
     """``(ess (C + shift I))^(-1/2) eps``: a draw from the posterior minus its mean, as a block vector.
 
     With ``antithetic`` the samples ``2 k`` and ``2 k + 1`` are each other's mirror images.
     """
     index = sample // 2 if antithetic else sample
-    noise = normal(shape, seed=seed, stream="weights", step=step, sample=index, name=name, dtype=dtype, device=device)
+    noise = normal(
+        shape, seed=seed, stream="weights", step=step, sample=index, name=name, rank=rank, dtype=dtype, device=device
+    )
     if antithetic and sample % 2:
         noise = -noise
-    return structure.sample(state, noise, shift) * ess**-0.5
+    with in_block(name):
+        return structure.sample(state, noise, shift) * ess**-0.5
 
 
-def check_finite(name: str, gradient: Tensor, observation: Observation) -> None:
-    """Refuse NaN and infinity before anything is written.
+def check_finite(tensors: Iterable[tuple[str, str, Tensor]]) -> None:
+    """Refuse NaN and infinity before anything is written; waits for the device once.
+
+    Args:
+        tensors: ``(block name, what it is, tensor)``.
 
     Raises:
         NonFiniteStatisticsError: naming the block and what is not finite.
     """
-    suspects = {"gradient": gradient} | {f"curvature statistic {key!r}": leaf for key, leaf in observation.items()}
-    for what, tensor in suspects.items():
-        if not bool(torch.isfinite(tensor.sum())):
+    suspects = list(tensors)
+    if not suspects:
+        return
+    sums = [tensor.sum() for _, _, tensor in suspects]
+    if len({(total.dtype, total.device) for total in sums}) > 1:
+        sums = [(total * 0.0).to(sums[0].device, torch.float32) for total in sums]  # NaN unless finite
+    if bool(torch.stack(sums).sum().isfinite()):
+        return
+    for name, what, tensor in suspects:
+        if not bool(tensor.isfinite().all()):  # finite numbers may have an infinite sum
             raise NonFiniteStatisticsError(
                 f"block {name!r}: the {what} holds NaN or infinity; nothing was updated. Check the loss and the "
                 "inputs, lower lr, or raise damping"
             )
+
+
+def evidence_tensors(
+    taking_part: Iterable[tuple[Block, Any, Tensor]], observations: Iterable[Observation]
+) -> Iterator[tuple[str, str, Tensor]]:
+    """What :func:`check_finite` looks at before a step: gradient and observation of every block."""
+    for (block, _, gradient), observation in zip(taking_part, observations, strict=True):
+        yield block.name, "gradient", gradient
+        for key, leaf in observation.items():
+            yield block.name, f"curvature statistic {key!r}", leaf
+
+
+def result_tensors(blocks: Iterable[tuple[BlockView, Tensor, State]]) -> Iterator[tuple[str, str, Tensor]]:
+    """What :func:`check_finite` looks at after a step: ``(view, new mean, old curvature)`` of every block.
+
+    Of a curvature only the tensors that are not the old ones.
+    """
+    for view, mean, old in blocks:
+        yield view.name, "updated weight", mean
+        for key, leaf in view.state.items():
+            if leaf is not old.get(key) and leaf.is_floating_point():
+                yield view.name, f"updated curvature {key!r}", leaf
 
 
 def natural_gradient_step(context: StepContext, steps: Sequence[Step], rates: Sequence[float]) -> list[Tensor]:
@@ -62,7 +100,15 @@ def natural_gradient_step(context: StepContext, steps: Sequence[Step], rates: Se
         context: views of the blocks.
         steps: the chain.
         rates: learning rate of each block.
+
+    Raises:
+        NonFiniteStatisticsError: if a rate is beyond the range of the block's numbers.
     """
+    for block, rate in zip(context.blocks, rates, strict=True):
+        if rate > torch.finfo(block.mean.dtype).max:
+            raise NonFiniteStatisticsError(
+                f"block {block.name!r}: the learning rate {rate:g} is beyond the range of {block.mean.dtype}; lower lr"
+            )
     updates = [block.gradient for block in context.blocks]
     for step in steps:
         updates = step(updates, context)

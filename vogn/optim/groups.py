@@ -36,6 +36,8 @@ def build_groups(
         items = list(params)
         return [dict(item) for item in items] if items and isinstance(items[0], Mapping) else [{"params": items}]
     name_of: dict[Tensor, str] = {parameter: name for name, parameter in params.named_parameters()}
+    if not name_of:
+        raise ValueError(f"the model ({type(params).__name__}) has no parameters")
     taken: set[Tensor] = set()
     built = []
     for group in extra:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from vogn.capture.selection import StructureOption, make_selection
 from vogn.capture.statistics import Price
 from vogn.optim.base import NaturalGradient
 from vogn.optim.steps import ClipElements, Momentum, Prior, RescaleToInitial, Solve, Step
@@ -44,6 +45,8 @@ class IVON(NaturalGradient):
         lr: learning rate.
         ess: effective sample size.
         weight_decay: ``prior_precision / ess``.
+        structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
+            see :class:`NaturalGradient`.
         clip_radius: clamp on the elements of the preconditioned gradient; ``inf`` for none.
         rescale_lr: multiply ``lr`` by ``initial_curvature + weight_decay``, so that it compares with SGD's.
         damping, momentum, curvature_decay, initial_curvature, mc_samples, variational, seed, **options: see
@@ -64,6 +67,7 @@ class IVON(NaturalGradient):
         lr: float = 0.1,
         *,
         ess: float | None = None,
+        structure: StructureOption = None,
         weight_decay: float = 1e-4,
         damping: float = 0.0,
         momentum: float = 0.9,
@@ -78,7 +82,7 @@ class IVON(NaturalGradient):
     ) -> None:
         super().__init__(
             params,
-            Diagonal(negative="retract"),
+            make_selection(structure, Diagonal(negative="retract")),
             Price(),
             lr=lr,
             ess=ess,

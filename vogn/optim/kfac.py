@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from vogn.capture.selection import StructureOption, make_selection
 from vogn.capture.statistics import GGN, Empirical, MonteCarlo, Statistic
 from vogn.optim.base import NaturalGradient
 from vogn.optim.steps import ClipKL, Momentum, Prior, Solve, Step
@@ -71,6 +72,8 @@ class KFAC(NaturalGradient):
         ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
         factored: ``True`` damps the factors (pi correction); ``False`` adds the shift to the product exactly.
         kfac_approx: weight sharing over positions: ``"expand"`` or ``"reduce"``.
+        structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
+            see :class:`NaturalGradient`.
         kl_clip: bound on ``lr^2 <update, gradient>`` per step, ``None`` for none.
         momentum, curvature_decay, refresh_every, observe_every, mc_samples, variational, seed, **options: see
             :class:`NaturalGradient`. Momentum is kept on the preconditioned gradient.
@@ -85,6 +88,7 @@ class KFAC(NaturalGradient):
         lr: float = 1e-2,
         *,
         ess: float | None = None,
+        structure: StructureOption = None,
         weight_decay: float = 1e-4,
         damping: float = 1e-3,
         momentum: float = 0.9,
@@ -103,7 +107,7 @@ class KFAC(NaturalGradient):
     ) -> None:
         super().__init__(
             params,
-            Kronecker(damping="factored" if factored else "exact", sharing=kfac_approx),
+            make_selection(structure, Kronecker(damping="factored" if factored else "exact", sharing=kfac_approx)),
             fisher_statistic(fisher, ggn_samples),
             lr=lr,
             ess=ess,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from vogn.capture.partition import Partition
+from vogn.capture.selection import StructureOption, make_selection
 from vogn.optim.base import NaturalGradient
 from vogn.optim.kfac import fisher_statistic
 from vogn.structures import DiagonalLowRank
@@ -35,6 +36,8 @@ class SLANG(NaturalGradient):
         fisher: ``"empirical"`` as in the paper, ``"mc"`` or ``"ggn"``.
         ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
         partition: ``"model"`` (across layers, as in the paper) or ``"layer"``.
+        structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
+            see :class:`NaturalGradient`. These layers leave the common block.
         anneal_power: divide ``lr`` and ``1 - curvature_decay`` by ``1 + t^p``, as the authors' code does with
             ``p = 0.51``; ``None`` keeps them constant.
         damping, momentum, curvature_decay, initial_curvature, mc_samples, variational, seed, **options: see
@@ -50,6 +53,7 @@ class SLANG(NaturalGradient):
         lr: float = 0.2,
         *,
         ess: float | None = None,
+        structure: StructureOption = None,
         rank: int = 16,
         weight_decay: float = 1e-4,
         damping: float = 1e-3,
@@ -69,7 +73,7 @@ class SLANG(NaturalGradient):
             raise ValueError(f"anneal_power={anneal_power} is out of range: it must be at least 0, or None")
         super().__init__(
             params,
-            DiagonalLowRank(rank=rank),
+            make_selection(structure, DiagonalLowRank(rank=rank)),
             fisher_statistic(fisher, ggn_samples),
             lr=lr,
             ess=ess,

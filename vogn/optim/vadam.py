@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from vogn.capture.selection import StructureOption, make_selection
 from vogn.capture.statistics import Gradient
 from vogn.optim.base import NaturalGradient
 from vogn.optim.steps import Momentum, Prior, Solve
@@ -34,6 +35,8 @@ class VAdam(NaturalGradient):
         lr: learning rate.
         ess: effective sample size.
         weight_decay: ``prior_precision / ess``.
+        structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
+            see :class:`NaturalGradient`.
         damping: added to the root, like Adam's ``eps``.
         initial_curvature: start of the second moment; 0 as in Adam.
         momentum, curvature_decay, mc_samples, variational, seed, **options: see :class:`NaturalGradient`.
@@ -50,6 +53,7 @@ class VAdam(NaturalGradient):
         lr: float = 1e-3,
         *,
         ess: float | None = None,
+        structure: StructureOption = None,
         weight_decay: float = 1e-4,
         damping: float = 1e-8,
         momentum: float = 0.9,
@@ -62,7 +66,7 @@ class VAdam(NaturalGradient):
     ) -> None:
         super().__init__(
             params,
-            Diagonal(),
+            make_selection(structure, Diagonal()),
             Gradient(),
             lr=lr,
             ess=ess,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from vogn.capture.selection import StructureOption, make_selection
 from vogn.optim.base import NaturalGradient
 from vogn.optim.kfac import fisher_statistic
 from vogn.structures import Diagonal
@@ -36,6 +37,8 @@ class VOGN(NaturalGradient):
         fisher: ``"empirical"`` (true labels, no extra pass), ``"mc"`` (sampled labels, one more pass) or ``"ggn"``
             (exact, one more pass per output). For a regression the first is biased: choose one of the others.
         ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
+        structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
+            see :class:`NaturalGradient`.
         norms: ``"point"`` as in the paper (no noise and no prior on norm parameters) or ``"sampled"``.
         momentum, curvature_decay, initial_curvature, mc_samples, variational, seed, **options: see
             :class:`NaturalGradient`.
@@ -66,6 +69,7 @@ class VOGN(NaturalGradient):
         lr: float = 1e-2,
         *,
         ess: float | None = None,
+        structure: StructureOption = None,
         weight_decay: float = 1e-4,
         damping: float = 1e-3,
         momentum: float = 0.9,
@@ -81,7 +85,7 @@ class VOGN(NaturalGradient):
     ) -> None:
         super().__init__(
             params,
-            Diagonal(),
+            make_selection(structure, Diagonal()),
             fisher_statistic(fisher, ggn_samples),
             lr=lr,
             ess=ess,

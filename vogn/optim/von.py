@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from torch import nn
 
 from vogn.capture.partition import Partition
+from vogn.capture.selection import StructureKey, make_selection
 from vogn.capture.statistics import GGN, Price, Statistic
 from vogn.optim.base import NaturalGradient
-from vogn.structures import Dense, Diagonal
+from vogn.structures import Dense, Diagonal, Structure
 
 
 class VON(NaturalGradient):
@@ -30,7 +31,8 @@ class VON(NaturalGradient):
         params: the model, or parameters if ``hessian="price"`` and ``structure="diagonal"``.
         lr: learning rate; with exact statistics ``lr = 1 - curvature_decay`` is natural-gradient descent.
         ess: effective sample size.
-        structure: ``"diagonal"``, or ``"dense"`` (one matrix over the model).
+        structure: ``"diagonal"``, or ``"dense"`` (one matrix over the model); or a mapping from name patterns or module
+            types to structures for layers that shall not be diagonal, see :class:`NaturalGradient`.
         hessian: ``"ggn"`` (exact Gauss-Newton, one pass per output) or ``"price"`` (from the weight noise; kept
             positive by the retraction of Lin, Schmidt and Khan, 2020; deterministic mode: Hutchinson).
         ggn_samples: random columns instead of all of them; ``None`` is exact.
@@ -47,7 +49,7 @@ class VON(NaturalGradient):
         lr: float = 0.1,
         *,
         ess: float | None = None,
-        structure: Literal["diagonal", "dense"] = "diagonal",
+        structure: Literal["diagonal", "dense"] | Mapping[StructureKey, Structure | str] = "diagonal",
         hessian: Literal["ggn", "price"] = "ggn",
         ggn_samples: int | None = None,
         weight_decay: float = 1e-4,
@@ -60,8 +62,9 @@ class VON(NaturalGradient):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        if structure not in ("diagonal", "dense"):
-            raise ValueError(f"structure={structure!r}: choose 'diagonal' or 'dense'")
+        dense, mapping = structure == "dense", None if isinstance(structure, str) else structure
+        if mapping is None and structure not in ("diagonal", "dense"):
+            raise ValueError(f"structure={structure!r}: choose 'diagonal' or 'dense', or give a mapping")
         if hessian not in ("ggn", "price"):
             raise ValueError(f"hessian={hessian!r}: choose 'ggn' or 'price'")
         statistic: Statistic = GGN(ggn_samples) if hessian == "ggn" else Price()
@@ -70,7 +73,7 @@ class VON(NaturalGradient):
         spans_layers: Partition = "parameter" if hessian == "price" else "layer"
         super().__init__(
             params,
-            Dense(negative="retract") if structure == "dense" else Diagonal(negative="retract"),
+            make_selection(mapping, Dense(negative="retract") if dense else Diagonal(negative="retract")),
             statistic,
             lr=lr,
             ess=ess,
@@ -82,6 +85,6 @@ class VON(NaturalGradient):
             mc_samples=mc_samples,
             variational=variational,
             seed=seed,
-            partition="model" if structure == "dense" else spans_layers,
+            partition="model" if dense else spans_layers,
             **options,
         )

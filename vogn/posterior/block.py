@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vogn.errors import NotPositiveDefiniteError, UnsupportedObservationError
+from vogn.errors import NotPositiveDefiniteError, UnsupportedObservationError, in_block
 from vogn.linalg.layout import Layout
 from vogn.linalg.noise import normal
 from vogn.structures.base import Structure
@@ -110,16 +110,19 @@ class PosteriorBlock:
 
     def root(self, noise: Tensor) -> Tensor:
         """``S noise`` with ``S S^T = Sigma``, for block vectors ``(*batch, *block_shape)``."""
-        return self.structure.sample(self.state, noise, self.shift) / math.sqrt(self.ess)
+        with in_block(self.name):
+            return self.structure.sample(self.state, noise, self.shift) / math.sqrt(self.ess)
 
     def variance(self) -> Tensor:
         """``diag(Sigma)`` as a block vector."""
         self._require("inverse_diagonal")
-        return self.structure.inverse_diagonal(self.state, self.shift) / self.ess
+        with in_block(self.name):
+            return self.structure.inverse_diagonal(self.state, self.shift) / self.ess
 
     def covariance_product(self, v: Tensor) -> Tensor:
         """``Sigma v`` for block vectors."""
-        return self.structure.solve(self.state, v, self.shift) / self.ess
+        with in_block(self.name):
+            return self.structure.solve(self.state, v, self.shift) / self.ess
 
     def quadratic(self, v: Tensor) -> Tensor:
         """``v^T Lambda v`` for block vectors ``(*batch, *block_shape)``; returns ``batch``."""
@@ -130,7 +133,8 @@ class PosteriorBlock:
     def logdet(self) -> Tensor:
         """``log det Lambda``, a scalar."""
         self._require("logdet")
-        return self.structure.logdet(self.state, self.shift) + self.numel * math.log(self.ess)
+        with in_block(self.name):
+            return self.structure.logdet(self.state, self.shift) + self.numel * math.log(self.ess)
 
     def precision_matrix(self) -> Tensor:
         """``Lambda``, ``(D, D)`` in the row-major order of the block. For tests and small models."""

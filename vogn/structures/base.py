@@ -18,7 +18,9 @@ from vogn.errors import UnsupportedObservationError
 from vogn.linalg.rows import AnyRows
 from vogn.types import Observation, Shape, State
 
-Feature = Literal["shift", "tensor_shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal"]
+Feature = Literal[
+    "shift", "tensor_shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal", "eigenvalue_bounds"
+]
 Negative = Literal["retract", "clamp", "abs", "raise"]
 Shift = float | Tensor
 """What is added to ``C``: a number, or a block vector for structures that support ``"tensor_shift"``."""
@@ -81,6 +83,10 @@ class Structure(ABC):
     def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
         """``diag((C + shift I)^-1)`` as a block vector."""
 
+    def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
+        """Scalars ``(low, high)`` with every eigenvalue of ``C (+) shift`` between them; attained unless stated."""
+        raise UnsupportedObservationError(f"{type(self).__name__} does not know the eigenvalues of its curvature")
+
     @abstractmethod
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """The meaning of ``C (+) shift``: ``(D, D)`` in the row-major order of the block ``(*lead, d_out, d_in)``."""
@@ -113,6 +119,10 @@ class Structure(ABC):
     def fits(self, shape: Shape) -> bool:
         """Whether a block of this shape is affordable; if not, the optimizer uses its stated fallback structure."""
         return True
+
+    def restriction(self, shape: Shape) -> str:
+        """What a block is denied because of its size, and the option that grants it; ``""`` if nothing."""
+        return ""
 
     def bytes_per_block(self, shape: Shape) -> int:
         """Memory of the state in float32, for reports."""

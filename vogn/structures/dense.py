@@ -21,6 +21,9 @@ from vogn.structures.base import Shift, Structure
 from vogn.structures.evidence import blend
 from vogn.types import Observation, Shape, State
 
+EXACT_SPECTRUM = 1024
+"""Largest size whose eigenvalues :meth:`Dense.eigenvalue_bounds` computes."""
+
 
 @dataclass(frozen=True)
 class Dense(Structure):
@@ -47,7 +50,7 @@ class Dense(Structure):
 
     OBSERVES: ClassVar[frozenset[str]] = frozenset({"rows", "probe"})
     SUPPORTS: ClassVar[frozenset[str]] = frozenset(
-        {"shift", "tensor_shift", "apply", "sample", "logdet", "inverse_diagonal"}
+        {"shift", "tensor_shift", "apply", "sample", "logdet", "inverse_diagonal", "eigenvalue_bounds"}
     )
     DEGREE: ClassVar[dict[str, int]] = {"rows": 2, "probe": 1}
 
@@ -105,6 +108,15 @@ class Dense(Structure):
         shape = state["C"].shape[: state["C"].ndim // 2]
         return cholesky_inverse_diagonal(self._root(state, shift)).reshape(shape)
 
+    def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
+        """The extreme eigenvalues up to ``D = 1024``; beyond, ``1 / tr (C + shift I)^-1`` and the largest row sum of
+        absolute values."""
+        dense = self.to_dense(state, shift)
+        if len(dense) <= EXACT_SPECTRUM:
+            values = torch.linalg.eigvalsh(dense)
+            return values[0], values[-1]
+        return self.inverse_diagonal(state, shift).sum().reciprocal(), dense.abs().sum(-1).max()
+
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """``C + shift I``."""
         dense = self._flat(state["C"]).clone()
@@ -125,4 +137,5 @@ class Dense(Structure):
         remedy = "set weight_decay, damping or initial_curvature above 0"
         if self.negative == "raise":
             remedy += ", or negative='retract' if the statistic is indefinite (Price, Hutchinson)"
-        return cholesky(self.to_dense(state, shift), remedy=remedy)
+        rescue = bool((shift > 0).all()) if isinstance(shift, Tensor) else shift > 0
+        return cholesky(self.to_dense(state, shift), remedy=remedy, rescue=rescue)

@@ -34,7 +34,7 @@ class Diagonal(Structure):
 
     OBSERVES: ClassVar[frozenset[str]] = frozenset({"rows", "probe"})
     SUPPORTS: ClassVar[frozenset[str]] = frozenset(
-        {"shift", "tensor_shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal"}
+        {"shift", "tensor_shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal", "eigenvalue_bounds"}
     )
     DEGREE: ClassVar[dict[str, int]] = {"rows": 2, "probe": 1}
 
@@ -81,6 +81,11 @@ class Diagonal(Structure):
     def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
         """``1 / (c + shift)``."""
         return self._shifted(state, shift).reciprocal()
+
+    def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
+        """The extreme eigenvalues."""
+        values = self._shifted(state, shift)
+        return values.min(), values.max()
 
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """``diag(c + shift)``."""

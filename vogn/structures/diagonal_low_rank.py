@@ -35,7 +35,7 @@ class DiagonalLowRank(Structure):
     rank: int = 10
 
     SUPPORTS: ClassVar[frozenset[str]] = frozenset(
-        {"shift", "tensor_shift", "apply", "sample", "logdet", "inverse_diagonal"}
+        {"shift", "tensor_shift", "apply", "sample", "logdet", "inverse_diagonal", "eigenvalue_bounds"}
     )
     REDUCE: ClassVar[Literal["sum", "concat"]] = "concat"
     DEGREE: ClassVar[dict[str, int]] = {"J": 1}
@@ -85,6 +85,11 @@ class DiagonalLowRank(Structure):
     def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
         """Woodbury's identity."""
         return low_rank.inverse_diagonal(*self._flat(state, shift)).reshape(state["d"].shape)
+
+    def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
+        """``min(d + shift)`` and ``max(d + shift) + |U|^2``: a bound on either side, not attained in general."""
+        d, u = self._flat(state, shift)
+        return d.min(), d.max() + torch.linalg.eigvalsh(u.T @ u)[-1].clamp_min(0.0)
 
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """``U U^T + diag(d + shift)``."""

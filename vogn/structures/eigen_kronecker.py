@@ -8,11 +8,21 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vogn.linalg.eigh import dense_from_basis, diagonal_from_basis, eigh, from_basis, to_basis
-from vogn.linalg.factors import contractions, kronecker_factors, rotated_squares
+from vogn.linalg.factors import Sharing, contractions, kronecker_factors, rotated_squares
 from vogn.linalg.rows import AnyRows
+from vogn.linalg.sides import (
+    carry_over,
+    decompose,
+    dense_from_basis,
+    diagonal_from_basis,
+    from_basis,
+    identity,
+    is_diagonal,
+    to_basis,
+)
 from vogn.structures.base import Negative, Shift, Structure
 from vogn.structures.evidence import absorb, blend, require_positive_without_shift
+from vogn.structures.kronecker import diagonal_sides, mean_input
 from vogn.types import Observation, Shape, State
 
 
@@ -30,8 +40,11 @@ class EigenKronecker(Structure):
             divides it by the trace, so that it has the scale of ``C``). ``False``: ``s`` is carried over as the
             diagonal of the old ``C`` in the new basis, ``(QS'^T QS)^2 s (QA^T QA')^2``; the trace is unchanged.
         negative: what to do with negative evidence (probes), see :class:`vogn.structures.diagonal.Diagonal`.
-        max_dim: largest factor that :meth:`fits`.
+        max_dim: largest factor that is kept as a matrix, >= 0. A larger one (a vocabulary) is a diagonal
+            ``(*lead, 1, n)``, and that side of the basis stays with the axes; ``s`` is as free as before.
         basis_decay: weight of the old factors, in [0, 1]; ``None`` averages them like ``s``.
+        sharing: with ``basis="kfac"``, how positions enter the factors of the basis: ``"expand"`` or ``"reduce"``, see
+            :func:`vogn.linalg.factors.kronecker_factors`. Where a refresh restarts ``s``, it restarts at their product.
 
     Raises:
         ValueError: if an option is unknown.
@@ -44,17 +57,21 @@ class EigenKronecker(Structure):
     negative: Negative = "raise"
     max_dim: int = 8192
     basis_decay: float | None = None
+    sharing: Sharing = "expand"
 
     OBSERVES: ClassVar[frozenset[str]] = frozenset({"rows", "probe"})
     SUPPORTS: ClassVar[frozenset[str]] = frozenset(
-        {"shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal"}
+        {"shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal", "eigenvalue_bounds"}
     )
-    DEGREE: ClassVar[dict[str, int]] = {"inputs": 0, "right": 2, "S": 2, "rows": 2, "probe": 1}
+    DEGREE: ClassVar[dict[str, int]] = {"inputs": 0, "positions": 0, "right": 2, "S": 2, "rows": 2, "probe": 1}
     REFRESHED: ClassVar[tuple[str, ...]] = ("QA", "QS", "s")
 
     def __post_init__(self) -> None:
         self._check_option("basis", self.basis, ("kfac", "contraction"))
         self._check_option("negative", self.negative, ("raise", "retract", "clamp", "abs"))
+        self._check_option("sharing", self.sharing, ("expand", "reduce"))
+        if self.max_dim < 0:
+            raise ValueError(f"EigenKronecker: max_dim={self.max_dim} must be at least 0 (0: the axes on both sides)")
         if self.basis_decay is not None and not 0.0 <= self.basis_decay <= 1.0:
             raise ValueError(f"basis_decay={self.basis_decay} must lie in [0, 1], or be None")
 
@@ -62,23 +79,21 @@ class EigenKronecker(Structure):
         """``s = initial`` and the factors of ``initial * I``."""
         *lead, o, i = shape
         scale_a, scale_s = (initial**0.5, initial**0.5) if self.basis == "kfac" else (o * initial, i * initial)
-        eye_a = torch.eye(i, dtype=dtype, device=device).expand(*lead, i, i)
-        eye_s = torch.eye(o, dtype=dtype, device=device).expand(*lead, o, o)
-        return {
-            "A": eye_a * scale_a,
-            "S": eye_s * scale_s,
-            "QA": eye_a.clone(),
-            "QS": eye_s.clone(),
-            "s": torch.full(shape, initial, dtype=dtype, device=device),
-        }
+        state: State = {}
+        for size, factor, basis, start in ((i, "A", "QA", scale_a), (o, "S", "QS", scale_s)):
+            diagonal = size > self.max_dim
+            for key, scale in ((factor, start), (basis, 1.0)):
+                state[key] = identity(tuple(lead), size, diagonal=diagonal, dtype=dtype, device=device, scale=scale)
+        return state | {"s": torch.full(shape, initial, dtype=dtype, device=device)}
 
     def observe(self, state: State, rows: AnyRows) -> Observation:
         """Factors of the basis, and the second moment of the rows in the present basis."""
         squares = rotated_squares(rows, state["QS"], state["QA"])
+        diagonal = is_diagonal(state["S"]), is_diagonal(state["A"])
         if self.basis == "kfac":
-            a, s = kronecker_factors(rows, "expand")
-            return {"inputs": a, "S": s, "rows": squares}
-        a, s = contractions(rows)
+            a, s, positions = kronecker_factors(rows, self.sharing, diagonal)
+            return {"inputs": a, "positions": positions, "S": s, "rows": squares}
+        a, s = contractions(rows, diagonal)
         return {"right": a, "S": s, "rows": squares}
 
     def observe_probe(self, state: State, probe: Tensor, response: Tensor) -> Observation:
@@ -92,7 +107,8 @@ class EigenKronecker(Structure):
         keep, take = (decay, weight) if self.basis_decay is None else (self.basis_decay, 1.0 - self.basis_decay)
         for key, leaf in (("A", "inputs"), ("A", "right"), ("S", "S")):
             if leaf in observation:
-                new[key] = blend(state[key], observation[leaf], keep, take)
+                seen = mean_input(observation, leaf) if leaf == "inputs" else observation[leaf]
+                new[key] = blend(state[key], seen, keep, take)
         if "probe" in observation:
             h = observation["probe"]
             new["s"] = absorb(state["s"], h, decay=decay, weight=weight, shift=shift, negative=self.negative)
@@ -102,15 +118,15 @@ class EigenKronecker(Structure):
 
     def refresh(self, state: State) -> State:
         """New eigenbases; ``s`` restarts or is carried over."""
-        x, qa = eigh(state["A"])
-        y, qs = eigh(state["S"])
+        x, qa = decompose(state["A"])
+        y, qs = decompose(state["S"])
         if self.restart:
             s = y.unsqueeze(-1) * x.unsqueeze(-2)
             if self.basis == "contraction":
                 trace = x.sum(-1)[..., None, None]
                 s = torch.where(trace > 0, s / trace, 0.0)
         else:
-            s = (qs.mT @ state["QS"]).square_() @ state["s"] @ (state["QA"].mT @ qa).square_()
+            s = carry_over(state["s"], (state["QS"], state["QA"]), (qs, qa))
         return state | {"QA": qa, "QS": qs, "s": s}
 
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
@@ -136,13 +152,18 @@ class EigenKronecker(Structure):
         """``QS^2 (1 / (s + shift)) (QA^2)^T``."""
         return diagonal_from_basis(self._eigenvalues(state, shift).reciprocal_(), state["QS"], state["QA"])
 
+    def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
+        """The extreme eigenvalues."""
+        values = self._eigenvalues(state, shift)
+        return values.min(), values.max()
+
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """``C + shift I``, block-diagonal over ``lead``."""
         return dense_from_basis(state["s"] + self._scalar_shift(shift), state["QS"], state["QA"])
 
-    def fits(self, shape: Shape) -> bool:
-        """Whether both factors are at most ``max_dim`` wide."""
-        return max(shape[-2:]) <= self.max_dim
+    def restriction(self, shape: Shape) -> str:
+        """Names the sides whose basis stays with the axes."""
+        return diagonal_sides(shape, self.max_dim, type(self).__name__)
 
     def _eigenvalues(self, state: State, shift: Shift) -> Tensor:
         return require_positive_without_shift(state["s"] + self._scalar_shift(shift), shift)

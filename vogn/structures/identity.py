@@ -23,7 +23,7 @@ class Identity(Structure):
 
     OBSERVES: ClassVar[frozenset[str]] = frozenset({"rows", "probe"})
     SUPPORTS: ClassVar[frozenset[str]] = frozenset(
-        {"shift", "tensor_shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal"}
+        {"shift", "tensor_shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal", "eigenvalue_bounds"}
     )
     DEGREE: ClassVar[dict[str, int]] = {"count": 0}
 
@@ -62,6 +62,11 @@ class Identity(Structure):
     def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
         """``1 / (1 + shift)`` everywhere."""
         return self._diagonal(state, shift).reciprocal()
+
+    def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
+        """The extreme eigenvalues."""
+        values = self._diagonal(state, shift)
+        return values.min(), values.max()
 
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """``(1 + shift) I``."""

@@ -8,12 +8,23 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vogn.linalg.eigh import diagonal_from_basis, eigh, from_basis, to_basis
 from vogn.linalg.factors import Sharing, kronecker_factors
 from vogn.linalg.rows import AnyRows
+from vogn.linalg.sides import (
+    compose,
+    decompose,
+    diagonal_from_basis,
+    from_basis,
+    identity,
+    is_diagonal,
+    to_basis,
+)
 from vogn.structures.base import Shift, Structure
 from vogn.structures.evidence import blend, require_positive_without_shift
 from vogn.types import Observation, Shape, State
+
+LARGEST_PI = 2.0**50
+"""Factored damping keeps ``pi`` between this number and its inverse: beyond, float32 would overflow."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +32,17 @@ class Kronecker(Structure):
     """``C = S (x) A`` with ``A (i, i)`` the second moment of inputs and ``S (o, o)`` that of output gradients.
 
     :meth:`update` moves ``A`` and ``S``; every other method reads their eigendecomposition of the last
-    :meth:`refresh`, which serves any shift.
+    :meth:`refresh`, which serves any shift. A factor larger than ``max_dim`` (a vocabulary) keeps only its diagonal and
+    is stored as ``(*lead, 1, n)``; the other factor stays a matrix. The input factor of an embedding is diagonal
+    anyway under ``sharing="expand"``.
 
     Args:
         damping: ``"exact"``: ``C (+) shift = S (x) A + shift I``. ``"factored"``:
             ``(S + sqrt(shift) / pi I) (x) (A + pi sqrt(shift) I)``, ``pi^2 = (tr A / i) / (tr S / o)``, and ``pi = 1``
-            where a trace is zero: a different matrix, and :meth:`to_dense` says so.
-        sharing: how positions enter, see :func:`vogn.linalg.factors.kronecker_factors`.
-        max_dim: largest factor that :meth:`fits`.
+            where a trace is zero, kept within ``2^-50 ... 2^50``: a different matrix, and :meth:`to_dense` says so.
+        sharing: how positions enter: ``"expand"`` (as further examples) or ``"reduce"`` (averaged inputs, summed output
+            gradients); see :func:`vogn.linalg.factors.kronecker_factors`.
+        max_dim: largest factor that is kept as a matrix, >= 0.
 
     Raises:
         ValueError: if an option is unknown.
@@ -40,38 +54,44 @@ class Kronecker(Structure):
     sharing: Sharing = "expand"
     max_dim: int = 8192
 
-    SUPPORTS: ClassVar[frozenset[str]] = frozenset({"shift", "apply", "sample", "logdet", "inverse_diagonal"})
-    DEGREE: ClassVar[dict[str, int]] = {"A": 0, "S": 2}
+    SUPPORTS: ClassVar[frozenset[str]] = frozenset(
+        {"shift", "apply", "sample", "logdet", "inverse_diagonal", "eigenvalue_bounds"}
+    )
+    DEGREE: ClassVar[dict[str, int]] = {"A": 0, "S": 2, "positions": 0}
     REFRESHED: ClassVar[tuple[str, ...]] = ("QA", "x", "QS", "y")
 
     def __post_init__(self) -> None:
         self._check_option("damping", self.damping, ("exact", "factored"))
         self._check_option("sharing", self.sharing, ("expand", "reduce"))
+        if self.max_dim < 0:
+            raise ValueError(f"Kronecker: max_dim={self.max_dim} must be at least 0 (0: both factors diagonal)")
 
     def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
         """``A = S = sqrt(initial) I``."""
         *lead, o, i = shape
         state: State = {}
         for size, factor, values, basis in ((i, "A", "x", "QA"), (o, "S", "y", "QS")):
-            eye = torch.eye(size, dtype=dtype, device=device).expand(*lead, size, size)
-            state[factor] = eye * initial**0.5
-            state[basis] = eye.clone()
+            diagonal = size > self.max_dim
+            for key, scale in ((factor, initial**0.5), (basis, 1.0)):
+                state[key] = identity(tuple(lead), size, diagonal=diagonal, dtype=dtype, device=device, scale=scale)
             state[values] = torch.full((*lead, size), initial**0.5, dtype=dtype, device=device)
         return state
 
     def observe(self, state: State, rows: AnyRows) -> Observation:
-        """Sums of input and output second moments."""
-        a, s = kronecker_factors(rows, self.sharing)
-        return {"A": a, "S": s}
+        """Sums of input and output second moments, and the number of inputs."""
+        diagonal = is_diagonal(state["S"]), is_diagonal(state["A"])
+        a, s, positions = kronecker_factors(rows, self.sharing, diagonal)
+        return {"A": a, "S": s, "positions": positions}
 
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """Each factor is averaged on its own."""
-        return state | {key: blend(state[key], observation[key], decay, weight) for key in ("A", "S")}
+        new = {"A": mean_input(observation, "A"), "S": observation["S"]}
+        return state | {key: blend(state[key], new[key], decay, weight) for key in ("A", "S")}
 
     def refresh(self, state: State) -> State:
         """Eigendecompositions of both factors."""
-        x, qa = eigh(state["A"])
-        y, qs = eigh(state["S"])
+        x, qa = decompose(state["A"])
+        y, qs = decompose(state["S"])
         return state | {"QA": qa, "x": x, "QS": qs, "y": y}
 
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
@@ -96,19 +116,23 @@ class Kronecker(Structure):
         """``QS^2 (1 / eigenvalues) (QA^2)^T``."""
         return diagonal_from_basis(self._eigenvalues(state, shift).reciprocal(), state["QS"], state["QA"])
 
+    def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
+        """The extreme eigenvalues."""
+        values = self._eigenvalues(state, shift)
+        return values.min(), values.max()
+
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """``S (x) A`` with the damping of this configuration, block-diagonal over ``lead``."""
         y, x, rest = self._damped(state, shift)
-        qs, qa = state["QS"], state["QA"]
-        s = ((qs * y.unsqueeze(-2)) @ qs.mT).reshape(-1, *qs.shape[-2:])
-        a = ((qa * x.unsqueeze(-2)) @ qa.mT).reshape(-1, *qa.shape[-2:])
-        dense = torch.block_diag(*(torch.kron(left, right) for left, right in zip(s, a, strict=True)))
+        s, a = compose(y, state["QS"]), compose(x, state["QA"])
+        pairs = zip(s.reshape(-1, *s.shape[-2:]), a.reshape(-1, *a.shape[-2:]), strict=True)
+        dense = torch.block_diag(*(torch.kron(left, right) for left, right in pairs))
         dense.diagonal().add_(rest)
         return dense
 
-    def fits(self, shape: Shape) -> bool:
-        """Whether both factors are at most ``max_dim`` wide."""
-        return max(shape[-2:]) <= self.max_dim
+    def restriction(self, shape: Shape) -> str:
+        """Names the factors that are too large for a matrix."""
+        return diagonal_sides(shape, self.max_dim, type(self).__name__)
 
     def _damped(self, state: State, shift: Shift) -> tuple[Tensor, Tensor, float]:
         """Eigenvalues of both factors with their damping, and what is left to add to the products."""
@@ -117,7 +141,8 @@ class Kronecker(Structure):
         if self.damping == "exact":
             return y, x, shift
         mean_x, mean_y = x.mean(-1, keepdim=True), y.mean(-1, keepdim=True)
-        pi = torch.where((mean_x > 0) & (mean_y > 0), (mean_x / mean_y).sqrt(), 1.0)
+        ratio = (mean_x.sqrt() / mean_y.sqrt()).clamp(1.0 / LARGEST_PI, LARGEST_PI)
+        pi = torch.where((mean_x > 0) & (mean_y > 0), ratio, 1.0)
         return y + shift**0.5 / pi, x + shift**0.5 * pi, 0.0
 
     def _eigenvalues(self, state: State, shift: Shift) -> Tensor:
@@ -126,3 +151,18 @@ class Kronecker(Structure):
 
     def _scale(self, state: State, v: Tensor, factor: Tensor) -> Tensor:
         return from_basis(to_basis(v, state["QS"], state["QA"]).mul_(factor), state["QS"], state["QA"])
+
+
+def mean_input(observation: Observation, leaf: str) -> Tensor:
+    """The second moment of one input: the sum over all of them divided by their number; zero if there are none."""
+    count = observation["positions"]
+    return observation[leaf] / count.clamp_min(torch.finfo(count.dtype).tiny)[..., None, None]
+
+
+def diagonal_sides(shape: Shape, max_dim: int, name: str) -> str:
+    """The note of a block whose factors are in part diagonal because of their size; ``""`` for others."""
+    o, i = shape[-2:]
+    large = [f"{side} factor ({size})" for side, size in (("output", o), ("input", i)) if size > max_dim]
+    if not large:
+        return ""
+    return f"diagonal {' and '.join(large)}: larger than max_dim={max_dim}; {name}(max_dim=...) sets the limit"

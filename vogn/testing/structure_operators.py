@@ -101,6 +101,18 @@ class OperatorConformance(StructureCases):
             expected = torch.linalg.inv(dense).diagonal()
             assert_close(value.flatten(), expected, 1e-10 + 1e-15 * condition * len(dense), name)
 
+    def test_eigenvalue_bounds_enclose_the_spectrum_of_to_dense(self) -> None:
+        """``low <= eigenvalues <= high``, to the rounding of the largest."""
+        if "eigenvalue_bounds" not in self.structure.SUPPORTS:
+            return
+        for name, _, state, shift, dense, _ in self.systems():
+            low, high = self.structure.eigenvalue_bounds(state, shift)
+            spectrum = torch.linalg.eigvalsh(dense)
+            rounding = 1e-13 * float(spectrum[-1])
+            assert low.ndim == high.ndim == 0, f"{name}: the bounds are not scalars"
+            assert float(low) <= float(spectrum[0]) + rounding, f"{name}: an eigenvalue lies below the bound"
+            assert float(high) >= float(spectrum[-1]) - rounding, f"{name}: an eigenvalue lies above the bound"
+
     def test_batch_dimensions_are_carried_along(self) -> None:
         """Operators act on every element of ``(2, 2, *shape)`` as on a single block vector."""
         for name, shape, state, shift, _, _ in self.systems():

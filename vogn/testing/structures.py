@@ -204,6 +204,7 @@ class StructureConformance(OperatorConformance):
             "sample": lambda: structure.sample(state, v, self.shift),
             "logdet": lambda: structure.logdet(state, self.shift),
             "inverse_diagonal": lambda: structure.inverse_diagonal(state, self.shift),
+            "eigenvalue_bounds": lambda: structure.eigenvalue_bounds(state, self.shift),
             "tensor_shift": lambda: structure.solve(state, v, torch.full(shape, self.shift, dtype=torch.float64)),
         }
         for feature, call in undeclared.items():

@@ -52,9 +52,13 @@ class GGN(Statistic):
         terms = math.prod(columns.shape[2:-1])
         if self.samples is not None:
             source = collector.stream("ggn", columns.device)
-            signs = torch.randint(
-                0, 2, (self.samples, *columns.shape[:-1], 1), generator=source, device=columns.device
-            ).to(columns.dtype)
+            count = self.samples
+
+            def draw(rows: Tensor) -> Tensor:
+                shape = (count, columns.shape[0], *rows.shape[:-1], 1)
+                return torch.randint(0, 2, shape, generator=source, device=rows.device).to(rows.dtype)
+
+            signs = collector.replicas.sharded(draw, columns[0], dim=2)
             return ((2 * signs - 1) * columns).sum(1) * self.samples**-0.5
         if terms > 1:
             flat = columns.flatten(2, -2)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vogn.announcement import LikelihoodCall
+from vogn.capture.replication import check_not_sharded, check_own_pass
 from vogn.capture.statistics.base import Statistic, kept, term_weights
 from vogn.capture.taps import muted
 from vogn.errors import UnsupportedObservationError
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 def hessian_products(collector: Collector, call: LikelihoodCall, directions: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Hessian of the *summed* loss of a likelihood call times a direction over the named blocks, as block vectors.
 
-    A double backward through the user's graph, which is kept; ``.grad`` is untouched.
+    A double backward through the user's graph, which is kept; ``.grad`` is untouched. Blocks that the graph does not
+    reach are left out.
 
     Raises:
         UnsupportedObservationError: if the call came without targets.
@@ -31,6 +33,8 @@ def hessian_products(collector: Collector, call: LikelihoodCall, directions: Map
         raise UnsupportedObservationError(
             "Hessian products need the loss itself: call opt.observe(outputs, likelihood, targets)"
         )
+    check_own_pass(call.outputs, collector.statistics, collector.replicas)
+    check_not_sharded(blocks, "Hessian products", collector.statistics)
     parameters = [parameter for block in blocks for parameter in block.parameters]
     weight = term_weights(call)
     terms = call.likelihood.terms(kept(call.outputs, call.mask), kept(call.targets, call.mask))
@@ -46,11 +50,14 @@ def hessian_products(collector: Collector, call: LikelihoodCall, directions: Map
         products: tuple[Tensor | None, ...]
         if pairs:
             inner = torch.stack([(g * v.to(g.dtype)).sum() for g, v in pairs]).sum()
-            products = torch.autograd.grad(inner, parameters, retain_graph=True, allow_unused=True)
+            products = _second(inner, parameters)
         else:
             products = (None,) * len(parameters)
     out, position = {}, 0
     for block in blocks:
+        if all(gradients[position + k] is None for k in range(len(block.parameters))):
+            position += len(block.parameters)
+            continue
         named = {}
         for name, parameter in zip(block.layout.names, block.parameters, strict=True):
             product = products[position]
@@ -58,6 +65,19 @@ def hessian_products(collector: Collector, call: LikelihoodCall, directions: Map
             position += 1
         out[block.name] = block.layout.pack(named).to(directions[block.name].dtype)
     return out
+
+
+def _second(inner: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
+    """Gradient of a function of gradients."""
+    try:
+        return torch.autograd.grad(inner, parameters, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "double backward" not in str(error):
+            raise
+        raise UnsupportedObservationError(
+            "Hessian probes differentiate twice, which a torch.compile'd model cannot: leave the model uncompiled, use "
+            "variational=True, or a method without Hessian probes"
+        ) from error
 
 
 class Hutchinson(Statistic):
@@ -80,6 +100,7 @@ class Hutchinson(Statistic):
                 step=context.step,
                 sample=context.sample,
                 name=block.name,
+                rank=context.rank,
                 dtype=collector.dtype_of(block),
                 device=block.parameters[0].device,
             )
@@ -88,6 +109,8 @@ class Hutchinson(Statistic):
         responses = hessian_products(collector, call, probes)
         with torch.no_grad():
             for block in collector.blocks:
+                if block.name not in responses:
+                    continue
                 state = collector.state_of(block)
                 leaves = block.structure.observe_probe(state, probes[block.name], responses[block.name])
                 collector.add(block, leaves, "own", probe=True)

@@ -36,7 +36,11 @@ class MonteCarlo(Statistic):
     def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
         """See :meth:`Statistic.on_likelihood`."""
         outputs, source = kept(call.outputs.detach(), call.mask), collector.stream("labels", call.outputs.device)
-        scores = [call.likelihood.score(outputs, call.likelihood.sample(outputs, source)) for _ in range(self.draws)]
+        labels = [
+            collector.replicas.sharded(lambda rows: call.likelihood.sample(rows, source), outputs, dim=0)
+            for _ in range(self.draws)
+        ]
+        scores = [call.likelihood.score(outputs, drawn) for drawn in labels]
         weight = term_weights(call)
         factor = (weight.sqrt() if isinstance(weight, torch.Tensor) else weight) * self.draws**-0.5
         for block, rows in collector.own_rows(call, torch.stack(scores) * factor, collector.blocks):

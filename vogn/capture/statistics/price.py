@@ -41,11 +41,9 @@ class Price(Statistic):
         with torch.no_grad():
             for block in collector.blocks:
                 displacement = context.displacement.get(block.name)
-                if displacement is None or all(parameter.grad is None for parameter in block.parameters):
+                response = None if displacement is None else collector.context_gradient(block)
+                if displacement is None or response is None:
                     continue
-                response = collector.gradient_of(block)
-                if block.name in collector.entry_gradients:
-                    response = response - collector.entry_gradients[block.name]
                 state = collector.state_of(block)
                 probe = block.structure.apply(state, displacement, context.shift[block.name]) * context.ess[block.name]
                 leaves = block.structure.observe_probe(state, probe, response)
@@ -69,6 +67,7 @@ class Price(Statistic):
                     step=context.step,
                     sample=context.sample,
                     name=block.name,
+                    rank=context.rank,
                     dtype=collector.dtype_of(block),
                     device=block.parameters[0].device,
                 )
@@ -77,6 +76,8 @@ class Price(Statistic):
         responses = hessian_products(collector, call, directions)
         with torch.no_grad():
             for block in still:
+                if block.name not in responses:
+                    continue
                 state = collector.state_of(block)
                 leaves = block.structure.observe_probe(state, probes[block.name], responses[block.name])
                 collector.add(block, leaves, "own", probe=True)

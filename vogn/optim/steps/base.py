@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -44,10 +44,13 @@ class StepContext:
     Args:
         blocks: views of all blocks that take part in this step, in the order of the updates.
         step: number of finished optimizer steps.
+        notes: single numbers, by name, that steps leave for :meth:`vogn.NaturalGradient.diagnostics`, which reports
+            their averages over the steps; tensors stay on their device.
     """
 
     blocks: Sequence[BlockView]
     step: int
+    notes: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Step(ABC):
@@ -58,4 +61,14 @@ class Step(ABC):
 
     @abstractmethod
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
-        """Transform the updates; may write to ``context.blocks[i].memory``."""
+        """Transform the updates; may put new tensors into ``context.blocks[i].memory``, never change old ones in place:
+        a refused step keeps them."""
+
+    def prepare(self, memory: dict[str, Tensor], mean: Tensor, group: Mapping[str, Any]) -> None:  # noqa: B027
+        """Make what the step keeps of a block before the block's first step, so that states are whole.
+
+        Args:
+            memory: the block's memory, to be written to.
+            mean: the block vector of the mean.
+            group: the block's param group.
+        """

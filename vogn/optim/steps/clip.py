@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,14 +27,19 @@ class ClipKL(Step):
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""
-        if not updates:
+        largest = max((float(block.group["lr"]) for block in context.blocks), default=0.0)
+        if not updates or largest == 0.0:
             return updates
         products = [
-            (update * block.gradient).sum() * block.group["lr"] ** 2
+            (update * block.gradient).sum() * (block.group["lr"] / largest) ** 2
             for update, block in zip(updates, context.blocks, strict=True)
         ]
         total = torch.stack([product.to(products[0]) for product in products]).sum()
-        factor = (self.kappa / total.clamp_min(torch.finfo(total.dtype).tiny)).sqrt().clamp_max(1.0)
+        # the largest rate stays outside: its square may overflow
+        limit = (self.kappa / total.clamp_min(torch.finfo(total.dtype).tiny)).sqrt() / largest
+        factor = limit.clamp_max(1.0)
+        context.notes["kl_clipped_share"] = (limit < 1.0).to(factor)
+        context.notes["kl_clip_factor"] = factor
         return [update * factor.to(update) for update in updates]
 
 
@@ -58,4 +64,8 @@ class ClipElements(Step):
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""
+        if updates and math.isfinite(self.radius):
+            clipped = torch.stack([(update.abs() > self.radius).sum().to(updates[0].device) for update in updates])
+            elements = sum(update.numel() for update in updates)
+            context.notes["elements_clipped_share"] = clipped.sum() / elements
         return [update.clamp(-self.radius, self.radius) for update in updates]

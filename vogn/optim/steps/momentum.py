@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +29,22 @@ class Momentum(Step):
             for update, block in zip(updates, context.blocks, strict=True)
         ]
 
+    def prepare(self, memory: dict[str, Tensor], mean: Tensor, group: Mapping[str, Any]) -> None:
+        """See :meth:`Step.prepare`."""
+        if group["momentum"] > 0.0:
+            _start(memory, mean)
+
     def _average(self, update: Tensor, memory: dict[str, Tensor], beta: float) -> Tensor:
         if beta == 0.0 and "momentum" not in memory:
             return update
         if "momentum" not in memory:
-            memory["momentum"] = torch.zeros_like(update)
-            memory["momentum_weight"] = torch.zeros((), dtype=torch.float64)
-        average = memory["momentum"].mul_(beta).add_(update, alpha=1.0 - beta)
-        weight = memory["momentum_weight"].mul_(beta).add_(1.0 - beta)
+            _start(memory, update)
+        # new tensors, not in place: a step that is refused later on leaves the old ones untouched
+        average = memory["momentum"] = memory["momentum"].mul(beta).add_(update, alpha=1.0 - beta)
+        weight = memory["momentum_weight"] = memory["momentum_weight"].mul(beta).add_(1.0 - beta)
         return average / float(weight) if self.debias else average.clone()
+
+
+def _start(memory: dict[str, Tensor], like: Tensor) -> None:
+    memory["momentum"] = torch.zeros_like(like)
+    memory["momentum_weight"] = torch.zeros((), dtype=torch.float64)

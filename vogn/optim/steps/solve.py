@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vogn.errors import in_block
 from vogn.optim.steps.base import BlockView, Step, StepContext
 
 
@@ -23,12 +24,17 @@ class Solve(Step):
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""
-        return [self._solve(update, block) for update, block in zip(updates, context.blocks, strict=True)]
+        solved = []
+        for update, block in zip(updates, context.blocks, strict=True):
+            with in_block(block.name):
+                solved.append(self._solve(update, block))
+        return solved
 
     def _solve(self, update: Tensor, block: BlockView) -> Tensor:
         shift = block.group["weight_decay"] + block.group["damping"]
-        if not self.debias:
+        weight = float(block.memory["curvature_weight"]) if self.debias else 1.0
+        if weight in (0.0, 1.0):  # no evidence yet, or no bias left
             return block.structure.solve(block.state, update, shift, exponent=self.exponent)
         # (k^e C^e + s)^-1 v = k^-e (C^e + s / k^e)^-1 v with k = 1 / weight
-        factor = float(block.memory["curvature_weight"]) ** -self.exponent
+        factor = weight**-self.exponent
         return block.structure.solve(block.state, update, shift / factor, exponent=self.exponent) / factor

@@ -1,0 +1,337 @@
+"""What the ranks run; with ``group=None`` the same on the concatenated batches in a single process."""
+
+import contextlib
+import copy
+import pickle
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vogn.distributed import Part, Replicas, lengths, reduce_parts, reduction
+from vogn.errors import NonFiniteStatisticsError
+from vogn.likelihoods import Categorical
+from vogn.optim import METHODS
+
+COMMON = {"lr": 0.05, "ess": 100.0, "weight_decay": 1e-2, "damping": 1e-2}
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def fill(model, dtype=torch.float64):
+    """Reproducible weights without the global random state."""
+    model.to(dtype)
+    with torch.no_grad():
+        for k, parameter in enumerate(model.parameters()):
+            parameter.copy_(0.5 * normal(*parameter.shape, seed=100 + k))
+    return model
+
+
+def network(dtype=torch.float64):
+    """3 inputs, 3 hidden units, 3 classes; no bias, so that the eigenbases of all factors are unique."""
+    return fill(nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 3, bias=False)), dtype)
+
+
+class Branches(nn.Module):
+    """Examples of one batch take one of two branches, chosen by the sign of its first number; one is never used."""
+
+    def __init__(self):
+        super().__init__()
+        self.plus, self.minus, self.never = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(3, 4)
+        self.scale = nn.Parameter(torch.ones(4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        branch = self.plus if bool(x[0, 0] > 0) else self.minus
+        return self.head(torch.tanh(branch(x)) * self.scale)
+
+
+def batch(step, n, dtype=torch.float64):
+    """``n`` examples that depend on the step."""
+    labels = torch.randint(0, 3, (n,), generator=torch.Generator().manual_seed(step))
+    return normal(n, 3, seed=step + 7).to(dtype), labels
+
+
+def share(tensor, sizes, rank):
+    """The part of a batch that belongs to a rank."""
+    return tensor.split(list(sizes))[rank]
+
+
+def wrap(model, group, **options):
+    return model if group is None else DistributedDataParallel(model, process_group=group, **options)
+
+
+def build(method, model, **options):
+    return METHODS[method].constructor(model, **(COMMON | options))
+
+
+def result(model, opt):
+    """Weights, curvature and momentum as flat names."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    out = {f"weight {name}": parameter.detach().clone() for name, parameter in inner.named_parameters()}
+    names = {p: n for group in opt.param_groups for n, p in zip(group["param_names"], group["params"], strict=True)}
+    for parameter, state in opt.state.items():
+        for kind in ("curvature", "memory"):
+            for key, tensor in state.get(kind, {}).items():
+                out[f"{kind} {names[parameter]} {key}"] = tensor.clone()
+    # bases and low-rank roots are unique only up to signs: their products stand for them
+    return {name: tensor for name, tensor in out.items() if name.split()[-1] not in ("QA", "QS", "U")} | {
+        f"{name} squared": tensor.flatten(0, -2) @ tensor.flatten(0, -2).T
+        for name, tensor in out.items()
+        if name.split()[-1] == "U"
+    }
+
+
+class FixedScale:
+    """The part of a gradient scaler that the optimizer reads."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def get_scale(self):
+        return self.scale
+
+
+def train(
+    me,
+    group,
+    /,
+    method,
+    sizes=(3, 3),
+    steps=4,
+    start=0,
+    dtype=torch.float64,
+    micro=1,
+    contexts=1,
+    reduction="mean",
+    sync_all=False,
+    scale=1.0,
+    ddp=None,
+    inner=False,
+    apart=False,
+    only=None,
+    checkpoint=None,
+    save=False,
+    **options,
+):
+    """The loop of the documentation.
+
+    ``sizes``: examples per rank and micro-batch. ``micro``: micro-batches in a context. ``contexts``: weight samples
+    per step. All backward passes of a step but the last run under ``no_sync``, unless ``sync_all``. ``scale``: of the
+    loss, undone before the step. ``inner``: the optimizer gets the inner module.
+    ``apart``: every rank trains a model of its own. ``only``: one process sees this rank's
+    share. ``checkpoint``, ``save``: states of
+    model and optimizer to start from, and whether to return them.
+    """
+    warnings.filterwarnings("error", message="block ")
+    part = me if group is not None else only
+    group = None if apart else group
+    model = wrap(network(dtype), group, **(ddp or {}))
+    module = model if group is None else model.module
+    opt = build(method, module if inner else model, mc_samples=contexts, loss_reduction=reduction, **options)
+    if checkpoint is not None:
+        weights, state = pickle.loads(checkpoint)
+        module.load_state_dict(weights)
+        opt.load_state_dict(state)
+    if scale != 1.0:
+        opt.grad_scaler = FixedScale(scale)
+    quiet = contextlib.nullcontext if group is None or sync_all else model.no_sync
+    for step in range(start, start + steps):
+        opt.zero_grad()
+        for context in range(contexts):
+            with opt.sampled_params():
+                for k in range(micro):
+                    x, y = batch(100 * step + k, sum(sizes), dtype)
+                    if part is not None:
+                        x, y = share(x, sizes, part), share(y, sizes, part)
+                    last = k == micro - 1 and context == contexts - 1
+                    with contextlib.nullcontext() if last else quiet():
+                        loss = Categorical()(model(x), y)
+                        loss = loss * len(x) if reduction == "sum" else loss / micro
+                        (scale * loss).backward()
+        for parameter in module.parameters():
+            parameter.grad /= scale
+        opt.step()
+    return pickle.dumps((module.state_dict(), opt.state_dict())) if save else result(model, opt)
+
+
+def train_branches(me, group, /, method, steps=4, **options):
+    """Every rank takes another branch: parameters unused on a rank, and on all of them.
+
+    A single process sees the ranks' batches as micro-batches.
+    """
+    model = wrap(fill(Branches()), group, find_unused_parameters=True)
+    opt = build(method, model, **options)
+    for step in range(steps):
+        opt.zero_grad()
+        x, y = batch(step, 6)
+        x[:3, 0], x[3:, 0] = x[:3, 0].abs(), -x[3:, 0].abs()
+        with opt.sampled_params():
+            for part in (0, 1) if group is None else (me,):
+                loss = Categorical()(model(share(x, (3, 3), part)), share(y, (3, 3), part))
+                (loss / 2 if group is None else loss).backward()
+        opt.step()
+    return result(model, opt)
+
+
+def local_products(me, group, /, method, **options):
+    """One step in which every rank draws its own weights.
+
+    Returns the curvature, and what a rank's own run would have measured: its displacement, its gradient and its mean
+    of squared per-example gradients, all of the first layer.
+    """
+    model = wrap(network(), group)
+    opt = build(method, model, sample_sync="independent", lr=0.0, initial_curvature=1.0, curvature_decay=0.5, **options)
+    weight = model.module[0].weight
+    mean = weight.detach().clone()
+    x, y = (share(tensor, (3, 3), me) for tensor in batch(0, 6))
+    with opt.sampled_params():
+        Categorical()(model(x), y).backward()
+        theta = weight.detach().clone()
+        twin = copy.deepcopy(model.module)
+    per_example = []
+    for n in range(3):
+        twin.zero_grad()
+        nn.functional.cross_entropy(twin(x[n : n + 1]), y[n : n + 1]).backward()
+        per_example.append(twin[0].weight.grad.clone())
+    opt.step()
+    return {
+        "c": opt.state[weight]["curvature"]["c"].reshape(3, 3),
+        "displacement": theta - mean,
+        "gradient": torch.stack(per_example).mean(0),
+        "squares": torch.stack(per_example).square().mean(0),
+        "averaged": weight.grad.clone(),
+    }
+
+
+def one_bad_rank(me, group, /, method):
+    """A NaN input on the last rank: what every rank raises, and whether a later step heals."""
+    model = wrap(network(), group)
+    opt = build(method, model)
+    raised = []
+    for step in range(4):
+        x, y = (share(tensor, (3, 3), me) for tensor in batch(step, 6))
+        if step == 2 and me == 1:
+            x[0, 0] = float("nan")
+        before = result(model, opt)
+        opt.zero_grad()
+        with opt.sampled_params():
+            Categorical()(model(x), y).backward()
+        if step == 2 and me == 0:
+            for parameter in model.parameters():  # as after a hook that repairs gradients: only the evidence is bad
+                parameter.grad = torch.ones_like(parameter)
+        elif step == 2:
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+        try:
+            opt.step()
+            raised.append("")
+        except NonFiniteStatisticsError as error:
+            raised.append(str(error))
+            assert all(torch.equal(tensor, before[name]) for name, tensor in result(model, opt).items())
+    return raised, result(model, opt)
+
+
+def message(me, group, /, case):
+    """What a rank raises when it is used wrongly."""
+    model = network()
+    if case == "join":
+        model = wrap(model, group)
+        with model.join():
+            return _message_of_step(me, model, {})
+    if case == "static graph":
+        return _message_of_step(me, wrap(model, group, static_graph=True), {"fisher": "ggn"})
+    if case == "static graph inside":
+        model = wrap(model, group, static_graph=True)
+        return _message_of_step(me, model, {"fisher": "ggn"}, inner=True)
+    if case == "apart":
+        return _message_of_step(me, wrap(model, group), {"process_group": None})
+    if case == "seed":
+        return _message_of_step(me, wrap(model, group), {"seed": me})
+    if case == "no_sync":
+        model = wrap(model, group)
+        with model.no_sync():
+            return _message_of_step(me, model, {})
+    return _message_of_step(me, model, {"process_group": group})
+
+
+def _message_of_step(me, model, options, inner=False):
+    try:
+        opt = build("vogn", model.module if inner else model, **options)
+        x, y = (share(tensor, (3, 3), me) for tensor in batch(0, 6))
+        opt.zero_grad()
+        with opt.sampled_params():
+            Categorical()(model(x), y).backward()
+        opt.step()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def collectives(me, group, /, method, **options):
+    """Names of the collectives that one ``step()`` runs."""
+    model = wrap(network(), group)
+    opt = build(method, model, **options)
+    calls = []
+
+    def counted(name, function):
+        return lambda *args, **kwargs: (calls.append(name), function(*args, **kwargs))[1]
+
+    originals = {name: getattr(dist, name) for name in ("all_gather", "all_reduce", "all_gather_object", "broadcast")}
+    x, y = (share(tensor, (3, 3), me) for tensor in batch(0, 6))
+    with opt.sampled_params():
+        Categorical()(model(x), y).backward()
+    try:
+        for name, function in originals.items():
+            setattr(dist, name, counted(name, function))
+        opt.step()
+    finally:
+        for name, function in originals.items():
+            setattr(dist, name, function)
+    return calls
+
+
+def copies(me, group, /):
+    """A deep copy of a distributed optimizer steps like the original; a pickled one is readable."""
+    model = wrap(network(), group)
+    opt = build("vogn", model)
+    module, twin = copy.deepcopy((model.module, opt))
+    for network_, optimizer in ((model, opt), (wrap(module, group), twin)):
+        for step in range(2):
+            x, y = (share(tensor, (3, 3), me) for tensor in batch(step, 6))
+            optimizer.zero_grad()
+            with optimizer.sampled_params():
+                Categorical()(network_(x), y).backward()
+            optimizer.step()
+    again = pickle.loads(pickle.dumps(opt))
+    return result(model, opt), result(module, twin), again.replicas.size
+
+
+def reduced(me, group, /, bucket):
+    """Leaves of different ranks: of equal and unequal length, and of one rank only."""
+    replicas = Replicas(process_group=group)
+    leaves = [{"x": torch.full((2, 3), me + 1.0), "y": torch.ones(2, dtype=torch.float64)}, {}, {}]
+    leaves.append({"rows": torch.full((me + 1, 2), float(me))})
+    if me == 1:
+        leaves[1] = {"x": torch.ones(4)}
+        leaves[2] = {"rows": torch.ones(3, 5)}
+    keys, dtypes = [("x", "y"), ("x", "z"), ("rows",), ("rows",)], [torch.float64] + 3 * [torch.float32]
+    parts = [
+        Part(leaf, keys[k], concatenate=k >= 2, dtype=dtypes[k], device=torch.device("cpu"))
+        for k, leaf in enumerate(leaves)
+    ]
+    old, reduction.BUCKET_ELEMENTS = reduction.BUCKET_ELEMENTS, bucket
+    try:
+        return reduce_parts(parts, replicas.all_gather_numbers(lengths(parts), torch.device("cpu")), replicas)
+    finally:
+        reduction.BUCKET_ELEMENTS = old
+
+
+def wait_for_nobody(me, group, /):
+    """Rank 0 waits inside a collective that the others never enter."""
+    if me == 0:
+        dist.all_reduce(torch.ones(1), group=group)

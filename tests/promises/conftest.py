@@ -1,0 +1,186 @@
+"""What every named method promises to a training loop, in both modes; the outcomes make a table for the documentation.
+
+``pytest tests/promises --promise-table FILE`` writes the table of the tests that ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vogn.likelihoods import Categorical
+from vogn.optim import METHODS, NaturalGradient
+
+MODES = {"variational": True, "deterministic": False}
+OPTIONS = {"lr": 0.05, "ess": 100.0, "weight_decay": 1e-2, "damping": 1e-2}
+"""Settings under which every method moves visibly and stays calm."""
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def fill(model: nn.Module, seed: int = 0) -> nn.Module:
+    with torch.no_grad():
+        for k, parameter in enumerate(model.parameters()):
+            parameter.copy_(0.5 * normal(*parameter.shape, seed=100 * seed + k))
+    return model
+
+
+def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    """3 inputs, 4 hidden units, 3 classes, one norm layer."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 3))
+    fill(model)
+    with torch.no_grad():
+        model[2].weight.add_(1)
+    return model.to(dtype)
+
+
+def square_network() -> nn.Sequential:
+    """Gradients of full rank, whose eigenbasis is unique: where it is not, any rounding turns the basis of EVON and the
+    curvature that it stores there."""
+    head = nn.Linear(3, 3, bias=False)
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 3, bias=False), nn.Tanh(), head)
+    fill(model.double())
+    head.requires_grad_(False)
+    return model
+
+
+@dataclass
+class Case:
+    """A named method in one of its modes."""
+
+    method: str
+    variational: bool
+    likelihood: Any = field(default_factory=Categorical)
+
+    def build(self, model: Any, **options: Any) -> NaturalGradient:
+        return METHODS[self.method].constructor(model, **(OPTIONS | {"variational": self.variational} | options))
+
+    def batch(self, seed: int, dtype: torch.dtype = torch.float64, n: int = 8) -> tuple[Tensor, Tensor]:
+        labels = torch.randint(0, 3, (n,), generator=torch.Generator().manual_seed(seed))
+        return normal(n, 3, seed=seed + 7, dtype=dtype), labels
+
+    def backward(self, model: Callable[..., Tensor], seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        x, y = self.batch(seed, dtype)
+        loss: Tensor = self.likelihood(model(x), y)
+        loss.backward()
+        return loss
+
+    def train(
+        self,
+        opt: NaturalGradient,
+        model: Callable[..., Tensor],
+        steps: int,
+        *,
+        start: int = 0,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        """The loop of the documentation on a fresh batch per step."""
+        for step in range(start, start + steps):
+            opt.zero_grad()
+            with opt.sampled_params():
+                self.backward(model, step, dtype)
+            opt.step()
+
+
+def everything(opt: NaturalGradient, model: nn.Module) -> dict[str, Tensor]:
+    """Weights and all tensors of the optimizer's state, by name."""
+    names = {p: n for group in opt.param_groups for n, p in zip(group["param_names"], group["params"], strict=True)}
+    out = {f"weight {name}": parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, Tensor):
+            out[prefix] = value.detach().clone()
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                walk(f"{prefix} {key}", item)
+
+    for parameter, state in opt.state.items():
+        walk(f"state {names[parameter]}", state)
+    return out
+
+
+def assert_identical(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert tensor.dtype == second[name].dtype, name
+        assert torch.equal(tensor, second[name]), name
+
+
+def assert_near(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float) -> None:
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(
+            second[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+class Tools:
+    network = staticmethod(network)
+    square_network = staticmethod(square_network)
+    normal = staticmethod(normal)
+    fill = staticmethod(fill)
+    everything = staticmethod(everything)
+    assert_identical = staticmethod(assert_identical)
+    assert_near = staticmethod(assert_near)
+
+
+@pytest.fixture
+def tools() -> type[Tools]:
+    return Tools
+
+
+@pytest.fixture(params=[(method, mode) for method in METHODS for mode in MODES], ids=lambda p: f"{p[0]}-{p[1]}")
+def case(request: pytest.FixtureRequest) -> Case:
+    method, mode = request.param
+    return Case(method, MODES[mode])
+
+
+# ---------------------------------------------------------------------- the table
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--promise-table", default=None, help="write the table of promises that were tested")
+
+
+OUTCOMES = pytest.StashKey[dict[tuple[str, str, str], str]]()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    outcome = yield
+    report = outcome.get_result()
+    promise = item.get_closest_marker("promise")
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    if promise is None or "case" not in parameters or (report.when != "call" and not report.skipped):
+        return
+    method, mode = parameters["case"]
+    key = (promise.args[0], method, mode)
+    outcomes = item.config.stash.setdefault(OUTCOMES, {})
+    rank = {"passed": 0, "skipped": 1, "failed": 2}
+    if rank[report.outcome] >= rank[outcomes.get(key, "passed")]:
+        outcomes[key] = report.outcome
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = session.config.getoption("--promise-table", None)
+    outcomes = session.config.stash.get(OUTCOMES, {})
+    if not path or not outcomes:
+        return
+    signs = {"passed": "✓", "skipped": "–", "failed": "✗"}
+    promises = list(dict.fromkeys(promise for promise, _, _ in outcomes))
+    lines = ["| promise | " + " | ".join(METHODS) + " |", "|---|" + "---|" * len(METHODS)]
+    for promise in promises:
+        cells = []
+        for method in METHODS:
+            marks = [signs[outcomes[key]] for mode in MODES if (key := (promise, method, mode)) in outcomes]
+            cells.append(marks[0] if len(set(marks)) == 1 else " ".join(marks))
+        lines.append(f"| {promise} | " + " | ".join(cells) + " |")
+    Path(path).write_text("\n".join(lines) + "\n")

@@ -1,0 +1,161 @@
+"""What PyTorch's own tests ask of every optimizer, asked of every named method.
+
+Modelled on the records and generic checks of ``torch.testing._internal.common_optimizers``: legal inputs, illegal
+inputs with their error, hooks, printing, state dictionaries.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+
+@dataclass(frozen=True)
+class Legal:
+    """Options that every method takes."""
+
+    options: dict[str, Any]
+    name: str
+
+
+@dataclass(frozen=True)
+class Illegal:
+    """Options that every method refuses, and its words."""
+
+    options: dict[str, Any]
+    error: type[Exception]
+    message: str
+    name: str = field(default="")
+
+
+LEGAL = [
+    Legal({}, "defaults"),
+    Legal({"lr": 0.0}, "no-rate"),
+    Legal({"weight_decay": 1.0}, "strong-prior"),
+    Legal({"damping": 1.0}, "damped"),
+    Legal({"momentum": 0.0}, "no-momentum"),
+    Legal({"mc_samples": 2}, "two-samples"),
+    Legal({"mc_samples": 2, "antithetic": True}, "mirrored"),
+    Legal({"seed": 3}, "seed"),
+]
+ILLEGAL = [
+    Illegal({"lr": -1.0}, ValueError, "lr=-1.0 is out of range"),
+    Illegal({"lr": float("nan")}, ValueError, "lr=nan is out of range"),
+    Illegal({"ess": 0.0}, ValueError, "ess=0.0 must be positive"),
+    Illegal({"weight_decay": -0.1}, ValueError, "weight_decay=-0.1 is out of range"),
+    Illegal({"damping": -0.1}, ValueError, "damping=-0.1 is out of range"),
+    Illegal({"momentum": 1.0}, ValueError, "momentum=1.0 is out of range"),
+    Illegal({"mc_samples": 0}, ValueError, "mc_samples=0 must be a whole number >= 1"),
+]
+
+
+def build(case, model, options):
+    return case.build(model, **options)
+
+
+@pytest.mark.promise("legal options train, illegal ones are refused by name")
+@pytest.mark.parametrize("record", LEGAL, ids=lambda record: record.name)
+def test_legal_options_train_print_and_round_trip(tools, case, record):
+    model = tools.network()
+    opt = build(case, model, record.options)
+    for step in range(2):
+        opt.zero_grad()
+        for _ in range(record.options.get("mc_samples", 1)):
+            with opt.sampled_params():
+                case.backward(model, step)
+        opt.step()
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    assert type(opt).__name__ in repr(opt) and "weight_decay" in repr(opt)
+    twin = copy.deepcopy(model)
+    other = build(case, twin, record.options)
+    other.load_state_dict(opt.state_dict())
+    tools.assert_identical(tools.everything(opt, model), tools.everything(other, twin))
+
+
+@pytest.mark.promise("legal options train, illegal ones are refused by name")
+@pytest.mark.parametrize("record", ILLEGAL, ids=lambda record: "-".join(map(str, *record.options.items())))
+def test_illegal_options_are_refused(tools, case, record):
+    with pytest.raises(record.error, match=re.escape(record.message)):
+        build(case, tools.network(), record.options)
+
+
+@pytest.mark.promise("step, state-dict and global hooks of `torch.optim`")
+def test_hooks_run_in_order(tools, case):
+    model = tools.network()
+    opt = case.build(model)
+    calls = []
+    handles = [
+        opt.register_step_pre_hook(lambda *_: calls.append("pre")),
+        opt.register_step_post_hook(lambda *_: calls.append("post")),
+        opt.register_state_dict_pre_hook(lambda *_: calls.append("state pre")),
+        opt.register_state_dict_post_hook(lambda *_: calls.append("state post")),
+        opt.register_load_state_dict_pre_hook(lambda *_: calls.append("load pre")),
+        opt.register_load_state_dict_post_hook(lambda *_: calls.append("load post")),
+        register_optimizer_step_pre_hook(lambda *_: calls.append("global pre")),
+        register_optimizer_step_post_hook(lambda *_: calls.append("global post")),
+    ]
+    try:
+        case.train(opt, model, 1)
+        opt.load_state_dict(opt.state_dict())
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert calls == [
+        *("global pre", "pre", "post", "global post"),
+        *("state pre", "state post", "load pre", "load post"),
+    ]
+
+
+@pytest.mark.promise("a learning rate may be a tensor")
+def test_a_tensor_rate_is_a_number(tools, case):
+    model, twin = tools.network(), tools.network()
+    opt, other = case.build(model, lr=0.05), case.build(twin, lr=torch.tensor(0.05, dtype=torch.float64))
+    case.train(opt, model, 2)
+    case.train(other, twin, 2)
+    tools.assert_identical(tools.everything(opt, model), tools.everything(other, twin))
+
+
+@pytest.mark.promise("a step without statistics or gradients is harmless")
+def test_parameters_without_gradient_stay(tools, case):
+    model = tools.network()
+    opt = case.build(model)
+    for step in range(2):
+        opt.zero_grad()
+        with opt.sampled_params():
+            case.backward(model, step)
+        if case.method != "slang":  # its one block over all layers needs them all
+            model[3].weight.grad = model[3].bias.grad = None
+        before = model[3].weight.detach().clone()
+        opt.step()
+        assert torch.equal(model[3].weight, before) == (case.method != "slang")
+
+
+@pytest.mark.promise("legal options train, illegal ones are refused by name")
+def test_parameters_that_cannot_be_optimised_are_refused(tools, case):
+    weight = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    model = tools.network()
+    model.register_parameter("spectrum", weight)
+    with pytest.raises((TypeError, ValueError), match="spectrum"):
+        case.build(model)
+    with pytest.raises((TypeError, ValueError)):
+        case.build(nn.Sequential())
+    with pytest.raises((TypeError, ValueError)):
+        case.build([torch.zeros(3, requires_grad=True).exp()])
+
+
+@pytest.mark.promise("state_dict round trip, bit for bit, `weights_only=True`")
+def test_a_state_dict_is_a_snapshot_in_a_fixed_order(tools, case):
+    model = tools.network()
+    opt = case.build(model)
+    case.train(opt, model, 2)
+    first, second = opt.state_dict(), opt.state_dict()
+    assert list(first["state"]) == list(second["state"]) == sorted(first["state"])
+    assert [list(g) for g in first["param_groups"]] == [list(g) for g in second["param_groups"]]
+    assert all(not isinstance(value, torch.Tensor) for g in first["param_groups"] for value in g.values())

@@ -1,0 +1,28 @@
+"""Floor 2: several processes that train copies of one model, and how their evidence becomes one.
+
+Nothing here knows blocks or statistics: tensors and numbers in, tensors and numbers out.
+"""
+
+from __future__ import annotations
+
+from vogn.distributed.local_gradients import LocalGradients
+from vogn.distributed.reduction import Part, lengths, reduce_parts
+from vogn.distributed.replicas import ProcessGroupChoice, Replicas, SampleSync, has_static_graph, inner_module
+from vogn.distributed.sharding import is_sharded, own_shard, placed_like, reshard, whole
+
+__all__ = [
+    "LocalGradients",
+    "Part",
+    "ProcessGroupChoice",
+    "Replicas",
+    "SampleSync",
+    "has_static_graph",
+    "inner_module",
+    "is_sharded",
+    "lengths",
+    "own_shard",
+    "placed_like",
+    "reduce_parts",
+    "reshard",
+    "whole",
+]

@@ -1,0 +1,130 @@
+"""Sums and concatenations of many small tensors over all ranks, in few collectives.
+
+The order of collectives depends only on what all ranks know: they first exchange who has which leaf and how long it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vogn.distributed.replicas import Replicas
+from vogn.types import Observation, Shape
+
+BUCKET_ELEMENTS = 1 << 25
+"""Tensors are summed over the ranks in buffers of about this many elements."""
+
+ABSENT = -1
+"""Length of a leaf that a rank does not have."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Leaves that are merged over the ranks.
+
+    Args:
+        leaves: what this rank has.
+        keys: all leaves that a rank may have, in an order that all ranks share.
+        concatenate: whether leaves are concatenated in dimension 0, in the order of ranks, instead of summed.
+        dtype, device: of the result.
+    """
+
+    leaves: Observation
+    keys: tuple[str, ...]
+    concatenate: bool
+    dtype: torch.dtype
+    device: torch.device
+
+
+Slot = tuple[int, str]
+"""Number of a part and name of a leaf."""
+
+
+def lengths(parts: Sequence[Part]) -> list[int]:
+    """What a rank tells the others about its leaves: one number per part and key, :data:`ABSENT` for a missing leaf."""
+    return [
+        ABSENT if key not in part.leaves else part.leaves[key].shape[0] if part.concatenate else 0
+        for part in parts
+        for key in part.keys
+    ]
+
+
+def reduce_parts(parts: Sequence[Part], lengths_of: Sequence[Sequence[int]], replicas: Replicas) -> list[Observation]:
+    """Merge the leaves of all ranks; a leaf that no rank has stays absent.
+
+    Args:
+        parts: this rank's, in an order that all ranks share.
+        lengths_of: :func:`lengths` of every rank, by rank.
+        replicas: the ranks.
+
+    Returns:
+        The same tensors on every rank, one dictionary per part.
+    """
+    slots: list[Slot] = [(k, key) for k, part in enumerate(parts) for key in part.keys]
+    by_slot = dict(zip(slots, zip(*lengths_of, strict=True), strict=True))
+    present = [slot for slot in slots if max(by_slot[slot]) > ABSENT]
+    shapes = _shapes(parts, [slot for slot in present if min(by_slot[slot]) == ABSENT], replicas)
+    out: list[Observation] = [{} for _ in parts]
+    for bucket in _buckets(parts, [slot for slot in present if not parts[slot[0]].concatenate], shapes):
+        leaves = [_leaf(parts, slot, shapes) for slot in bucket]
+        flat = torch.cat([leaf.reshape(-1) for leaf in leaves])
+        replicas.all_reduce(flat)
+        pieces = flat.split([leaf.numel() for leaf in leaves])
+        for (k, key), leaf, piece in zip(bucket, leaves, pieces, strict=True):
+            out[k][key] = piece.view(leaf.shape)
+    for bucket in _buckets(parts, [slot for slot in present if parts[slot[0]].concatenate], shapes):
+        mine = [_leaf(parts, slot, shapes) for slot in bucket]
+        rows = [[max(length, 0) for length in by_slot[slot]] for slot in bucket]
+        widths = [leaf.shape[1:].numel() for leaf in mine]
+        sizes = [[rows[j][rank] * width for j, width in enumerate(widths)] for rank in range(replicas.size)]
+        everyones = replicas.all_gather_flat(torch.cat([leaf.reshape(-1) for leaf in mine]), [sum(s) for s in sizes])
+        split = [flat.split(size) for flat, size in zip(everyones, sizes, strict=True)]
+        for j, ((k, key), leaf) in enumerate(zip(bucket, mine, strict=True)):
+            out[k][key] = torch.cat([pieces[j].view(-1, *leaf.shape[1:]) for pieces in split])
+    return out
+
+
+def _shapes(parts: Sequence[Part], incomplete: Sequence[Slot], replicas: Replicas) -> dict[Slot, Shape]:
+    """Shapes of the leaves that some ranks lack; communicates only if there are any."""
+    if not incomplete:
+        return {}
+    mine = {
+        slot: tuple(parts[slot[0]].leaves[slot[1]].shape) for slot in incomplete if slot[1] in parts[slot[0]].leaves
+    }
+    known: dict[Slot, Shape] = {}
+    for theirs in replicas.all_gather_objects(mine):
+        known = theirs | known
+    return known
+
+
+def _leaf(parts: Sequence[Part], slot: Slot, shapes: dict[Slot, Shape]) -> Tensor:
+    """This rank's leaf, or the neutral one."""
+    k, key = slot
+    part = parts[k]
+    if key in part.leaves:
+        return part.leaves[key].to(part.dtype)
+    shape = shapes[slot]
+    return torch.zeros((0, *shape[1:]) if part.concatenate else shape, dtype=part.dtype, device=part.device)
+
+
+def _buckets(parts: Sequence[Part], slots: Sequence[Slot], shapes: dict[Slot, Shape]) -> Iterator[list[Slot]]:
+    """Slots of one dtype and device, cut so that a bucket of leaves to be summed has a bounded size."""
+    by_kind: dict[tuple[torch.dtype, torch.device], list[Slot]] = {}
+    for slot in slots:
+        by_kind.setdefault((parts[slot[0]].dtype, parts[slot[0]].device), []).append(slot)
+    for same_kind in by_kind.values():
+        bucket: list[Slot] = []
+        elements = 0
+        for slot in same_kind:
+            part = parts[slot[0]]
+            # the sizes of leaves to be concatenated differ between ranks and must not decide about buckets
+            size = 0 if part.concatenate else _leaf(parts, slot, shapes).numel()
+            if bucket and elements + size > BUCKET_ELEMENTS:
+                yield bucket
+                bucket, elements = [], 0
+            bucket.append(slot)
+            elements += size
+        yield bucket

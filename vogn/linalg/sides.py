@@ -1,0 +1,92 @@
+"""Sides of a Kronecker product that are too large for a matrix: a diagonal factor, whose eigenbasis are the axes.
+
+A factor is ``(*lead, n, n)``, or ``(*lead, 1, n)`` if it is diagonal; its eigenvectors have the same shape, ones where
+they are the axes. The functions on bases are those of :mod:`vogn.linalg.eigh` for any mixture of the two kinds.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vogn.errors import NonFiniteStatisticsError
+from vogn.linalg import eigh as full
+from vogn.types import Shape
+
+
+def is_diagonal(side: Tensor) -> bool:
+    """Whether a factor or its basis is stored as a diagonal; one of size 1 counts as a matrix."""
+    return side.shape[-2] == 1 < side.shape[-1]
+
+
+def identity(
+    lead: Shape, size: int, *, diagonal: bool, dtype: torch.dtype, device: torch.device | str, scale: float = 1.0
+) -> Tensor:
+    """``scale * I``, as a matrix or as a diagonal."""
+    if diagonal:
+        return torch.full((*lead, 1, size), scale, dtype=dtype, device=device)
+    return (torch.eye(size, dtype=dtype, device=device) * scale).repeat(*lead, 1, 1)
+
+
+def second_moment(left: Tensor, right: Tensor, *, diagonal: bool) -> Tensor:
+    """``left^T right`` of ``(*lead, m, n)``, or its diagonal ``(*lead, 1, n)``."""
+    return (left * right).sum(-2, keepdim=True) if diagonal else left.mT @ right
+
+
+def decompose(factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``(*lead, n)``, clamped at zero, and eigenvectors in the shape of the factor.
+
+    Raises:
+        NonFiniteStatisticsError: if the factor holds NaN or infinity.
+    """
+    if not is_diagonal(factor):
+        return full.eigh(factor)
+    if not bool(factor.isfinite().all()):
+        raise NonFiniteStatisticsError(
+            f"a curvature factor of size {factor.shape[-1]} holds NaN or infinity; check the loss scale and the inputs"
+        )
+    return factor.squeeze(-2).clamp_min(0.0), torch.ones_like(factor)
+
+
+def compose(values: Tensor, vectors: Tensor) -> Tensor:
+    """The matrix ``(*lead, n, n)`` with these eigenvalues and eigenvectors."""
+    return torch.diag_embed(values) if is_diagonal(vectors) else (vectors * values.unsqueeze(-2)) @ vectors.mT
+
+
+def to_basis(v: Tensor, qs: Tensor, qa: Tensor) -> Tensor:
+    """Coordinates of ``(*batch, *lead, o, i)``, a tensor of their own."""
+    return _rotate(v, None if is_diagonal(qs) else qs.mT, None if is_diagonal(qa) else qa)
+
+
+def from_basis(v: Tensor, qs: Tensor, qa: Tensor) -> Tensor:
+    """Back from coordinates."""
+    return _rotate(v, None if is_diagonal(qs) else qs, None if is_diagonal(qa) else qa.mT)
+
+
+def diagonal_from_basis(values: Tensor, qs: Tensor, qa: Tensor) -> Tensor:
+    """The diagonal, as a block vector, of the operator with ``values (*lead, o, i)`` on the basis."""
+    return _rotate(values, None if is_diagonal(qs) else qs.square(), None if is_diagonal(qa) else qa.square().mT)
+
+
+def carry_over(values: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Tensor:
+    """The diagonal in the basis ``new = (QS, QA)`` of the operator with ``values`` on the basis ``old``."""
+    left = None if is_diagonal(new[0]) else (new[0].mT @ old[0]).square_()
+    right = None if is_diagonal(new[1]) else (old[1].mT @ new[1]).square_()
+    return _rotate(values, left, right)
+
+
+def dense_from_basis(values: Tensor, qs: Tensor, qa: Tensor) -> Tensor:
+    """The operator with ``values`` on the basis as one ``(D, D)`` matrix, block-diagonal over ``lead``."""
+    return full.dense_from_basis(values, _matrix(qs), _matrix(qa))
+
+
+def _matrix(vectors: Tensor) -> Tensor:
+    return torch.diag_embed(vectors.squeeze(-2)) if is_diagonal(vectors) else vectors
+
+
+def _rotate(v: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """``left v right``; ``None`` is the identity."""
+    if left is None and right is None:
+        return v.clone()
+    v = v if left is None else left @ v
+    return v if right is None else v @ right
