@@ -1,6 +1,6 @@
 """What every named method promises to a training loop, in both modes; the outcomes make a table for the documentation.
 
-``pytest tests/promises --promise-table FILE`` writes the table of the tests that ran.
+``pytest tests/promises --promise-table docs/promises.md`` (in one process) writes the tables of the tests that ran.
 """
 
 from __future__ import annotations
@@ -151,6 +151,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 OUTCOMES = pytest.StashKey[dict[tuple[str, str, str], str]]()
+LAYER_ROWS = pytest.StashKey[set[str]]()
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -162,11 +163,34 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if promise is None or "case" not in parameters or (report.when != "call" and not report.skipped):
         return
     method, mode = parameters["case"]
-    key = (promise.args[0], method, mode)
+    key = (parameters.get("layer", promise.args[0]), method, mode)
+    if "layer" in parameters:
+        item.config.stash.setdefault(LAYER_ROWS, set()).add(parameters["layer"])
     outcomes = item.config.stash.setdefault(OUTCOMES, {})
     rank = {"passed": 0, "skipped": 1, "failed": 2}
     if rank[report.outcome] >= rank[outcomes.get(key, "passed")]:
         outcomes[key] = report.outcome
+
+
+SIGNS = {"passed": "✓", "skipped": "–", "failed": "✗"}
+HEAD = """# What holds
+
+Written by `pytest tests/promises --promise-table docs/promises.md` from the tests that ran. ✓: tested in both modes;
+two signs: variational, deterministic; –: not applicable. Limits are stated in the name of the promise. That the per-example
+gradients of each layer are exact is proved in `tests/layers`; data parallel training has a page of its own
+([distributed.md](distributed.md)).
+"""
+
+
+def table(first: str, rows: list[str], outcomes: dict[tuple[str, str, str], str]) -> list[str]:
+    lines = [f"| {first} | " + " | ".join(METHODS) + " |", "|---|" + "---|" * len(METHODS)]
+    for row in rows:
+        cells = []
+        for method in METHODS:
+            marks = [SIGNS[outcomes[key]] for mode in MODES if (key := (row, method, mode)) in outcomes]
+            cells.append(marks[0] if len(set(marks)) == 1 else " ".join(marks))
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -174,13 +198,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     outcomes = session.config.stash.get(OUTCOMES, {})
     if not path or not outcomes:
         return
-    signs = {"passed": "✓", "skipped": "–", "failed": "✗"}
-    promises = list(dict.fromkeys(promise for promise, _, _ in outcomes))
-    lines = ["| promise | " + " | ".join(METHODS) + " |", "|---|" + "---|" * len(METHODS)]
-    for promise in promises:
-        cells = []
-        for method in METHODS:
-            marks = [signs[outcomes[key]] for mode in MODES if (key := (promise, method, mode)) in outcomes]
-            cells.append(marks[0] if len(set(marks)) == 1 else " ".join(marks))
-        lines.append(f"| {promise} | " + " | ".join(cells) + " |")
+    rows = list(dict.fromkeys(row for row, _, _ in outcomes))
+    layers = [row for row in rows if row in session.config.stash.get(LAYER_ROWS, set())]
+    promises = [row for row in rows if row not in layers]
+    lines = [HEAD, "## Methods and promises", "", *table("promise", promises, outcomes), ""]
+    lines += ["## Methods and layers", "", *table("layer", layers, outcomes)]
     Path(path).write_text("\n".join(lines) + "\n")

@@ -48,6 +48,33 @@ def test_a_resumed_run_is_the_uninterrupted_run(tools, case):
     tools.assert_identical(tools.everything(opt, model), tools.everything(other, twin))
 
 
+@pytest.mark.promise("resume equals the uninterrupted run")
+def test_a_checkpoint_in_the_middle_of_an_accumulation_resumes_at_the_begin_of_its_step(tools, case):
+    """Gradients and pending observations are no part of a state, as in PyTorch: the step is run again."""
+    model = tools.network()
+    opt = case.build(model, mc_samples=2)
+    saved = None
+    for step in range(3):
+        opt.zero_grad()
+        for part in range(2):
+            with opt.sampled_params():
+                case.backward(model, 2 * step + part)
+            if step == part + 1 == 1:
+                saved = through_a_file({"model": model.state_dict(), "opt": opt.state_dict()}, weights_only=True)
+        opt.step()
+    twin = tools.network()
+    other = case.build(twin, mc_samples=2)
+    twin.load_state_dict(saved["model"])
+    other.load_state_dict(saved["opt"])
+    for step in range(1, 3):
+        other.zero_grad()
+        for part in range(2):
+            with other.sampled_params():
+                case.backward(twin, 2 * step + part)
+        other.step()
+    tools.assert_identical(tools.everything(opt, model), tools.everything(other, twin))
+
+
 @pytest.mark.promise("`torch.distributed.checkpoint` round trip")
 def test_a_state_round_trips_through_distributed_checkpoint(tools, case, tmp_path):
     import torch.distributed.checkpoint as dcp

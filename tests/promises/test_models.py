@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vogn.errors import MissingCurvatureError, UnsupportedObservationError
 from vogn.optim import METHODS
@@ -88,6 +89,43 @@ def test_a_compiled_model_trains_like_the_plain_one(tools, case):
     assert not torch._dynamo.utils.counters["graph_break"], torch._dynamo.utils.counters["graph_break"]
     assert frames[-1] == frames[1], f"recompiled after the second step: {frames}"
     tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.promise("`torch.compile`: no graph break, no recompilation (Hessian probes raise)")
+@pytest.mark.parametrize(
+    "case", [("vogn", "variational"), ("kfac", "variational"), ("ivon", "variational")], indirect=True
+)
+def test_inductor_agrees(tools, case):
+    torch._dynamo.reset()
+    model, twin = tools.network(), tools.network()
+    opt, other = case.build(model), case.build(twin)
+    compiled = torch.compile(twin, backend="inductor")
+    case.train(opt, model, 4)
+    case.train(other, compiled, 4)
+    tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-9)
+
+
+@pytest.mark.promise("the encoder layer's inference fast path stays in use")
+def test_the_fast_path_is_taken_outside_contexts(tools, case, monkeypatch):
+    layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True).double()
+    tools.fill(layer)
+    model = nn.Sequential(
+        nn.Unflatten(1, (3, 1)), nn.Linear(1, 4).double(), layer, nn.Flatten(), nn.Linear(12, 3).double()
+    )
+    opt = case.build(model)
+    if probes_hessian(case):
+        with sdpa_kernel(SDPBackend.MATH):
+            case.train(opt, model, 1)
+    else:
+        case.train(opt, model, 1)
+    taken = []
+    fused = torch._transformer_encoder_layer_fwd
+    monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", lambda *args: taken.append(1) or fused(*args))
+    model.eval()
+    with torch.no_grad():
+        model(case.batch(0)[0])
+    assert taken
 
 
 @pytest.mark.promise("the encoder layer's inference fast path stays in use")
@@ -209,8 +247,9 @@ def test_nothing_is_left_behind(tools, case):
     assert gone() is None
 
 
-@pytest.mark.promise("memory is flat over 200 steps")
-def test_no_tensor_is_kept_from_step_to_step(tools, case):
+@pytest.mark.promise("no tensor is kept from step to step, over 1,000 steps")
+@pytest.mark.parametrize("steps", [50, pytest.param(1000, marks=pytest.mark.slow)])
+def test_no_tensor_is_kept_from_step_to_step(tools, case, steps):
     model = tools.network(torch.float32)
     opt = case.build(model)
 
@@ -220,5 +259,5 @@ def test_no_tensor_is_kept_from_step_to_step(tools, case):
 
     case.train(opt, model, 20, dtype=torch.float32)
     before = alive()
-    case.train(opt, model, 200, start=20, dtype=torch.float32)
+    case.train(opt, model, steps, start=20, dtype=torch.float32)
     assert alive() <= before

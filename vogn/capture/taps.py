@@ -215,8 +215,9 @@ class Taps:
         if mine is None or not self._attached or (self.on_gradient is None and not is_muted()):
             return
         member, use = next(pair for pair, number in self._keys.items() if number == key)
-        call = Call(member, use, None, grad.shape, key=key, grad=grad.detach().unsqueeze(0))
-        call.keep(saved)
+        # copies: the graph reuses its buffers as soon as the operator returns
+        call = Call(member, use, None, grad.shape, key=key, grad=grad.detach().clone().unsqueeze(0))
+        call.keep(tuple(tensor.clone() for tensor in saved))
         mine.append(call)
         if not is_muted():
             assert self.on_gradient is not None

@@ -72,12 +72,18 @@ def _second(inner: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor | Non
     try:
         return torch.autograd.grad(inner, parameters, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
-        if "double backward" not in str(error):
-            raise
-        raise UnsupportedObservationError(
-            "Hessian probes differentiate twice, which a torch.compile'd model cannot: leave the model uncompiled, use "
-            "variational=True, or a method without Hessian probes"
-        ) from error
+        if "double backward" in str(error):
+            raise UnsupportedObservationError(
+                "Hessian probes differentiate twice, which a torch.compile'd model cannot: leave the model uncompiled, "
+                "use variational=True, or a method without Hessian probes"
+            ) from error
+        if "not implemented" in str(error):
+            raise UnsupportedObservationError(
+                f"Hessian probes differentiate twice, but {error} Fused attention has a differentiable twin: run the "
+                "context inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH); otherwise use variational=True, or a "
+                "method without Hessian probes"
+            ) from error
+        raise
 
 
 class Hutchinson(Statistic):
