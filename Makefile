@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 WORKERS ?= 2
-DEMO_ARGS ?= --compare
+DEMO_ARGS ?= --method kfac --compare
 
 TORCH := $(shell grep -m1 '^torch==' constraints.txt)
 BIN := $(VENV)/bin
@@ -25,7 +25,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/'
 
-demo: $(VENV)/.installed  ## train the default model on digits, with calibrated uncertainty, beside AdamW and the twin
+demo: $(VENV)/.installed  ## noisy K-FAC on digits, with calibrated uncertainty, beside AdamW and the deterministic twin
 	$(BIN)/vogn train $(DEMO_ARGS)
 
 test: $(VENV)/.installed-dev  ## the fast tests

@@ -11,7 +11,7 @@ from vogn.optim.check_curvature import check_curvature
 from vogn.optim.preview import coverage
 from vogn.posterior import GaussianPosterior, Posterior
 from vogn.posterior import Prior as Prior
-from vogn.predict import Predictive, predict, update_batchnorm
+from vogn.predict import BatchNormCalibration, Predictive, predict, update_batchnorm
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ __all__ = [
     "SLANG",
     "VOGN",
     "VON",
+    "BatchNormCalibration",
     "GaussianPosterior",
     "NaturalGradient",
     "Posterior",

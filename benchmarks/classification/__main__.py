@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -40,14 +41,19 @@ def score(record: Mapping[str, Any]) -> float:
     return value if math.isfinite(value) else math.inf
 
 
+def tuning_cell(arguments: argparse.Namespace, method: str, configuration: int, split: int) -> Path:
+    """Where the tuning run of a configuration is; its name changes with the configuration."""
+    text = json.dumps(ROWS[method].configurations[configuration], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return folder(arguments, "tuning") / f"{method}-{digest}-{split}.json"
+
+
 def tuned(arguments: argparse.Namespace, method: str, seed: int) -> int | None:
     """Index of the best configuration, or ``None`` while tuning is unfinished."""
     row = ROWS[method]
     name = method.removesuffix("-time")
     split = seed if arguments.data == "digits" else 0
-    records = [
-        read_cell(folder(arguments, "tuning") / f"{name}-{k}-{split}.json") for k in range(len(row.configurations))
-    ]
+    records = [read_cell(tuning_cell(arguments, name, k, split)) for k in range(len(row.configurations))]
     if any(record is None for record in records):
         return None
     return int(np.argmin([score(record) for record in records if record is not None]))
@@ -65,7 +71,7 @@ def run_study(arguments: argparse.Namespace) -> int:
         for method in methods:
             for k in range(len(ROWS[method].configurations)):
                 if not ROWS[method].epochs_of:
-                    path = folder(arguments, "tuning") / f"{method}-{k}-{seed}.json"
+                    path = tuning_cell(arguments, method, k, seed)
                     tuning.append((path, arguments_of(arguments, method, k, seed, cell=path, tuning=True)))
     _, left = run_cells("benchmarks.classification", tuning, jobs=arguments.jobs, deadline=deadline)
     if left:

@@ -55,12 +55,17 @@ def _decode(stream: np.ndarray, offsets: np.ndarray, limit: int) -> Tensor:
     return torch.tensor(out).permute(0, 3, 1, 2).float() / 255.0
 
 
-def parts(
-    data: str, directory: Path | None, study: Study, seed: int, *, tuning: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training and held-out part of one cell, standardised with the training part's moments."""
-    used = (study.tune_train + study.tune_validation,) if tuning else (study.train, study.test)
+Part = tuple[Tensor, Tensor]
+
+
+def parts(data: str, directory: Path | None, study: Study, seed: int, *, tuning: bool) -> tuple[Part, Part, Part]:
+    """Training, validation and held-out part of one cell, standardised with the training part's moments.
+
+    The validation part (empty for digits and while tuning) is for choosing the temperature of prediction.
+    """
+    used = (study.tune_train + study.tune_validation,) if tuning else (study.train + study.validation, study.test)
     x, y, x_test, y_test = load(data, directory, limit=max(used) if all(used) else sys.maxsize)
+    x_val, y_val = x[:0], y[:0]
     if x_test is None or y_test is None:
         from sklearn.model_selection import StratifiedKFold, train_test_split
 
@@ -74,7 +79,9 @@ def parts(
         x_test, y_test = x[study.tune_train : split], y[study.tune_train : split]
         x, y = x[: study.tune_train], y[: study.tune_train]
     else:
-        x, y = x[: study.train or None], y[: study.train or None]
+        split = study.train + study.validation
+        x_val, y_val = x[study.train : split], y[study.train : split]
+        x, y = x[: study.train], y[: study.train]
         x_test, y_test = x_test[: study.test or None], y_test[: study.test or None]
     mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
-    return (x - mean) / std, y, (x_test - mean) / std, y_test
+    return ((x - mean) / std, y), ((x_val - mean) / std, y_val), ((x_test - mean) / std, y_test)

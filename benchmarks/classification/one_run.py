@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import vogn
 from benchmarks.cells import environment, write_cell
-from benchmarks.classification.images import parts
+from benchmarks.classification.images import Part, parts
 from benchmarks.classification.rows import ROWS, Row
 from benchmarks.classification.sizes import Study, sizes
 from vogn import metrics
@@ -24,7 +24,8 @@ from vogn.models import build_model
 from vogn.predict import update_batchnorm
 
 PREDICTION_TEMPERATURE = 0.3
-"""Chosen on the tuning splits of the digits."""
+"""Where there is no validation part; chosen on the tuning splits of the digits."""
+PREDICTION_TEMPERATURES = (0.3, 1.0, 3.0)
 
 
 def schedule(step: int, steps: int) -> float:
@@ -64,12 +65,12 @@ def train(
 
 @torch.no_grad()
 def predictions(
-    row: Row, model: nn.Module, optimizer: Any, x: Tensor, samples: int, train_x: Tensor
+    row: Row, model: nn.Module, optimizer: Any, x: Tensor, samples: int, train_x: Tensor, temperature: float
 ) -> dict[str, Tensor]:
     """Class probabilities at the mean and, for methods that sample, of the posterior predictive.
 
-    The covariance is multiplied by :data:`PREDICTION_TEMPERATURE`, for all methods alike: the noise that regularises
-    training best is wider than the one that averages best.
+    The covariance is multiplied by ``temperature``: the noise that regularises training best need not be the one that
+    averages best.
 
     Batch norm statistics: the running ones for methods without weight noise, computed anew from training images for
     the mean and for every weight sample of the others.
@@ -84,19 +85,37 @@ def predictions(
 
     out = {"mean": forward(recompute=row.samples)}
     if isinstance(optimizer, vogn.NaturalGradient) and row.samples:
-        posterior = optimizer.posterior().tempered(PREDICTION_TEMPERATURE)
+        posterior = optimizer.posterior().tempered(temperature)
         out["posterior"] = vogn.predict(
             model, posterior, x, samples=samples, keep_samples=False, calibration=calibration
         ).mean
     elif row.samples:
         total = torch.zeros_like(out["mean"])
+        sizes_before = [group["ess"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
-            group["ess"] /= PREDICTION_TEMPERATURE
+            group["ess"] /= temperature
         for _ in range(samples):
             with optimizer.sampled_params():
                 total += forward(recompute=True)
+        for group, ess in zip(optimizer.param_groups, sizes_before, strict=True):
+            group["ess"] = ess
         out["posterior"] = total / samples
     return out
+
+
+def prediction_temperature(
+    row: Row, model: nn.Module, optimizer: Any, validation: Part, samples: int, train_x: Tensor
+) -> float | None:
+    """The temperature with the lowest NLL on the validation part; none for methods that do not sample."""
+    x, y = validation
+    if not row.samples or len(x) == 0:
+        return PREDICTION_TEMPERATURE if row.samples else None
+
+    def loss(temperature: float) -> float:
+        found = predictions(row, model, optimizer, x, samples, train_x, temperature)
+        return measure(found["posterior"], y)["nll"]
+
+    return min(PREDICTION_TEMPERATURES, key=loss)
 
 
 def measure(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
@@ -118,10 +137,13 @@ def run_cell(arguments: argparse.Namespace) -> None:
     study, row = sizes(arguments), ROWS[arguments.method]
     configuration = row.configurations[arguments.configuration]
     tuning = arguments.tuning
-    x, y, x_test, y_test = parts(arguments.data, arguments.data_dir, study, arguments.seed, tuning=tuning)
+    (x, y), validation, (x_test, y_test) = parts(
+        arguments.data, arguments.data_dir, study, arguments.seed, tuning=tuning
+    )
     epochs = arguments.epochs or (study.tune_epochs if tuning else study.epochs)
     model, optimizer, seconds = train(row, configuration, x, y, study, epochs, arguments.seed)
-    probabilities = predictions(row, model, optimizer, x_test, study.samples, x)
+    temperature = prediction_temperature(row, model, optimizer, validation, study.samples // 2, x)
+    probabilities = predictions(row, model, optimizer, x_test, study.samples, x, temperature or 1.0)
     record = {
         "method": arguments.method,
         "data": arguments.data,
@@ -132,7 +154,7 @@ def run_cell(arguments: argparse.Namespace) -> None:
         "train": len(x),
         "held_out": len(x_test),
         "samples": study.samples if row.samples else 0,
-        "prediction_temperature": PREDICTION_TEMPERATURE if row.samples else None,
+        "prediction_temperature": temperature,
         "cpu_seconds": round(seconds, 2),
         "command": command(),
         "environment": environment(),

@@ -19,6 +19,7 @@ class Study:
         tune_train, tune_validation, tune_epochs: sizes of the tuning runs.
         seeds: paired seeds, or folds.
         samples: weight samples of the posterior predictive.
+        validation: training images outside the training part, on which final runs choose the temperature of prediction.
     """
 
     train: int
@@ -31,17 +32,18 @@ class Study:
     samples: int = 32
     width: int = 16
     batch: int = 64
+    validation: int = 0
 
 
 FULL = {
     "digits": Study(0, 0, 30, 0, 0, 30),
-    "mnist": Study(12000, 0, 6, 6000, 2000, 4),
-    "cifar10": Study(12000, 0, 12, 6000, 2000, 4),
+    "mnist": Study(12000, 0, 6, 6000, 2000, 4, validation=1000),
+    "cifar10": Study(12000, 0, 12, 6000, 2000, 4, validation=1000),
 }
 REDUCED = {
     "digits": Study(0, 0, 30, 0, 0, 30),
-    "mnist": Study(3000, 2000, 6, 1500, 500, 4, samples=16, batch=32),
-    "cifar10": Study(2000, 2000, 12, 1000, 500, 4, samples=16, batch=32),
+    "mnist": Study(3000, 2000, 6, 1500, 500, 4, samples=16, batch=32, validation=500),
+    "cifar10": Study(2000, 2000, 12, 1000, 500, 4, samples=16, batch=32, validation=500),
 }
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+import vogn
+from vogn.linalg.layout import MatrixLayout
+from vogn.posterior import GaussianPosterior, PosteriorBlock
+from vogn.structures import Diagonal
 
 
 class Ensemble:
@@ -60,3 +68,82 @@ def members() -> list[dict[str, Tensor]]:
 @pytest.fixture
 def x() -> Tensor:
     return torch.randn(7, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+class Counting:
+    """A loader that counts how often it is read."""
+
+    def __init__(self, batches: list[Tensor]) -> None:
+        self.batches = batches
+        self.readings = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.readings += 1
+        return iter(self.batches)
+
+
+def gaussian(model: nn.Module, deviation: float) -> GaussianPosterior:
+    """Independent noise of the given standard deviation on the weights of all linear layers."""
+    blocks = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            layout = MatrixLayout((f"{name}.weight",), (tuple(module.weight.shape),), tuple(module.weight.shape))
+            state = Diagonal().init(layout.block_shape, initial=1.0, dtype=torch.float64, device="cpu")
+            blocks.append(PosteriorBlock(f"{name}.weight", layout, Diagonal(), state, shift=0.0, ess=deviation**-2))
+    means = {name: p.detach() for name, p in model.named_parameters()}
+    return GaussianPosterior(blocks, means, likelihood={"kind": "categorical"})
+
+
+def points(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Two classes in two dimensions, inside and outside of a circle."""
+    x = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x, (x.square().sum(1) > 1.4).long()
+
+
+@dataclass
+class NormedCase:
+    """A trained network with six batch norm layers, whose running statistics are those of the mean weights."""
+
+    model: nn.Module
+    posterior: GaussianPosterior
+    train: Tensor
+    x: Tensor
+    y: Tensor
+    samples: int = 8
+    seed: int = 3
+
+    def batches(self) -> list[Tensor]:
+        return list(self.train.split(64))
+
+    def loader(self) -> Counting:
+        return Counting(self.batches())
+
+    def noisy(self, deviation: float) -> GaussianPosterior:
+        return gaussian(self.model, deviation)
+
+    def predict(self, x: Tensor, **options: Any) -> vogn.Predictive:
+        return vogn.predict(self.model, self.posterior, x, samples=self.samples, seed=self.seed, **options)
+
+
+@pytest.fixture(scope="session")
+def trained() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers: list[nn.Module] = []
+        for depth in range(6):
+            layers += [nn.Linear(2 if depth == 0 else 16, 16), nn.BatchNorm1d(16), nn.ReLU()]
+        model = nn.Sequential(*layers, nn.Linear(16, 2)).double()
+        x, y = points(256, 1)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(60):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        vogn.update_batchnorm(model, x.split(64))
+    return model.eval()
+
+
+@pytest.fixture
+def case(trained: nn.Module) -> NormedCase:
+    model = copy.deepcopy(trained)
+    return NormedCase(model, gaussian(model, 0.15), points(256, 1)[0], *points(200, 2))

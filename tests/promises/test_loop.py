@@ -167,7 +167,7 @@ def test_micro_batches_inside_one_context_are_one_batch(tools, case):
     tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-9)
 
 
-@pytest.mark.promise("`zero_grad(set_to_none=True | False)`")
+@pytest.mark.promise("`zero_grad(set_to_none=...)`, both ways")
 def test_zeroed_gradients_are_absent_gradients(tools, case):
     models = []
     for set_to_none in (True, False):

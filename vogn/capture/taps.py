@@ -94,18 +94,21 @@ class _Hook:
     """The forward hook of one member. A copy of the model carries an inert one, which removes itself."""
 
     def __init__(
-        self, owner: nn.Module | None = None, record: Callable[[tuple[Any, ...], Tensor], None] | None = None
+        self, owner: nn.Module | None = None, record: Callable[[tuple[Any, ...], Tensor], Tensor] | None = None
     ) -> None:
         self._owner = owner
         self._record = record
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
         if self._record is None:
             for key in [key for key, hook in module._forward_hooks.items() if hook is self]:
                 del module._forward_hooks[key]
                 module._forward_hooks_with_kwargs.pop(key, None)
         elif module is self._owner and torch.is_grad_enabled() and output.requires_grad:
-            self._record(positional_arguments(module, args, kwargs), output)
+            return self._record(positional_arguments(module, args, kwargs), output)
+        return None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_Hook, ())
@@ -128,6 +131,7 @@ class Taps:
     _sites: dict[tuple[nn.Module, str], list[tuple[Member, Member]]] = field(default_factory=dict)
     _open: list[Call] = field(default_factory=list)
     _attached: bool = False
+    _last_index: tuple[int, ...] = ()
     _keys: dict[tuple[Member, Member], int] = field(default_factory=dict)
     _heard: list[Call] | None = None
     _buffers: ExitStack = field(default_factory=ExitStack)
@@ -151,7 +155,7 @@ class Taps:
 
     def detach(self) -> None:
         """Stop recording and let go of every graph that was recorded."""
-        self._attached = False
+        self._attached, self._last_index = False, ()
         self._buffers.close()
         for handle in self._handles:
             handle.remove()
@@ -170,7 +174,7 @@ class Taps:
             self.calls.remove(call)
             call.forget()
 
-    def _recorder(self, member: Member, use: Member) -> Callable[[tuple[Any, ...], Tensor], None]:
+    def _recorder(self, member: Member, use: Member) -> Callable[[tuple[Any, ...], Tensor], Tensor]:
         """What the forward hook of an ordinary layer does."""
         rule, module = use.rule, use.module
         assert rule is not None and module is not None
@@ -178,18 +182,43 @@ class Taps:
         if key < 0:
             key = self._keys[member, use] = new_key(self)
 
-        def record(inputs: tuple[Any, ...], output: Tensor) -> None:
+        def record(inputs: tuple[Any, ...], output: Tensor) -> Tensor:
             with torch.no_grad():
                 if use.axes != "examples":
                     inputs = (examples_first(inputs[0], use.axes), *inputs[1:])
                 saved = rule.saved(module, inputs, output)
+            if rule.LOOKS_UP:
+                saved, output = self._for_every_example(use, saved, output)
             if torch.compiler.is_compiling():
                 kept = list(saved)
                 output.register_hook(lambda grad: tap(grad, kept, key))
             else:
                 self._record(member, use, output).keep(saved)
+            return output
 
         return record
+
+    def _for_every_example(
+        self, use: Member, saved: tuple[Tensor, ...], output: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Positions ``(1, T)`` looked up after the words ``(N, T)``: broadcasting adds them to every example, so that
+        their gradient would come summed over the examples; expanded here, it comes apart.
+
+        Raises:
+            UnsupportedObservationError: for positions ``(T,)`` where ``T = N``, which look like one index per example.
+        """
+        (index, *_), last = saved, self._last_index
+        if index.ndim == 2 and index.shape[0] == 1 and len(last) == 2 and last[0] > 1 and last[1] == index.shape[1]:
+            saved = tuple(tensor.expand(last[0], *tensor.shape[1:]) for tensor in saved)
+            return saved, output.expand(last[0], *output.shape[1:])
+        doubtful = index.ndim == 1 and last == (len(index), len(index)) and not torch.compiler.is_compiling()
+        if doubtful and torch.equal(index, torch.arange(len(index), dtype=index.dtype, device=index.device)):
+            raise UnsupportedObservationError(
+                f"layer {use.layout.names[0]!r} looks up 0, 1, ..., {len(index) - 1}: positions that all examples "
+                "share have no gradient per example. Give them for each: torch.arange(T).expand(N, -1)"
+            )
+        self._last_index = tuple(index.shape)
+        return saved, output
 
     def _on_site(self, module: nn.Module, site: str, output: Tensor) -> Callable[[tuple[Tensor, ...]], None]:
         calls = [self._record(member, use, output) for member, use in self._sites.get((module, site), ())]

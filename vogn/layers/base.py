@@ -40,10 +40,12 @@ class LayerRule(ABC):
     Class attributes:
         NORMALISES: whether the layer normalises its input, so that its parameters are *norm parameters*.
         ATTRIBUTES: the parameters that the rule knows; empty if it knows all of its modules' own parameters.
+        LOOKS_UP: whether the layer looks up indices, which all examples may share.
     """
 
     NORMALISES: ClassVar[bool] = False
     ATTRIBUTES: ClassVar[tuple[str, ...]] = ()
+    LOOKS_UP: ClassVar[bool] = False
 
     @abstractmethod
     def layout(self, module: nn.Module, names: Mapping[str, str], shapes: Mapping[str, Shape]) -> Layout:

@@ -52,6 +52,7 @@ class EmbeddingRule(LayerRule):
     """
 
     ATTRIBUTES = ("weight",)
+    LOOKS_UP = True
 
     def layout(self, module: nn.Module, names: Mapping[str, str], shapes: Mapping[str, Shape]) -> Layout:
         """See :meth:`LayerRule.layout`.

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vogn.posterior.protocol import Posterior
-from vogn.predict.evaluation import batchnorm_layers, check_weights, cumulative, device_of, undisturbed
+from vogn.predict.evaluation import batchnorm_layers, cumulative, device_of, undisturbed, weights_for
 from vogn.predict.inputs import arguments_of, inputs_of
 
 
@@ -79,12 +79,10 @@ def _recomputing(layers: Iterable[_BatchNorm]) -> Iterator[None]:
 
 def _weights(model: nn.Module, posterior: Posterior | None, samples: int, seed: int) -> Iterator[dict[str, Tensor]]:
     """Weights to run the loader under, in the device and dtype of the model."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     if posterior is None:
         yield {}
         return
     for k in range(max(1, samples)):
         draw = posterior.sample(1, seed=seed, start=k) if samples else None
         weights = posterior.mean() if draw is None else {name: tensor[0] for name, tensor in draw.items()}
-        check_weights(model, weights, batch=0)
-        yield {name: tensor.to(parameters[name]) for name, tensor in weights.items()}
+        yield weights_for(model, weights)

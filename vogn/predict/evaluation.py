@@ -89,38 +89,23 @@ def cumulative(layers: Iterable[_BatchNorm]) -> Iterator[None]:
             layer.momentum, layer.training = momentum, False
 
 
-def recompute_statistics(
-    model: nn.Module,
-    weights: Mapping[str, Tensor],
-    buffers: dict[str, Tensor],
-    batches: Iterable[Arguments],
-) -> None:
-    """Fill the running statistics in ``buffers`` with the plain average over ``batches`` under ``weights``."""
-    layers = batchnorm_layers(model)
-    for name in layers:
-        for key, start in (("running_mean", 0.0), ("running_var", 1.0), ("num_batches_tracked", 0)):
-            buffers[f"{name}.{key}" if name else key].fill_(start)
-    device = device_of(model)
-    with cumulative(layers.values()):
-        for batch in batches:
-            args, kwargs = batch.to(device)
-            functional_call(model, (dict(weights), buffers), args, kwargs)
+def weights_for(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``{name: shape}``, checked, in the device and dtype of the model's parameters."""
+    check_weights(model, weights, batch=0)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {name: tensor.to(parameters[name]) for name, tensor in weights.items()}
 
 
 def evaluate(
-    model: nn.Module,
-    weights: Mapping[str, Tensor],
-    batches: Iterable[Arguments],
-    calibration: Iterable[Arguments] | None = None,
+    model: nn.Module, weights: Mapping[str, Tensor], statistics: Mapping[str, Tensor], batches: Iterable[Arguments]
 ) -> Tensor:
     """Outputs of the model with the given weights, all batches concatenated.
 
     Args:
         model: inside :func:`undisturbed`; its buffers are copied, so that no module can change them.
-        weights: ``{name: shape}``, moved to the parameters' device and dtype; other parameters are used as they are.
+        weights: ``{name: shape}`` in the device and dtype of the parameters; others are used as they are.
+        statistics: ``{name: shape}``, values of buffers; the other buffers start as they are.
         batches: arguments of the calls.
-        calibration: training inputs from which the running statistics of batch norm are computed for these weights;
-            ``None`` uses the model's.
 
     Returns:
         ``(N, ...)``.
@@ -129,12 +114,9 @@ def evaluate(
         ValueError: if there is no example.
         TypeError: if the model returns something else than a tensor.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     device = device_of(model)
-    replaced = {name: tensor.to(parameters[name]) for name, tensor in weights.items()}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    if calibration is not None and batchnorm_layers(model):
-        recompute_statistics(model, replaced, buffers, calibration)
+    replaced = dict(weights)
+    buffers = {name: statistics.get(name, buffer).to(buffer, copy=True) for name, buffer in model.named_buffers()}
     outputs = []
     for batch in batches:
         args, kwargs = batch.to(device)

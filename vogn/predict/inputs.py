@@ -37,28 +37,43 @@ def batches_of(x: Any, batch_size: int) -> Iterable[Arguments]:
     """Batches that can be iterated over several times, in the same order each time.
 
     Args:
-        x: a tensor (``model(x)``), a tuple (``model(*x)``) or a dictionary (``model(**x)``) of tensors with one common
-            first dimension, which are cut into batches; or a list, ``DataLoader`` or other iterable of ready batches.
-            A ready batch is a tensor, a dictionary, a sequence of one (inputs) or of two (inputs, targets); its inputs
-            may be a tuple or a dictionary again, its targets are ignored. Other iterables than lists and sequential
-            loaders are read once and kept in memory.
+        x: see :func:`stream_of`. Other iterables than lists and sequential loaders are read once and kept in memory.
         batch_size: examples per call for tensors, >= 1.
 
     Raises:
         ValueError: if there are no examples, first dimensions disagree, or a loader shuffles.
+        TypeError: if ``x`` is no inputs.
+    """
+    stream = stream_of(x, batch_size)
+    repeats = isinstance(x, Tensor | tuple | Mapping | list) or (isinstance(x, DataLoader) and _is_sequential(x))
+    return stream if repeats else list(stream)
+
+
+def stream_of(x: Any, batch_size: int, *, name: str = "x") -> Iterable[Arguments]:
+    """Batches in the order in which they come.
+
+    Args:
+        x: a tensor (``model(x)``), a tuple (``model(*x)``) or a dictionary (``model(**x)``) of tensors with one common
+            first dimension, which are cut into batches; or a list, ``DataLoader`` or other iterable of ready batches.
+            A ready batch is a tensor, a dictionary, a sequence of one (inputs) or of two (inputs, targets); its inputs
+            may be a tuple or a dictionary again, its targets are ignored.
+        batch_size: examples per call for tensors, >= 1.
+        name: what messages call ``x``.
+
+    Raises:
+        ValueError: if tensors hold no examples or their first dimensions disagree.
         TypeError: if ``x`` is nothing of the above.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}")
     if isinstance(x, Tensor | tuple | Mapping):
-        return _cut(arguments_of(x), batch_size)
+        return _cut(arguments_of(x), batch_size, name)
     if not isinstance(x, Iterable):
         raise TypeError(
-            f"x must be a tensor, a tuple or dictionary of tensors, or an iterable of batches, got {type(x).__name__}"
+            f"{name} must be a tensor, a tuple or dictionary of tensors, or an iterable of batches, "
+            f"got {type(x).__name__}"
         )
-    if isinstance(x, list) or (isinstance(x, DataLoader) and _is_sequential(x)):
-        return _Loader(x)
-    return [arguments_of(inputs_of(batch)) for batch in x]
+    return _Stream(x)
 
 
 def inputs_of(batch: Any) -> Any:
@@ -87,8 +102,8 @@ def arguments_of(inputs: Any) -> Arguments:
 
 
 @dataclass(frozen=True)
-class _Loader:
-    """A list or loader whose batches come in the same order at every iteration."""
+class _Stream:
+    """Batches of a list, loader or other iterable."""
 
     source: Iterable[Any]
 
@@ -110,14 +125,16 @@ def _is_sequential(loader: DataLoader[Any]) -> bool:
     return (batched is None or type(batched) is BatchSampler) and type(sampler) is SequentialSampler
 
 
-def _cut(arguments: Arguments, batch_size: int) -> list[Arguments]:
+def _cut(arguments: Arguments, batch_size: int, name: str) -> list[Arguments]:
     """Slices along the first dimension; arguments that are not tensors go to every batch."""
     named = {**{str(i): value for i, value in enumerate(arguments.args)}, **(arguments.kwargs or {})}
     sizes = {key: len(value) if value.ndim else 0 for key, value in named.items() if isinstance(value, Tensor)}
     if not sizes or 0 in sizes.values():
-        raise ValueError("x holds no examples: predict needs at least one")
+        raise ValueError(f"{name} holds no examples: predict needs at least one")
     if len(set(sizes.values())) != 1:
-        raise ValueError(f"the inputs have different numbers of examples: {sizes}; the first dimension must agree")
+        raise ValueError(
+            f"the inputs in {name} have different numbers of examples: {sizes}; the first dimension must agree"
+        )
     count = next(iter(sizes.values()))
 
     def part(value: Any, start: int) -> Any:

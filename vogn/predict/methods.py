@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vogn.likelihoods import Likelihood
 from vogn.posterior.protocol import Posterior
-from vogn.predict.evaluation import check_weights, evaluate
+from vogn.predict.evaluation import evaluate, weights_for
 from vogn.predict.inputs import Arguments
+from vogn.predict.policies import StatisticsOf
 from vogn.predict.predictive import Predictive
 
 DRAW_BYTES = 1 << 24
@@ -26,7 +27,7 @@ class Request:
     Args:
         model, posterior, likelihood: see :func:`vogn.predict.predict`.
         batches: arguments of the model's calls, in the same order at every iteration.
-        calibration: likewise, for the batch norm statistics of every weight sample; ``None`` keeps the model's.
+        statistics: batch norm statistics to use with given weights.
         samples, seed, keep_samples, progress: see :func:`vogn.predict.predict`.
     """
 
@@ -34,7 +35,7 @@ class Request:
     posterior: Posterior
     likelihood: Likelihood
     batches: Iterable[Arguments]
-    calibration: Iterable[Arguments] | None
+    statistics: StatisticsOf
     samples: int
     seed: int
     keep_samples: bool
@@ -43,9 +44,8 @@ class Request:
 
 def mean_weights(request: Request) -> Predictive:
     """Prediction with the posterior mean of the weights; ignores their uncertainty."""
-    weights = request.posterior.mean()
-    check_weights(request.model, weights, batch=0)
-    outputs = evaluate(request.model, weights, request.batches, request.calibration)
+    weights = weights_for(request.model, request.posterior.mean())
+    outputs = evaluate(request.model, weights, request.statistics(weights, None), request.batches)
     mean, variance, _ = request.likelihood.point(outputs)
     return Predictive(mean, variance, None, request.likelihood)
 
@@ -95,10 +95,9 @@ def _outputs(request: Request) -> Iterator[Tensor]:
     for start in range(0, request.samples, chunk):
         count = min(chunk, request.samples - start)
         draws = request.posterior.sample(count, seed=request.seed, start=start)
-        check_weights(request.model, draws, batch=1)
         for i in range(count):
-            weights = {name: draw[i] for name, draw in draws.items()}
-            yield evaluate(request.model, weights, request.batches, request.calibration)
+            weights = weights_for(request.model, {name: draw[i] for name, draw in draws.items()})
+            yield evaluate(request.model, weights, request.statistics(weights, start + i), request.batches)
             if request.progress:
                 done = start + i + 1
                 end = "\n" if done == request.samples else ""

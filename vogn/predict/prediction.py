@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
 
 from vogn.likelihoods import Likelihood, likelihood_from_dict
 from vogn.posterior.protocol import Posterior
+from vogn.predict.calibration import BatchNormCalibration
 from vogn.predict.evaluation import undisturbed
 from vogn.predict.inputs import batches_of
 from vogn.predict.methods import METHODS, Request
+from vogn.predict.policies import choose
 from vogn.predict.predictive import Predictive
 
 
@@ -23,6 +26,7 @@ def predict(
     method: str = "mc",
     samples: int = 32,
     likelihood: Likelihood | None = None,
+    batchnorm: str | None = None,
     calibration: Any = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -32,10 +36,9 @@ def predict(
     """The predictive distribution at ``x``.
 
     The model runs in evaluation mode with the posterior's weights in place of its own. A network with batch norm is a
-    function of its weights *and* its statistics: with ``calibration`` the statistics are computed anew for every weight
-    sample, from these inputs; without it all samples share the running statistics, which fit none of them exactly and
-    make the averaged prediction too uncertain. Afterwards training flags, parameters, buffers, torch's random states
-    and the gradient mode are as they were, also after an exception.
+    function of its weights *and* its statistics; ``batchnorm`` says which ones a weight sample is used with. Draw ``k``
+    of a seed is the same in every call, so predicting batch after batch is predicting all at once. Afterwards training
+    flags, parameters, buffers, torch's random states and the gradient mode are as they were, also after an exception.
 
     Args:
         model: returns a tensor ``(N, ..., K)``; parameters that the posterior does not name are used as they are.
@@ -45,8 +48,13 @@ def predict(
         method: ``"mc"`` averages predictive distributions over sampled weights; ``"mean"`` uses the mean weights.
         samples: number of weight samples, >= 1.
         likelihood: observation model; ``None`` takes the one stored in the posterior.
-        calibration: training inputs, in any form that ``x`` may have, for the batch norm statistics; a few hundred
-            examples in batches like those of training are enough. ``None`` uses the model's running statistics.
+        batchnorm: ``"recalibrate"`` uses every weight sample with statistics estimated under it from ``calibration``;
+            ``"mean"`` uses one set for all: those of the mean weights, estimated from ``calibration``, or without it
+            the model's running statistics. ``None`` is ``"recalibrate"`` with ``calibration``; without, it is
+            ``"mean"`` and warns, once per model with batch norm, if the samples differ from the mean.
+        calibration: training inputs, in any form that ``x`` may have, shuffling loaders too; a few hundred examples in
+            batches like those of training are enough. To predict batch after batch, pass one
+            :class:`vogn.BatchNormCalibration` around them: it remembers the statistics between calls.
         batch_size: examples per call of the model when ``x`` or ``calibration`` holds tensors, >= 1.
         seed: fixes the weight samples.
         keep_samples: ``False`` keeps only mean and variance: memory ``N K`` instead of ``samples N K``.
@@ -66,8 +74,8 @@ def predict(
         ((4, 3), 4.0)
 
     Raises:
-        ValueError: for an unknown method, no likelihood, no examples, a shuffling loader, ``samples < 1``, or a
-            posterior that does not fit the model.
+        ValueError: for an unknown method, no likelihood, no examples, a shuffling loader, ``samples < 1``, an
+            unknown ``batchnorm``, ``"recalibrate"`` without calibration inputs, or a posterior that does not fit.
         TypeError: if the model does not return a tensor.
     """
     if method not in METHODS:
@@ -75,13 +83,21 @@ def predict(
     if samples < 1:
         raise ValueError(f"samples must be >= 1, got {samples}")
     observation_model = _likelihood(posterior, likelihood)
-    with undisturbed(model, seed=seed):
+    inputs = _calibration(calibration, batch_size)
+    policy = choose(batchnorm, inputs)
+    with undisturbed(model, seed=seed), nullcontext() if inputs is None else inputs.reading():
         batches = batches_of(x, batch_size)
-        statistics = None if calibration is None else batches_of(calibration, batch_size)
+        statistics = policy(model, posterior, inputs, seed)
         request = Request(
             model, posterior, observation_model, batches, statistics, samples, seed, keep_samples, progress
         )
         return METHODS[method](request)
+
+
+def _calibration(given: Any, batch_size: int) -> BatchNormCalibration | None:
+    if given is None or isinstance(given, BatchNormCalibration):
+        return given
+    return BatchNormCalibration(given, batch_size=batch_size)
 
 
 def _likelihood(posterior: Posterior, given: Likelihood | None) -> Likelihood:
