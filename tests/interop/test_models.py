@@ -130,3 +130,24 @@ def test_a_loss_inside_the_model_is_announced_with_observe(zoo):
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     torch.testing.assert_close(run(True), run(False), rtol=1e-4, atol=1e-5)
+
+
+def test_positions_that_all_examples_share_are_refused_where_they_look_like_one_per_example():
+    """``wpe(torch.arange(T))`` with as many positions as examples: the rows would be those of positions."""
+
+    class Language(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.places = torch.nn.Embedding(7, 4), torch.nn.Embedding(5, 4)
+            self.head = torch.nn.Linear(4, 3)
+
+        def forward(self, index):
+            words = self.words(index)
+            return self.head((words + self.places(torch.arange(index.shape[1]))).mean(1))
+
+    model = Language()
+    opt = vogn.VOGN(model, **OPTIONS)
+    index = torch.arange(25).reshape(5, 5) % 7
+    message = "positions that all examples share"
+    with pytest.raises(UnsupportedObservationError, match=message), opt.sampled_params():
+        Categorical()(model(index), torch.zeros(5, dtype=torch.long)).backward()

@@ -202,6 +202,21 @@ def test_a_closure_is_the_loop(tools, case, samples):
     tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-12)
 
 
+@pytest.mark.promise("closures, several weight samples")
+def test_a_closure_after_contexts_of_ones_own_only_finishes_the_step(tools, case):
+    """Lightning's manual optimisation always passes a closure, and an empty one."""
+    model, twin = tools.network(), tools.network()
+    opt, other = case.build(model), case.build(twin)
+    for step in range(3):
+        for optimizer, target in ((opt, model), (other, twin)):
+            optimizer.zero_grad()
+            with optimizer.sampled_params():
+                case.backward(target, step)
+        opt.step()
+        assert other.step(lambda: "done") == "done"
+    tools.assert_identical(tools.everything(opt, model), tools.everything(other, twin))
+
+
 @pytest.mark.promise("a step without statistics or gradients is harmless")
 def test_a_step_without_gradients_changes_nothing(tools, case):
     model = tools.network()

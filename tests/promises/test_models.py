@@ -91,6 +91,34 @@ def test_a_compiled_model_trains_like_the_plain_one(tools, case):
     tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-9)
 
 
+class Attending(nn.Module):
+    """Three tokens from three inputs, attention between them, a head."""
+
+    def __init__(self, tools):
+        super().__init__()
+        self.embed, self.attention = nn.Linear(1, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+        tools.fill(self.double())
+
+    def forward(self, x):
+        tokens = self.embed(x.unsqueeze(-1))
+        return self.head(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.promise("`torch.compile`: no graph break, no recompilation (Hessian probes raise)")
+@pytest.mark.parametrize("case", [("vogn", "variational"), ("kfac", "deterministic")], indirect=True)
+def test_compiled_attention_is_one_graph(tools, case):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model, twin = Attending(tools), Attending(tools)
+    opt, other = case.build(model), case.build(twin)
+    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    case.train(opt, model, 3)
+    case.train(other, compiled, 3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-9)
+
+
 @pytest.mark.slow
 @pytest.mark.promise("`torch.compile`: no graph break, no recompilation (Hessian probes raise)")
 @pytest.mark.parametrize(

@@ -1,12 +1,7 @@
-"""The ledger: un-normalised evidence of all blocks between two steps, and its one normalisation.
-
-A leaf of degree ``d`` in the output gradients becomes ``leaf * scale^d / count``. Concatenated leaves are divided by
-``sqrt(count)``, leaves of degree 0 by the number of rows.
-"""
+"""The ledger: un-normalised evidence of all blocks between two steps."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -82,6 +77,16 @@ class Ledger:
         self.reached: list[Announcement] = []
         """Likelihood calls that the present backward has reached."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has been observed."""
+        return not self.records
+
+    def loss_terms(self, block: Block) -> int:
+        """Number of loss terms behind the gradients: announced by a likelihood, else the number of rows."""
+        record = self.records.get("user", {}).get(block.name)
+        return self.count or (record.rows if record is not None else 0)
+
     def copy(self) -> Ledger:
         """The same evidence in an independent ledger, without what is pending."""
         other = Ledger()
@@ -153,16 +158,3 @@ def merge(structure: Structure, old: Observation, new: Observation) -> Observati
         torch.add if structure.REDUCE == "sum" else lambda x, y: torch.cat([x, y])
     )
     return old | {key: join(old[key], leaf) if key in old else leaf for key, leaf in new.items()}
-
-
-def normalise(structure: Structure, leaves: Observation, *, scale: float, count: float, rows: int) -> Observation:
-    """``leaf * scale^degree / count`` for every leaf; see the module's text."""
-    out = {}
-    for key, leaf in leaves.items():
-        degree = structure.DEGREE[key]
-        if not count:
-            raise ValueError("the batch is empty: there is nothing to learn from; leave it out")
-        divisor = math.sqrt(count) if structure.REDUCE == "concat" else count if degree else rows
-        factor = scale**degree / divisor
-        out[key] = leaf if factor == 1.0 else leaf * factor
-    return out

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vogn.announcement import LikelihoodCall
+from vogn.capture.gather import check_examples, without_padding
 from vogn.capture.partition import Member
-from vogn.capture.taps import Call
+from vogn.capture.taps import Call, Taps, join_calls, muted
 from vogn.layers.bare import parameter_rows
-from vogn.linalg.rows import Rows
+from vogn.linalg.rows import IndexedRows, Rows
+
+
+def member_rows(
+    call: LikelihoodCall, columns: Tensor, wanted: Collection[Member], taps: Taps, members: Sequence[Member]
+) -> tuple[dict[Member, list[Rows | IndexedRows]], set[int]]:
+    """Rows of layers and bare parameters, for gradient columns at the outputs of a likelihood call.
+
+    Args:
+        call: its outputs are attached to the graph, which is kept.
+        columns: ``(K, *outputs.shape)``.
+        wanted: the members whose rows are asked for.
+        taps: where the forward calls were recorded.
+        members: all members, in the order in which those without a recorded call are sought in the graph.
+
+    Returns:
+        Rows by member, and the layer calls that the pass has gone through: their ``id``, or ``-1 - key`` of a layer in
+        a compiled graph.
+    """
+    calls = [tap for tap in taps.calls if tap.member in wanted]
+    bare = [member for member in wanted if member.rule is None]
+    unseen = set(wanted) - {tap.member for tap in calls} - set(bare)
+    with muted(), taps.hearing() as heard:
+        grads, bare_rows = own_pass(call.outputs, columns, calls, bare, [m for m in members if m in unseen])
+    reached = [replace(tap, grad=grad) for tap, grad in zip(calls, grads, strict=True) if grad is not None]
+    compiled = [tap for tap in stack_columns(heard, len(columns)) if tap.member in wanted]
+    by_member: dict[Member, list[Call]] = {}
+    for tap in (*reached, *compiled):
+        by_member.setdefault(tap.member, []).append(tap)
+    rows_of: dict[Member, list[Rows | IndexedRows]] = {
+        member: [without_padding(rows, call.mask) for rows in join_calls(found)] for member, found in by_member.items()
+    }
+    check_examples({member: max(r.count for r in rows) for member, rows in rows_of.items()}, call.outputs.shape[0])
+    rows_of |= {member: [rows] for member, rows in bare_rows.items()}
+    touched = {id(tap) for tap, grad in zip(calls, grads, strict=True) if grad is not None}
+    return rows_of, touched | {-1 - tap.key for tap in compiled if tap.key is not None}
 
 
 def own_pass(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from vogn.capture.forwards import is_replaced
@@ -73,6 +74,12 @@ class Block:
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """All parameters in the order of the layout."""
         return tuple(parameter for member in self.members for parameter in member.parameters)
+
+    @property
+    def curvature_dtype(self) -> torch.dtype:
+        """Curvature arithmetic is done in float32 at least."""
+        dtype = self.parameters[0].dtype
+        return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
     @property
     def joined(self) -> bool:

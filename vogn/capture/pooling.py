@@ -13,7 +13,7 @@ import torch
 
 from vogn.capture.ledger import Ledger, Record, Source
 from vogn.capture.partition import Block, Member
-from vogn.distributed import Part, Replicas, lengths, reduce_parts
+from vogn.distributed import Part, Replicas, is_sharded, lengths, reduce_parts
 
 POOLED: tuple[Source, ...] = ("user", "own", "exit")
 """Sources whose evidence belongs to one rank; the finished gradient is already everybody's."""
@@ -35,6 +35,15 @@ class Agreement:
     numbers: Mapping[str, int] = field(default_factory=dict)
     gradients: Sequence[bool] = ()
     norm: float = 0.0
+
+
+def agreement_of(blocks: Sequence[Block], numbers: Mapping[str, int]) -> Agreement:
+    """What this rank holds, from the gradients of its blocks and the given numbers."""
+    gradients = [[parameter.grad for parameter in block.parameters if parameter.grad is not None] for block in blocks]
+    # the averaging of sharded gradients cannot be forgotten, so their norms need no comparison
+    norms = [g.norm().double() for of_block in gradients for g in of_block if not is_sharded(g)]
+    norm = float(torch.stack([norm.to(norms[0].device) for norm in norms]).norm()) if norms else 0.0
+    return Agreement(numbers, [bool(of_block) for of_block in gradients], norm)
 
 
 def pool(

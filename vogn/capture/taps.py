@@ -141,6 +141,8 @@ class Taps:
         for member in self.members:
             for use in member.uses or (member,):
                 assert use.module is not None
+                if (member, use) not in self._keys:  # the same for every context: the compiled graph holds it
+                    self._keys[member, use] = new_key(self)
                 if use.site:
                     self._sites.setdefault((use.module, use.site), []).append((member, use))
                 else:
@@ -178,9 +180,7 @@ class Taps:
         """What the forward hook of an ordinary layer does."""
         rule, module = use.rule, use.module
         assert rule is not None and module is not None
-        key = self._keys.setdefault((member, use), -1)
-        if key < 0:
-            key = self._keys[member, use] = new_key(self)
+        key = self._keys[member, use]
 
         def record(inputs: tuple[Any, ...], output: Tensor) -> Tensor:
             with torch.no_grad():
@@ -221,7 +221,16 @@ class Taps:
         return saved, output
 
     def _on_site(self, module: nn.Module, site: str, output: Tensor) -> Callable[[tuple[Tensor, ...]], None]:
-        calls = [self._record(member, use, output) for member, use in self._sites.get((module, site), ())]
+        uses = self._sites.get((module, site), ())
+        if torch.compiler.is_compiling():
+            keys = [self._keys[member, use] for member, use in uses]
+
+            def register(saved: tuple[Tensor, ...]) -> None:
+                for key in keys:
+                    output.register_hook(lambda grad, key=key: tap(grad, list(saved), key))
+
+            return register
+        calls = [self._record(member, use, output) for member, use in uses]
 
         def keep(saved: tuple[Tensor, ...]) -> None:
             for call in calls:

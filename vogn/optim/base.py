@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,42 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from vogn.announcement import LikelihoodCall
-from vogn.capture.collector import Collector, SampleContext
-from vogn.capture.partition import Block, Partition
+from vogn.capture.collector import Collector
+from vogn.capture.partition import Partition
 from vogn.capture.selection import Selection, StructureOption, make_selection
 from vogn.capture.statistics import Statistic, make_statistic
-from vogn.distributed import (
-    ProcessGroupChoice,
-    Replicas,
-    SampleSync,
-    inner_module,
-    own_shard,
-    placed_like,
-    reshard,
-    whole,
-)
-from vogn.errors import (
-    CheckpointError,
-    MissingCurvatureError,
-    NonFiniteStatisticsError,
-    NotPositiveDefiniteError,
-)
-from vogn.optim.blocks import BlockTable
+from vogn.distributed import ProcessGroupChoice, Replicas, SampleSync, inner_module, reshard
+from vogn.errors import CheckpointError
+from vogn.optim.blocks import BlockTable, new_collector, new_table
 from vogn.optim.checkpoints import check_checkpoint, describe
 from vogn.optim.checks import check_blocks, check_combination, check_group
+from vogn.optim.contexts import SampledContexts, draw, run_closure
 from vogn.optim.coverage import Coverage, announce_fallbacks, coverage_of
 from vogn.optim.diagnostics import diagnostics
-from vogn.optim.evidence import REMEDY, EvidenceCheck, anneal, staged_curvature
-from vogn.optim.functional import (
-    check_finite,
-    displacement,
-    evidence_tensors,
-    natural_gradient_step,
-    result_tensors,
-)
-from vogn.optim.groups import NormPolicy, build_groups
-from vogn.optim.steps import BlockView, Momentum, Prior, Solve, Step, StepContext
-from vogn.posterior import GaussianPosterior, PosteriorBlock
+from vogn.optim.evidence import REMEDY, EvidenceCheck
+from vogn.optim.groups import STARTING_ENTRIES, NormPolicy, build_groups, named_members
+from vogn.optim.posterior import posterior_of, store_likelihood
+from vogn.optim.steps import Momentum, Prior, Solve, Step
+from vogn.optim.update import update
+from vogn.posterior import GaussianPosterior
 from vogn.structures import Diagonal
 from vogn.structures.base import Structure
 
@@ -180,22 +161,17 @@ class NaturalGradient(torch.optim.Optimizer):
             "initial_curvature": initial_curvature,
             "mc_samples": mc_samples,
             "variational": variational,
-            "sampled": True,
-            "anneal_power": None,
-            "steps_done": 0,
-            "likelihood": "",  # JSON text: distributed checkpoints take nested dictionaries apart
+            **STARTING_ENTRIES,
         }
         self._collector: Collector | None = None
-        self._saved: list[tuple[Tensor, Tensor]] | None = None
-        self._contexts = self._draws = 0
-        self._entry_marks: list[tuple[int, int] | None] = []
-        self._in_closure = self._closed = False
+        self._contexts = SampledContexts()
+        self._closed = False
         self._table: BlockTable | None = None
         self._evidence = EvidenceCheck(self.statistics)
         self._announced: set[str] = set()
         super().__init__(build_groups(params, norms, groups), defaults)
         if self.selection.rules:
-            check_blocks(self, self._new_table(frozenset()))
+            check_blocks(self, new_table(self))
 
     # ------------------------------------------------------------------ blocks
 
@@ -207,14 +183,8 @@ class NaturalGradient(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see ``torch.optim.Optimizer.add_param_group``. Unnamed parameters are named by the model or by
         their position."""
-        members = param_group["params"]
-        members = [members] if isinstance(members, Tensor) else list(members)
-        known = {} if self._model is None else {parameter: name for name, parameter in self._model.named_parameters()}
-        start = sum(len(group["params"]) for group in self.param_groups)
-        named = [
-            tuple(member) if isinstance(member, (tuple, list)) else (known.get(member, f"param{start + k}"), member)
-            for k, member in enumerate(members)
-        ]
+        taken = sum(len(group["params"]) for group in self.param_groups)
+        named = named_members(param_group["params"], self._model, taken)
         # torch wants names in all groups or in none; it cannot read them off an empty group
         super().add_param_group(param_group | {"params": named} | ({} if named else {"param_names": []}))
         try:
@@ -229,40 +199,24 @@ class NaturalGradient(torch.optim.Optimizer):
         if self._table is not None and self._collector is not None and not self._table.outdated():
             return self._table, self._collector
         self._reshard()
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        self.replicas.check_shards(parameters, has_model=self._model is not None)
+        self.replicas.check_shards(self._parameters(), has_model=self._model is not None)
         old, self._collector = self._table, None
-        table = self._table = self._new_table(frozenset() if old is None else old.tracked)
+        table = self._table = new_table(self, tracked=frozenset() if old is None else old.tracked)
         check_blocks(self, table)
         announce_fallbacks(self, table, self._announced)
         if old is not None:
             table.forget_changed(old)
-        self._collector = Collector(
-            table.blocks,
-            self.statistics,
-            state_of=lambda block: table.state(block)["curvature"],
-            gradient_of=table.gradient,
-            loss_reduction=self.loss_reduction,
-            loss_scale=lambda: 1.0 if self.grad_scaler is None else float(self.grad_scaler.get_scale()),
-            replicas=self.replicas,
-        )
+        self._collector = new_collector(self, table)
         return table, self._collector
 
-    def _new_table(self, tracked: frozenset[Tensor]) -> BlockTable:
-        return BlockTable(
-            self._model,
-            self.param_groups,
-            self.state,
-            structure=self.selection,
-            fallback=self.fallback,
-            kind=self.partition,
-            prepare=self._prepare_memory,
-            tracked=tracked,
-        )
+    def _forget_blocks(self) -> None:
+        self._table, self._collector = None, None
 
-    def _prepare_memory(self, memory: dict[str, Tensor], mean: Tensor, group: dict[str, Any]) -> None:
-        for step in self.chain:
-            step.prepare(memory, mean, group)
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def _reshard(self) -> None:
+        reshard(self._model, self._parameters())
 
     def coverage(self) -> Coverage:
         """What happens to every parameter: block, structure, statistic, bytes, cost, and why a fallback is used.
@@ -277,42 +231,22 @@ class NaturalGradient(torch.optim.Optimizer):
         """Numbers to log: ``for k, v in opt.diagnostics().items(): writer.add_scalar(k, v, step)``.
 
         Nothing is changed. A number that is not defined is left out: what needs curvature before the first observation,
-        standard deviations without ``ess``, inverses that do not exist. ``C (+) shift`` is what the structure's
-        ``to_dense(shift)`` says. The cost is about that of one step without the passes through the network (of one
-        inversion for ``Dense``).
+        standard deviations without ``ess``, inverses that do not exist. The cost is about that of one step without the
+        passes through the network (of one inversion for ``Dense``).
 
         Args:
             per_block: also ``block/NAME/...`` of every block.
 
         Returns:
-            ======================== ==========================================================================
-            ``steps``                finished steps
-            ``parameters``           their number ``D``
-            ``weight_rms``           root mean square of the means
-            ``observations``         observations of the curvature, of the block that has most
-            ``kept_factors``         failed factorisations that kept the last good factors
-            ``posterior_std``        root mean square of the posterior standard deviations of sampled parameters
-            ``relative_std``         ``posterior_std`` over the root mean square of these parameters' means
-            ``effective_parameters`` ``tr (1 - weight_decay (C (+) weight_decay)^-1)``, which is
-                                     ``sum_j lambda_j / (lambda_j + weight_decay)``
-            ``condition_number``     of ``C (+) (weight_decay + damping)``, largest over the blocks; an upper bound
-                                     for ``DiagonalLowRank`` and for ``Dense`` beyond 1024 parameters
-            ``damping``              in force; left out if the groups differ
-            ``weight_decay``         in force; left out if the groups differ
-            ``refused_share``        steps that raised because of numbers, of all attempts
-            ``tolerated_share``      steps that used the old curvature because nothing was measured when it was due
-            ``kl_clipped_share``     steps that the KL clip made shorter; ``kl_clip_factor`` is its mean factor
-            ``elements_clipped_share`` elements that ``clip_radius`` cut
-            ======================== ==========================================================================
-
-            With several groups also ``group0/...`` and so on. The shares count from the construction of this optimizer.
+            ``steps``, ``posterior_std``, ``effective_parameters``, ``condition_number`` and more: the table is in
+            :func:`vogn.optim.diagnostics.diagnostics`. With several groups also ``group0/...`` and so on.
 
         Raises:
             RuntimeError: inside a sampled context.
 
         Source: MacKay (1992), "Bayesian Interpolation", for the effective number of parameters.
         """
-        self._require_mean("diagnostics()")
+        self._contexts.require_mean("diagnostics()")
         with torch.no_grad():
             return diagnostics(self, per_block=per_block)
 
@@ -340,85 +274,40 @@ class NaturalGradient(torch.optim.Optimizer):
         Raises:
             RuntimeError: if a sample is already in the model.
         """
+        if "param_groups" not in vars(self):
+            raise RuntimeError(
+                f"{type(self).__name__} only imitates the optimizer that it wraps; open the context on the one inside: "
+                "`with wrapper.optimizer.sampled_params():`"
+            )
         if self._closed:
             raise RuntimeError("the optimizer has been closed; build a new one and load its state_dict()")
-        if self._saved is not None:
+        if self._contexts.open:
             raise RuntimeError("sampled_params() is already active; contexts cannot be nested")
         self._reshard()
         table, collector = self._build()
-        drawn: dict[str, Tensor] = {}
-        for block, group in table:
-            if not (group["variational"] and group["sampled"]):
-                continue
-            check_group(self, group)
-            if not table.known(block):
-                continue  # no evidence yet: never a draw from the bare prior
-            drawn[block.name] = displacement(
-                block.structure,
-                table.state(block)["curvature"],
-                block.layout.block_shape,
-                ess=group["ess"],
-                shift=group["weight_decay"],
-                seed=self.seed,
-                step=group["steps_done"],
-                sample=self._draws,
-                name=block.name,
-                antithetic=self.antithetic,
-                dtype=Collector.dtype_of(block),
-                device=block.parameters[0].device,
-                rank=self.replicas.noise_rank,
-            )
-        context = SampleContext(
-            seed=self.seed,
-            step=self.param_groups[0]["steps_done"],
-            sample=self._draws,
-            displacement=drawn,
-            ess={block.name: group["ess"] for block, group in table},
-            shift={block.name: group["weight_decay"] for block, group in table},
-            rank=self.replicas.noise_rank,
-        )
+        context = draw(self, table)
         due = any(table.due(block, "observe_every") for block in table.blocks)
-        self._saved = []
-        for block in table.blocks:
-            offsets = block.layout.unpack(drawn[block.name]) if block.name in drawn else {}
-            for name, parameter in zip(block.layout.names, block.parameters, strict=True):
-                if name in offsets and parameter.requires_grad:
-                    self._saved.append((parameter, parameter.detach().clone()))
-                    parameter.copy_(parameter + placed_like(parameter, offsets[name]))
-        self._entry_marks = self._gradient_marks()
+        self._contexts.enter(table, context.displacement, self._parameters())
         try:
             collector.begin(context, active=due)
         except BaseException:
             self.restore_(completed=False)
             raise
 
-    def _reshard(self) -> None:
-        reshard(self._model, (parameter for group in self.param_groups for parameter in group["params"]))
-
-    def _gradient_marks(self) -> list[tuple[int, int] | None]:
-        """Identity and version of every gradient: a context in which none of them changes had no backward."""
-        grads = [parameter.grad for group in self.param_groups for parameter in group["params"]]
-        return [None if grad is None else (id(grad), own_shard(grad)._version) for grad in grads]
-
     @torch.no_grad()
     def restore_(self, *, completed: bool = True) -> None:
         """Put the mean back and stop capturing. ``completed=False`` drops what this context has observed."""
-        if self._saved is None:
+        if not self._contexts.open:
             return
         assert self._collector is not None
         try:
             self._collector.end(completed=completed)
         finally:
-            saved, self._saved = self._saved, None
-            for parameter, mean in saved:
-                parameter.copy_(mean)
+            self._contexts.leave()
             self._reshard()
         if completed:
-            self._draws += 1
-            self._contexts += int(self._gradient_marks() != self._entry_marks)
-            if self._collector.likelihood is not None:
-                for group in self.param_groups:
-                    group["likelihood"] = json.dumps(self._collector.likelihood.to_dict())
+            self._contexts.count(self._parameters())
+            store_likelihood(self.param_groups, self._collector.likelihood)
 
     def close(self) -> None:
         """End the capture for good: an open context is dropped and its mean restored, hooks and graphs are let go.
@@ -441,7 +330,7 @@ class NaturalGradient(torch.optim.Optimizer):
             targets: needed by the empirical Fisher of bare parameters and by Hutchinson probes.
             mask: loss terms that count.
         """
-        if self._saved is None or self._collector is None:
+        if not self._contexts.open or self._collector is None:
             raise RuntimeError(f"observe() belongs inside a sampled context: {REMEDY}")
         count = math.prod(likelihood.term_shape(outputs)) if mask is None else int(mask.sum())
         self._collector.on_likelihood(LikelihoodCall(likelihood, outputs, targets, 1.0, mask, count))
@@ -449,9 +338,9 @@ class NaturalGradient(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients and, with them, the observations made since the last step."""
         super().zero_grad(set_to_none)
-        if self._collector is not None and not self._in_closure:
+        if self._collector is not None and not self._contexts.in_closure:
             self._collector.clear()
-            self._contexts = self._draws = 0
+            self._contexts.reset()
         elif self._collector is not None:
             self._collector.entry_gradients.clear()
 
@@ -474,98 +363,11 @@ class NaturalGradient(torch.optim.Optimizer):
 
         After an error nothing has changed: weights, curvature and momentum are those before the step.
         """
-        loss = self._run_closure(closure) if closure is not None else None
-        if self._saved is not None:
-            self.restore_()
+        loss = run_closure(self, self._parameters(), closure) if closure is not None else None
+        self.restore_()
         with torch.no_grad():
-            self._update()
+            update(self)
         return loss
-
-    def _run_closure(self, closure: Callable[[], Any]) -> Any:
-        self.zero_grad()
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        sums: list[Tensor | None] = [None] * len(parameters)
-        loss = None
-        self._in_closure = True
-        try:
-            for _ in range(self.param_groups[0]["mc_samples"]):
-                super().zero_grad()
-                with self.sampled_params(), torch.enable_grad():
-                    loss = closure()
-                for k, parameter in enumerate(parameters):
-                    if parameter.grad is not None:
-                        total = sums[k]
-                        sums[k] = parameter.grad if total is None else total.add_(parameter.grad)
-                        parameter.grad = None
-        finally:
-            self._in_closure = False
-        for parameter, total in zip(parameters, sums, strict=True):
-            parameter.grad = total
-        return loss
-
-    def _update(self) -> None:
-        table, collector = self._build()
-        if self.replicas.size > 1:
-            numbers = {"seed": self.seed, "the number of steps": self.param_groups[0]["steps_done"]}
-            collector.pool({block: self._samples(group) for block, group in table}, numbers)
-        taking_part = []
-        for block, group in table:
-            table.state(block)
-            if any(parameter.grad is not None for parameter in block.parameters):
-                taking_part.append((block, group, self._mean_gradient(table, collector, block, group)))
-        if not self._evidence.may_step(table, collector, taking_part):
-            return
-        for block, _, gradient in taking_part:
-            for statistic in self.statistics if table.due(block, "observe_every") else ():
-                statistic.on_step(collector, block, gradient)
-        try:
-            observations = [collector.finish(block, self._samples(group)) for block, group, _ in taking_part]
-            check_finite(evidence_tensors(taking_part, observations))
-            views, rates = [], []
-            for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
-                self._evidence.check_block(table, collector, block, group, observation, gradient)
-                new, mean = staged_curvature(table, block, group, observation), table.mean(block)
-                views.append(
-                    BlockView(block.name, block.structure, new["curvature"], new["memory"], group, mean, gradient)
-                )
-                rates.append(float(group["lr"]) / anneal(group))
-            context = StepContext(views, self.param_groups[0]["steps_done"])
-            means = natural_gradient_step(context, self.chain, rates)
-            olds = [table.state(block)["curvature"] for block, _, _ in taking_part]
-            check_finite(result_tensors(zip(views, means, olds, strict=True)))
-        except (NonFiniteStatisticsError, NotPositiveDefiniteError):
-            collector.clear()  # the next step must not meet this evidence again
-            self._contexts = self._draws = 0
-            self._evidence.record.refused += 1
-            raise
-        for (block, _, _), view, mean in zip(taking_part, views, means, strict=True):
-            table.state(block).update(curvature=view.state, memory=view.memory)
-            table.write(block, mean)
-        self._reshard()
-        self._evidence.record.add(context.notes)
-        for group in self.param_groups:
-            group["steps_done"] += 1
-        collector.clear()
-        self._contexts = self._draws = 0
-
-    def _samples(self, group: Mapping[str, Any]) -> int:
-        """The divisor of the gradients: the group's ``mc_samples``, checked against the contexts that were run."""
-        samples = int(group["mc_samples"])
-        if self._contexts and self._contexts % samples:
-            raise RuntimeError(
-                f"{self._contexts} sampled contexts since the last step are not a multiple of mc_samples={samples}; "
-                "run the context mc_samples times per step (micro-batches inside one context accumulate)"
-            )
-        return samples if self._contexts else 1
-
-    def _mean_gradient(self, table: BlockTable, collector: Collector, block: Block, group: Mapping[str, Any]) -> Tensor:
-        gradient = table.gradient(block)
-        divisor = float(self._samples(group))
-        if self.loss_reduction == "sum":
-            count = collector.loss_terms(block)
-            collector.require_count(count)
-            divisor = count / self.replicas.size  # averaged over the replicas
-        return gradient / divisor if divisor != 1.0 else gradient
 
     # ------------------------------------------------------------------ posterior and checkpoints
 
@@ -580,39 +382,9 @@ class NaturalGradient(torch.optim.Optimizer):
             MissingCurvatureError: if no curvature has been observed.
             ValueError: if ``ess`` is missing.
         """
-        self._require_mean("posterior()")
+        self._contexts.require_mean("posterior()")
         table, collector = self._build()
-        any_known = any(table.known(block) for block in table.blocks)
-        blocks: list[PosteriorBlock] = []
-        means: dict[str, Tensor] = {}
-        for block, group in table:
-            means |= dict(zip(block.layout.names, (whole(p.detach()) for p in block.parameters), strict=True))
-            if group["sampled"] and not table.known(block) and not (any_known and group["weight_decay"] > 0):
-                raise MissingCurvatureError(
-                    f"block {block.name!r} has no curvature yet: {REMEDY}, then opt.step(); a layer that the model "
-                    "never uses needs weight_decay > 0 (its posterior is the prior) or requires_grad_(False)"
-                )
-            if group["sampled"] and group["ess"] is None:
-                raise ValueError("a posterior needs the effective sample size: set ess=len(train_set)")
-            blocks.append(
-                PosteriorBlock(
-                    name=block.name,
-                    layout=block.layout,
-                    structure=block.structure,
-                    state=table.state(block)["curvature"],
-                    shift=float(group["weight_decay"]),
-                    ess=float(group["ess"] or math.inf),
-                    sampled=bool(group["sampled"]),
-                )
-            )
-        heard = collector.likelihood
-        stored = self.param_groups[0]["likelihood"]
-        likelihood = heard.to_dict() if heard is not None else json.loads(stored) if stored else None
-        return GaussianPosterior(blocks, means, likelihood=likelihood, method=type(self).__name__)
-
-    def _require_mean(self, what: str) -> None:
-        if self._saved is not None:
-            raise RuntimeError(f"{what} inside a sampled context would see noisy weights; call it after the context")
+        return posterior_of(self, table, collector)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers; loads with ``torch.load(..., weights_only=True)``.
@@ -620,7 +392,7 @@ class NaturalGradient(torch.optim.Optimizer):
         Raises:
             RuntimeError: inside a sampled context.
         """
-        self._require_mean("state_dict()")
+        self._contexts.require_mean("state_dict()")
         for group in self.param_groups:
             group["engine"], group["seed"] = describe(self), self.seed
         return super().state_dict()
@@ -632,7 +404,7 @@ class NaturalGradient(torch.optim.Optimizer):
         Raises:
             CheckpointError: if the checkpoint belongs to another structure, statistic or set of parameters.
         """
-        self._require_mean("load_state_dict()")
+        self._contexts.require_mean("load_state_dict()")
         table, _ = self._build()
         check_checkpoint(self, table.blocks, state_dict)
         try:
@@ -643,12 +415,9 @@ class NaturalGradient(torch.optim.Optimizer):
         table, _ = self._build()
         table.restore_dtypes(state_dict)
         self.seed = next((int(group["seed"]) for group in self.param_groups), self.seed)
-        self._contexts = self._draws = 0
-
-    def _forget_blocks(self) -> None:
-        self._table, self._collector = None, None
+        self._contexts.reset()
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but hooks and caches, so that ``copy.deepcopy`` of a model together with its optimizer works."""
-        self._require_mean("a copy")
+        self._contexts.require_mean("a copy")
         return self.__dict__ | {"_table": None, "_collector": None}

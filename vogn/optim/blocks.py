@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from vogn.capture.selection import Selection
 from vogn.distributed import placed_like, whole
 from vogn.errors import UnsupportedObservationError
 from vogn.structures.base import Structure
+
+if TYPE_CHECKING:
+    from vogn.optim.base import NaturalGradient
 
 Group = dict[str, Any]
 
@@ -98,7 +101,7 @@ class BlockTable:
         initial = group["initial_curvature"]
         start = 0.0 if initial == "first_batch" else float(initial)
         curvature = block.structure.init(
-            block.layout.block_shape, initial=start, dtype=Collector.dtype_of(block), device=mean.device
+            block.layout.block_shape, initial=start, dtype=block.curvature_dtype, device=mean.device
         )
         memory = {
             "observations": torch.zeros((), dtype=torch.int64),
@@ -129,12 +132,12 @@ class BlockTable:
             if grad is not None and grad.is_sparse:
                 raise UnsupportedObservationError(f"parameter {name!r} has a sparse gradient; use a dense one")
             named[name] = whole(torch.zeros_like(parameter) if grad is None else grad.detach())
-        return block.layout.pack(named).to(Collector.dtype_of(block))
+        return block.layout.pack(named).to(block.curvature_dtype)
 
     def mean(self, block: Block) -> Tensor:
         """The packed parameters."""
         named = {n: whole(p.detach()) for n, p in zip(block.layout.names, block.parameters, strict=True)}
-        return block.layout.pack(named).to(Collector.dtype_of(block))
+        return block.layout.pack(named).to(block.curvature_dtype)
 
     def write(self, block: Block, mean: Tensor) -> None:
         """Put a block vector into the parameters that have a gradient."""
@@ -160,3 +163,40 @@ class BlockTable:
                 if "momentum" in memory:
                     memory["momentum"] = memory["momentum"].to(parameter.device)
                 self._state[parameter] = {"curvature": curvature, "memory": memory}
+
+
+def new_table(optimizer: NaturalGradient, *, tracked: frozenset[Tensor] = frozenset()) -> BlockTable:
+    """The blocks of an optimizer's groups; nothing of the optimizer is changed.
+
+    Args:
+        optimizer: whose groups are cut into blocks.
+        tracked: parameters that were tracked before and stay so although they are frozen now.
+    """
+
+    def prepare(memory: dict[str, Tensor], mean: Tensor, group: Group) -> None:
+        for step in optimizer.chain:
+            step.prepare(memory, mean, group)
+
+    return BlockTable(
+        optimizer._model,
+        optimizer.param_groups,
+        optimizer.state,
+        structure=optimizer.selection,
+        fallback=optimizer.fallback,
+        kind=optimizer.partition,
+        prepare=prepare,
+        tracked=tracked,
+    )
+
+
+def new_collector(optimizer: NaturalGradient, table: BlockTable) -> Collector:
+    """The collector of an optimizer's blocks."""
+    return Collector(
+        table.blocks,
+        optimizer.statistics,
+        state_of=lambda block: table.state(block)["curvature"],
+        gradient_of=table.gradient,
+        loss_reduction=optimizer.loss_reduction,
+        loss_scale=lambda: 1.0 if optimizer.grad_scaler is None else float(optimizer.grad_scaler.get_scale()),
+        replicas=optimizer.replicas,
+    )

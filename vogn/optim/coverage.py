@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vogn.capture.collector import Collector
 from vogn.capture.partition import Block
 from vogn.capture.statistics import GGN, MonteCarlo, Statistic
 from vogn.linalg.layout import MatrixLayout
@@ -140,7 +139,7 @@ PLACE_BYTES = 8
 
 def state_bytes(table: BlockTable, block: Block) -> int:
     """Bytes of a new state of the block, without making one."""
-    mean = torch.empty(block.layout.block_shape, dtype=Collector.dtype_of(block), device="meta")
+    mean = torch.empty(block.layout.block_shape, dtype=block.curvature_dtype, device="meta")
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(table.start(block, mean)))
 
 

@@ -45,7 +45,39 @@ class BlockReport:
 
 
 def diagnostics(optimizer: NaturalGradient, *, per_block: bool = False) -> dict[str, float]:
-    """See :meth:`vogn.NaturalGradient.diagnostics`."""
+    """Numbers that tell how an optimizer is doing.
+
+    ``C (+) shift`` is what the structure's ``to_dense(shift)`` says.
+
+    Args:
+        optimizer: nothing of it is changed.
+        per_block: also ``block/NAME/...`` of every block.
+
+    Returns:
+        ======================== ==========================================================================
+        ``steps``                finished steps
+        ``parameters``           their number ``D``
+        ``weight_rms``           root mean square of the means
+        ``observations``         observations of the curvature, of the block that has most
+        ``kept_factors``         failed factorisations that kept the last good factors
+        ``posterior_std``        root mean square of the posterior standard deviations of sampled parameters
+        ``relative_std``         ``posterior_std`` over the root mean square of these parameters' means
+        ``effective_parameters`` ``tr (1 - weight_decay (C (+) weight_decay)^-1)``, which is
+                                 ``sum_j lambda_j / (lambda_j + weight_decay)``
+        ``condition_number``     of ``C (+) (weight_decay + damping)``, largest over the blocks; an upper bound
+                                 for ``DiagonalLowRank`` and for ``Dense`` beyond 1024 parameters
+        ``damping``              in force; left out if the groups differ
+        ``weight_decay``         in force; left out if the groups differ
+        ``refused_share``        steps that raised because of numbers, of all attempts
+        ``tolerated_share``      steps that used the old curvature because nothing was measured when it was due
+        ``kl_clipped_share``     steps that the KL clip made shorter; ``kl_clip_factor`` is its mean factor
+        ``elements_clipped_share`` elements that ``clip_radius`` cut
+        ======================== ==========================================================================
+
+        With several groups also ``group0/...`` and so on. The shares count from the construction of this optimizer.
+
+    Source: MacKay (1992), "Bayesian Interpolation", for the effective number of parameters.
+    """
     table, _ = optimizer._build()
     place = {id(group): k for k, group in enumerate(optimizer.param_groups)}
     reports = []

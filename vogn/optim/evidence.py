@@ -133,7 +133,7 @@ class EvidenceCheck:
     def _warn(self, key: str, message: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            warnings.warn(message, stacklevel=5)
+            warnings.warn(message, stacklevel=7)
 
 
 def anneal(group: Mapping[str, Any]) -> float:
@@ -209,5 +209,5 @@ def _keep(memory: dict[str, Tensor], name: str, failure: ArithmeticError, *, has
     memory["kept_factors"], memory["kept_in_a_row"] = total, in_a_row
     if int(total) == 1:
         warnings.warn(
-            f"block {name!r}: {failure}. Its last good factors are kept; diagnostics() counts how often", stacklevel=5
+            f"block {name!r}: {failure}. Its last good factors are kept; diagnostics() counts how often", stacklevel=7
         )

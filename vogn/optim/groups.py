@@ -11,6 +11,14 @@ from vogn.capture.partition import norm_parameter_names
 
 NormPolicy = Literal["sampled", "point"]
 
+STARTING_ENTRIES: Mapping[str, Any] = {
+    "sampled": True,
+    "anneal_power": None,
+    "steps_done": 0,
+    "likelihood": "",  # JSON text: distributed checkpoints take nested dictionaries apart
+}
+"""Entries of a param group that are no options of the constructor."""
+
 
 def build_groups(
     params: nn.Module | Iterable[Any], norms: NormPolicy, groups: Iterable[Mapping[str, Any]]
@@ -55,3 +63,21 @@ def build_groups(
     if quiet:
         built.append({"params": quiet, "weight_decay": 0.0, "sampled": False})
     return built
+
+
+def named_members(params: Any, model: nn.Module | None, taken: int) -> list[tuple[str, Tensor]]:
+    """Parameters of a new group with names: their own, else the model's, else their position.
+
+    Args:
+        params: a parameter, or parameters and ``(name, parameter)`` pairs.
+        model: where names are looked up.
+        taken: number of parameters in the groups before.
+    """
+    members = [params] if isinstance(params, Tensor) else list(params)
+    known: dict[Tensor, str] = (
+        {} if model is None else {parameter: name for name, parameter in model.named_parameters()}
+    )
+    return [
+        tuple(member) if isinstance(member, (tuple, list)) else (known.get(member, f"param{taken + k}"), member)
+        for k, member in enumerate(members)
+    ]

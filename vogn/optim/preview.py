@@ -9,6 +9,7 @@ from torch import nn
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.capture.statistics import Statistic
 from vogn.optim.base import NaturalGradient
+from vogn.optim.blocks import new_table
 from vogn.optim.checks import check_blocks
 from vogn.optim.coverage import Coverage, coverage_of
 from vogn.optim.methods import METHODS
@@ -61,6 +62,6 @@ def coverage(
     else:
         given = {} if structure is None else {"structure": structure}
         optimizer = METHODS[method].build(model, **given, **options)
-    table = optimizer._new_table(frozenset())
+    table = new_table(optimizer)
     check_blocks(optimizer, table)
     return coverage_of(optimizer, table)

@@ -1,0 +1,37 @@
+"""What is fixed while one weight sample is in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vogn.linalg.noise import generator
+
+
+@dataclass(frozen=True)
+class SampleContext:
+    """What is fixed while one weight sample is in the model.
+
+    Args:
+        seed, step, sample: coordinates of the noise.
+        displacement: block name to ``theta - m`` as a block vector; empty in deterministic mode.
+        ess, shift: block name to effective sample size and prior shift.
+        rank: a further coordinate of the noise where processes draw their own.
+    """
+
+    seed: int
+    step: int
+    sample: int
+    displacement: Mapping[str, Tensor]
+    ess: Mapping[str, float]
+    shift: Mapping[str, float]
+    rank: int = 0
+
+    def generator(self, stream: str, device: torch.device) -> torch.Generator:
+        """A new generator at the start of a named stream of random numbers."""
+        return generator(
+            seed=self.seed, stream=stream, step=self.step, sample=self.sample, rank=self.rank, device=device
+        )

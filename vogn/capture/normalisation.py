@@ -1,0 +1,91 @@
+"""The one normalisation of evidence: loss scale, reduction and counts are undone here, for all structures.
+
+A leaf of degree ``d`` in the output gradients becomes ``leaf * scale^d / count``. Concatenated leaves are divided by
+``sqrt(count)``, leaves of degree 0 by the number of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from vogn.capture.ledger import Ledger, Source
+from vogn.capture.partition import Block
+from vogn.errors import MissingCurvatureError
+from vogn.structures.base import Structure
+from vogn.types import Observation
+
+
+@dataclass
+class Normalisation:
+    """How the evidence in a ledger depends on the user's loss.
+
+    Args:
+        reduction: of the loss over its terms.
+        loss_scale: the factor on the loss during the last backward (gradient scaling).
+        processes: whose evidence the ledger holds; that of several has their scales undone already.
+    """
+
+    reduction: Literal["mean", "sum"]
+    loss_scale: float = 1.0
+    processes: int = 1
+
+    def reset(self) -> None:
+        """The ledger holds nothing but what this process will observe."""
+        self.loss_scale, self.processes = 1.0, 1
+
+    def scale(self, ledger: Ledger, source: Source, block: Block, mc_samples: int) -> float:
+        """The factor on output gradients that makes them those of the sum of this process's losses."""
+        scale = 1.0 / self.loss_scale if source in ("user", "exit") else 1.0
+        if source == "user" and self.reduction == "mean":
+            scale *= ledger.loss_terms(block) / mc_samples
+        return scale
+
+    def observation(self, ledger: Ledger, block: Block, mc_samples: int) -> Observation:
+        """The normalised leaves of a block, empty if nothing was observed.
+
+        Args:
+            ledger: the evidence.
+            block: one of its blocks.
+            mc_samples: number of weight samples that the gradients were summed over.
+        """
+        out: Observation = {}
+        for source, records in ledger.records.items():
+            record = records.get(block.name)
+            if record is None:
+                continue
+            count: float = ledger.loss_terms(block)
+            scale = self.scale(ledger, source, block, mc_samples) if self.processes == 1 else 1.0
+            if source == "exit" and self.reduction == "sum":
+                require_count(count)
+                scale /= count / mc_samples
+                count = mc_samples
+            elif source == "exit":
+                count = mc_samples * self.processes
+            if source == "step":
+                count = 1
+            out |= normalise(block.structure, record.leaves, scale=scale, count=count, rows=max(1, record.rows))
+        return out
+
+
+def normalise(structure: Structure, leaves: Observation, *, scale: float, count: float, rows: int) -> Observation:
+    """``leaf * scale^degree / count`` for every leaf; see the module's text."""
+    out = {}
+    for key, leaf in leaves.items():
+        degree = structure.DEGREE[key]
+        if not count:
+            raise ValueError("the batch is empty: there is nothing to learn from; leave it out")
+        divisor = math.sqrt(count) if structure.REDUCE == "concat" else count if degree else rows
+        factor = scale**degree / divisor
+        out[key] = leaf if factor == 1.0 else leaf * factor
+    return out
+
+
+def require_count(count: float) -> None:
+    """Raise if the number of loss terms of a summed loss is unknown."""
+    if not count:
+        raise MissingCurvatureError(
+            "loss_reduction='sum' needs to know the number of loss terms: compute the loss with one of "
+            "vogn.likelihoods inside `with opt.sampled_params():`, or use a mean loss"
+        )

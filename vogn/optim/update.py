@@ -1,0 +1,129 @@
+"""The update of curvature and mean: staged from the evidence, checked, and only then written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from vogn.capture.collector import Collector
+from vogn.capture.normalisation import require_count
+from vogn.capture.partition import Block
+from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
+from vogn.optim.blocks import BlockTable, Group
+from vogn.optim.evidence import TakingPart, anneal, staged_curvature
+from vogn.optim.functional import check_finite, evidence_tensors, natural_gradient_step, result_tensors
+from vogn.optim.steps import BlockView, StepContext
+
+if TYPE_CHECKING:
+    from vogn.optim.base import NaturalGradient
+
+
+@dataclass(frozen=True)
+class StagedUpdate:
+    """New states and means, checked but not written yet.
+
+    Args:
+        blocks: the blocks that move.
+        views: their new curvature and memory.
+        means: their new means, as block vectors.
+        notes: what the chain's steps noted.
+    """
+
+    blocks: Sequence[Block]
+    views: Sequence[BlockView]
+    means: Sequence[Tensor]
+    notes: Mapping[str, Tensor]
+
+
+def update(optimizer: NaturalGradient) -> None:
+    """One update from the gradients and observations at hand; see :meth:`vogn.NaturalGradient.step`."""
+    table, collector = optimizer._build()
+    taking_part = _take_part(optimizer, table, collector)
+    if not taking_part:
+        return
+    try:
+        staged = _stage(optimizer, table, collector, taking_part)
+    except (NonFiniteStatisticsError, NotPositiveDefiniteError):
+        collector.clear()  # the next step must not meet this evidence again
+        optimizer._contexts.reset()
+        optimizer._evidence.record.refused += 1
+        raise
+    _commit(optimizer, table, staged)
+    collector.clear()
+    optimizer._contexts.reset()
+
+
+def _take_part(optimizer: NaturalGradient, table: BlockTable, collector: Collector) -> TakingPart:
+    """The blocks with a gradient, the evidence of all processes behind them; none if there is nothing to do.
+
+    Raises:
+        MissingCurvatureError: if there are gradients but the curvature has never been observed.
+        RuntimeError: if the contexts do not fit ``mc_samples``, or the processes do not agree.
+    """
+    if optimizer.replicas.size > 1:
+        numbers = {"seed": optimizer.seed, "the number of steps": optimizer.param_groups[0]["steps_done"]}
+        collector.pool({block: optimizer._contexts.divisor(group) for block, group in table}, numbers)
+    taking_part = []
+    for block, group in table:
+        table.state(block)
+        if any(parameter.grad is not None for parameter in block.parameters):
+            taking_part.append((block, group, mean_gradient(optimizer, table, collector, block, group)))
+    if not optimizer._evidence.may_step(table, collector, taking_part):
+        return []
+    for block, _, gradient in taking_part:
+        for statistic in optimizer.statistics if table.due(block, "observe_every") else ():
+            statistic.on_step(collector, block, gradient)
+    return taking_part
+
+
+def mean_gradient(
+    optimizer: NaturalGradient, table: BlockTable, collector: Collector, block: Block, group: Group
+) -> Tensor:
+    """The gradient of the mean loss per example, averaged over weight samples, as a block vector."""
+    gradient = table.gradient(block)
+    divisor = float(optimizer._contexts.divisor(group))
+    if optimizer.loss_reduction == "sum":
+        count = collector.loss_terms(block)
+        require_count(count)
+        divisor = count / optimizer.replicas.size  # averaged over the replicas
+    return gradient / divisor if divisor != 1.0 else gradient
+
+
+def _stage(
+    optimizer: NaturalGradient, table: BlockTable, collector: Collector, taking_part: TakingPart
+) -> StagedUpdate:
+    """Compute the update and check it; nothing is written.
+
+    Raises:
+        MissingCurvatureError: if a block moves without any curvature.
+        NonFiniteStatisticsError: if a gradient, a statistic or the result is not finite.
+        NotPositiveDefiniteError: if a curvature plus its shift has no inverse.
+    """
+    observations = [collector.finish(block, optimizer._contexts.divisor(group)) for block, group, _ in taking_part]
+    check_finite(evidence_tensors(taking_part, observations))
+    views, rates = [], []
+    for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
+        optimizer._evidence.check_block(table, collector, block, group, observation, gradient)
+        new, mean = staged_curvature(table, block, group, observation), table.mean(block)
+        views.append(BlockView(block.name, block.structure, new["curvature"], new["memory"], group, mean, gradient))
+        rates.append(float(group["lr"]) / anneal(group))
+    context = StepContext(views, optimizer.param_groups[0]["steps_done"])
+    means = natural_gradient_step(context, optimizer.chain, rates)
+    blocks = [block for block, _, _ in taking_part]
+    olds = [table.state(block)["curvature"] for block in blocks]
+    check_finite(result_tensors(zip(views, means, olds, strict=True)))
+    return StagedUpdate(blocks, views, means, context.notes)
+
+
+def _commit(optimizer: NaturalGradient, table: BlockTable, staged: StagedUpdate) -> None:
+    """Write a checked update and count the step."""
+    for block, view, mean in zip(staged.blocks, staged.views, staged.means, strict=True):
+        table.state(block).update(curvature=view.state, memory=view.memory)
+        table.write(block, mean)
+    optimizer._reshard()
+    optimizer._evidence.record.add(staged.notes)
+    for group in optimizer.param_groups:
+        group["steps_done"] += 1
