@@ -20,7 +20,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types bench clean
+.PHONY: help demo test test-slow test-all lint types bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/'
@@ -30,6 +30,9 @@ demo: $(VENV)/.installed  ## noisy K-FAC on digits, with calibrated uncertainty,
 
 test: $(VENV)/.installed-dev  ## the fast tests
 	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.installed-dev  ## the slow tests
+	$(PYTEST) -m slow
 
 test-all: $(VENV)/.installed-dev  ## every test
 	$(PYTEST)
@@ -43,7 +46,7 @@ types: $(VENV)/.installed-dev  ## mypy
 bench: $(VENV)/.installed-bench  ## compare IVON with ivon-opt, finish the quick studies, print all tables
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.ivon_parity
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.regression_coverage run --jobs $(WORKERS)
-	$(ONE_THREAD) $(BIN)/python -m benchmarks.classification run --data digits --methods vogn,vogn-det,adamw --jobs $(WORKERS)
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.classification run --data digits --methods kfac,kfac-det,vogn,vogn-det,adamw --jobs $(WORKERS)
 	for data in mnist cifar10; do $(ONE_THREAD) $(BIN)/python -m benchmarks.classification report --data $$data; done
 
 clean:  ## remove the environment and the caches

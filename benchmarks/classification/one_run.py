@@ -25,7 +25,7 @@ from vogn.predict import update_batchnorm
 
 PREDICTION_TEMPERATURE = 0.3
 """Where there is no validation part; chosen on the tuning splits of the digits."""
-PREDICTION_TEMPERATURES = (0.3, 1.0, 3.0)
+PREDICTION_TEMPERATURES = (0.3, 1.0, 3.0, 10.0)
 
 
 def schedule(step: int, steps: int) -> float:
