@@ -176,8 +176,8 @@ SIGNS = {"passed": "✓", "skipped": "–", "failed": "✗"}
 HEAD = """# What holds
 
 Written by `pytest tests/promises --promise-table docs/promises.md` from the tests that ran. ✓: tested in both modes;
-two signs: variational, deterministic; –: not applicable. Limits are stated in the name of the promise. That the per-example
-gradients of each layer are exact is proved in `tests/layers`; data parallel training has a page of its own
+two signs: variational, deterministic; –: not applicable. Limits are stated in the name of the promise. That the
+per-example gradients of each layer are exact is proved in `tests/layers`; data parallel training has a page of its own
 ([distributed.md](distributed.md)).
 """
 

@@ -55,7 +55,7 @@ def train(
     ] = None,
     temperature: Annotated[float | None, _option("Temperature of the posterior.", default="the method's")] = None,
     prediction_temperature: Annotated[
-        float | None, _option("Factor on the trained posterior's covariance.", default="the method's")
+        float | None, _option("Factor on the trained posterior's covariance.", default="chosen on the validation part")
     ] = None,
     augmentation_factor: Annotated[
         float | None, _option("By how much augmentation enlarges the training set.", default="the data's")

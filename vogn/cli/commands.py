@@ -16,7 +16,7 @@ from rich.console import Console
 
 from vogn.cli.contenders import NaturalGradientContender, check_method, contenders
 from vogn.cli.errors import InterruptedRunError, UsageError
-from vogn.cli.evaluation import Evaluation, entropy, evaluate, predictive
+from vogn.cli.evaluation import Evaluation, entropy, evaluate, posterior, predictive
 from vogn.cli.interruption import Interruption
 from vogn.cli.plots import plot_learning_curves, plot_reliability
 from vogn.cli.run_folder import RunFolder, write_atomically
@@ -26,7 +26,6 @@ from vogn.cli.settings import Settings, given_settings, resumed_settings
 from vogn.cli.training import Training
 from vogn.data import Data, Preprocessing, load_inputs
 from vogn.errors import CheckpointError
-from vogn.posterior import GaussianPosterior
 
 PARTS = ("test", "validation", "train")
 
@@ -161,9 +160,7 @@ def _other_data(session: Session, spec: str) -> Data:
 
 
 def _save_posterior(session: Session) -> None:
-    posterior = session.posterior()
-    assert isinstance(posterior, GaussianPosterior)
-    posterior.save(session.folder.path / "posterior.safetensors")
+    posterior(session).save(session.folder.path / "posterior.safetensors")
 
 
 def _report(

@@ -13,7 +13,7 @@ from torch import nn
 from vogn.cli.errors import UsageError
 from vogn.cli.settings import Settings
 from vogn.optim import METHODS
-from vogn.posterior import GaussianPosterior, Posterior
+from vogn.posterior import GaussianPosterior
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,11 @@ class Recipe:
     Args:
         prior_precision: precision of the Gaussian prior over each weight.
         temperature: of the posterior while training.
-        prediction_temperature: factor on the trained posterior's covariance.
         options: further keyword arguments of the method.
     """
 
     prior_precision: float = 100.0
     temperature: float = 1e-3
-    prediction_temperature: float = 0.3
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -38,14 +36,14 @@ _KRONECKER = {"lr": 0.1, "observe_every": 5}
 _NEWTON = {"lr": 2.0, "initial_curvature": 0.3}
 
 RECIPES: dict[str, Recipe] = {
-    "vogn": Recipe(1000.0, 1e-3, options=_VOGN),
-    "von": Recipe(1000.0, 1e-3, options=_VOGN),
-    "vadam": Recipe(1000.0, 1e-3, options={"lr": 3e-3}),
-    "ivon": Recipe(10.0, 0.1, options=_NEWTON),
-    "evon": Recipe(10.0, 0.1, options=_NEWTON),
-    "kfac": Recipe(100.0, 1e-2, options=_KRONECKER),
-    "ekfac": Recipe(100.0, 1e-2, options=_KRONECKER),
-    "slang": Recipe(1000.0, 1e-3, options={"lr": 0.1, "damping": 0.1, "rank": 2}),
+    "vogn": Recipe(1000.0, 1e-3, _VOGN),
+    "von": Recipe(1000.0, 1e-3, _VOGN),
+    "vadam": Recipe(1000.0, 1e-3, {"lr": 3e-3}),
+    "ivon": Recipe(10.0, 0.1, _NEWTON),
+    "evon": Recipe(10.0, 0.1, _NEWTON),
+    "kfac": Recipe(100.0, 1e-2, _KRONECKER),
+    "ekfac": Recipe(100.0, 1e-2, _KRONECKER),
+    "slang": Recipe(1000.0, 1e-3, {"lr": 0.1, "damping": 0.1, "rank": 2}),
 }
 """Method to recipe: what trained image classifiers well on validation data; methods not listed use ``Recipe()``."""
 
@@ -86,7 +84,7 @@ class Contender(Protocol):
         """The context in which forward and backward run."""
         ...
 
-    def posterior(self, model: nn.Module, optimizer: Any, settings: Settings) -> Posterior:
+    def posterior(self, model: nn.Module, optimizer: Any) -> GaussianPosterior:
         """The distribution over weights after training."""
         ...
 
@@ -133,12 +131,9 @@ class NaturalGradientContender:
         context: AbstractContextManager[Any] = optimizer.sampled_params()
         return context
 
-    def posterior(self, model: nn.Module, optimizer: Any, settings: Settings) -> Posterior:
-        temperature = settings.prediction_temperature
-        if temperature is None:
-            temperature = RECIPES.get(self.method, Recipe()).prediction_temperature
+    def posterior(self, model: nn.Module, optimizer: Any) -> GaussianPosterior:
         found: GaussianPosterior = optimizer.posterior()
-        return found.tempered(temperature)
+        return found
 
 
 @dataclass(frozen=True)
@@ -169,7 +164,7 @@ class AdamWContender:
     def sampled(self, optimizer: Any) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def posterior(self, model: nn.Module, optimizer: Any, settings: Settings) -> Posterior:
+    def posterior(self, model: nn.Module, optimizer: Any) -> GaussianPosterior:
         return GaussianPosterior([], {name: parameter.detach() for name, parameter in model.named_parameters()})
 
 

@@ -17,6 +17,10 @@ from vogn.predict import Predictive, predict
 
 _BATCH = 512
 _CALIBRATION = 1024
+_VALIDATION = 1000
+_SAMPLES = 16
+TEMPERATURES = (0.3, 1.0, 3.0, 10.0)
+"""Factors on the posterior's covariance among which the validation part chooses."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,44 @@ class Evaluation:
         return {"label": self.label, "how": self.how, **asdict(self.scores)}
 
 
+def posterior(session: Session) -> GaussianPosterior:
+    """The trained posterior at the temperature of prediction.
+
+    That temperature is the one asked for, or the one in ``prediction.json``, or the one of :data:`TEMPERATURES` with
+    the lowest NLL on (at most 1000 examples of) the validation part, which is then written there.
+    """
+    trained = session.posterior()
+    asked = session.settings.prediction_temperature
+    if asked is not None:
+        return trained.tempered(asked)
+    if not trained.sampled_blocks or len(session.data.validation) == 0:
+        return trained
+    stored = session.folder.read_prediction()
+    if stored is None or stored["position"] != asdict(session.position):
+        x, y = session.data.validation.x[:_VALIDATION], session.data.validation.y[:_VALIDATION]
+        found = {}
+        for temperature in TEMPERATURES:
+            probabilities = _predictive(session, trained.tempered(temperature), x, samples=_SAMPLES).mean
+            found[temperature] = Scores.of(probabilities, y).nll
+        best = min(found, key=lambda temperature: found[temperature])
+        stored = {
+            "temperature": best,
+            "validation_nll": {str(temperature): value for temperature, value in found.items()},
+            "position": asdict(session.position),
+        }
+        session.folder.write_json("prediction.json", stored)
+    return trained.tempered(float(stored["temperature"]))
+
+
 def predictive(session: Session, x: Tensor, *, samples: int | None) -> Predictive:
     """Class probabilities with the mean weights (``samples=None``) or averaged over that many weight samples."""
+    return _predictive(session, session.posterior() if samples is None else posterior(session), x, samples=samples)
+
+
+def _predictive(session: Session, weights: GaussianPosterior, x: Tensor, *, samples: int | None) -> Predictive:
     return predict(
         session.model,
-        session.posterior(),
+        weights,
         x,
         method="mean" if samples is None else "mc",
         samples=1 if samples is None else samples,

@@ -1,4 +1,4 @@
-"""The folder of one run: ``config.json``, ``metrics.jsonl``, ``checkpoint.pt``, ``results.json`` and pictures.
+"""The folder of one run: settings, progress, checkpoint, temperature of prediction, results and pictures.
 
 Every file but ``metrics.jsonl`` is replaced in one step, so that a reader never sees half a file; rows of
 ``metrics.jsonl`` that are newer than the checkpoint are dropped when a run goes on.
@@ -109,6 +109,21 @@ class RunFolder:
             return Settings.from_dict(config["settings"])
         except (KeyError, TypeError, UsageError) as error:
             raise CheckpointError(f"{path} does not hold the settings of a run: {error}") from error
+
+    def read_prediction(self) -> dict[str, Any] | None:
+        """What is in ``prediction.json``: the temperature of prediction and how it was found; ``None`` if not there.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        path = self.path / "prediction.json"
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text())
+            return {"temperature": float(content["temperature"]), "position": dict(content["position"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}); delete it to have it made again") from error
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one JSON file atomically."""

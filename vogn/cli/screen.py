@@ -96,7 +96,6 @@ def methods_table() -> Table:
     for name, info in METHODS.items():
         recipe = RECIPES.get(name, Recipe())
         chosen = {"prior precision": recipe.prior_precision, "temperature": recipe.temperature}
-        chosen["prediction temperature"] = recipe.prediction_temperature
         options = chosen | dict(recipe.options)
         table.add_row(name, info.summary, info.paper, ", ".join(f"{key} {value}" for key, value in options.items()))
     return table

@@ -15,7 +15,7 @@ from vogn.cli.run_folder import RunFolder
 from vogn.cli.settings import Settings
 from vogn.data import Data, Preprocessing, load_data
 from vogn.errors import CheckpointError
-from vogn.posterior import Posterior
+from vogn.posterior import GaussianPosterior
 
 
 @dataclass
@@ -92,9 +92,9 @@ class Session:
             "optimizer": {"lr": self.rates[0], **self.options},
         }
 
-    def posterior(self) -> Posterior:
-        """The distribution over weights at this point of the run."""
-        return self.contender.posterior(self.model, self.optimizer, self.settings)
+    def posterior(self) -> GaussianPosterior:
+        """The distribution over weights at this point of the run, at the temperature of training."""
+        return self.contender.posterior(self.model, self.optimizer)
 
     def save(self) -> None:
         """Write the checkpoint."""

@@ -28,7 +28,8 @@ class Settings:
         prior_precision: precision of the Gaussian prior over each weight; ``None`` takes the method's default.
         ess: effective sample size; ``None`` computes it from the next two.
         temperature: of the posterior, divides the effective sample size; ``None`` takes the method's default.
-        prediction_temperature: factor on the covariance of the finished posterior; ``None`` takes the method's default.
+        prediction_temperature: factor on the covariance of the finished posterior; ``None`` chooses it on the
+            validation part.
         augmentation_factor: multiplies the number of training examples; ``None`` takes the data set's default.
         augment: whether to augment images where that is customary.
         image_size: pixels to which image files are brought.
