@@ -44,9 +44,7 @@ def test_micro_batches_that_are_averaged_once_equal_one_process_with_the_same_mi
 
 
 def test_contexts_that_are_not_averaged_are_refused(ranks):
-    with pytest.raises(
-        AssertionError, match="1 sampled contexts .* not a multiple of mc_samples=2"
-    ):
+    with pytest.raises(AssertionError, match="1 sampled contexts .* not a multiple of mc_samples=2"):
         ranks.run("train", file="sharded.py", method="ivon", contexts=2, quiet_contexts=True)
 
 
