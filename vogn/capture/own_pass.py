@@ -34,10 +34,12 @@ def member_rows(
         a compiled graph.
     """
     calls = [tap for tap in taps.calls if tap.member in wanted]
-    bare = [member for member in wanted if member.rule is None]
-    unseen = set(wanted) - {tap.member for tap in calls} - set(bare)
-    with muted(), taps.hearing() as heard:
-        grads, bare_rows = own_pass(call.outputs, columns, calls, bare, [m for m in members if m in unseen])
+    bare = [member for member in wanted if member.rule is None and member.parameters[0].requires_grad]
+    unseen = {member for member in wanted if member.rule is not None} - {tap.member for tap in calls}
+    with muted():
+        with taps.hearing() as heard:
+            grads = layer_gradients(call.outputs, columns, calls, [m for m in members if m in unseen])
+        bare_rows = parameter_gradients(call.outputs, columns, bare)
     reached = [replace(tap, grad=grad) for tap, grad in zip(calls, grads, strict=True) if grad is not None]
     compiled = [tap for tap in stack_columns(heard, len(columns)) if tap.member in wanted]
     by_member: dict[Member, list[Call]] = {}
@@ -52,40 +54,45 @@ def member_rows(
     return rows_of, touched | {-1 - tap.key for tap in compiled if tap.key is not None}
 
 
-def own_pass(
-    outputs: Tensor, columns: Tensor, calls: Sequence[Call], bare: Sequence[Member], unseen: Sequence[Member] = ()
-) -> tuple[list[Tensor | None], dict[Member, Rows]]:
-    """Propagate gradient columns from the outputs to tapped layers and bare parameters.
+def layer_gradients(
+    outputs: Tensor, columns: Tensor, calls: Sequence[Call], unseen: Sequence[Member] = ()
+) -> list[Tensor | None]:
+    """Propagate gradient columns from the outputs to tapped layers.
 
     Args:
         outputs: network outputs ``(N, ...)``, attached to the graph, which is kept.
         columns: ``(K, *outputs.shape)``.
         calls: the tapped forward calls.
-        bare: parameters without a layer rule; they get one gradient per example.
-        unseen: layers of which no call was seen: unused, or in a compiled graph, whose taps report by themselves.
+        unseen: layers of which no call was seen: unused, frozen, or in a compiled graph, whose taps report by
+            themselves when the gradient of any parameter in the graph is asked for.
 
     Returns:
-        One ``(K, *layer output)`` gradient per call (``None`` where the outputs do not depend on it), and the rows of
-        the bare parameters.
+        One ``(K, *layer output)`` gradient per call, ``None`` where the outputs do not depend on it.
     """
-    per_call: list[list[Tensor | None]] = []
     edges = [call.edge for call in calls if call.edge is not None]
     assert len(edges) == len(calls)
-    targets: list[Any] = [*edges, *(member.parameters[0] for member in unseen)]
-    for column in columns if targets else ():
-        grads = torch.autograd.grad(outputs, targets, column.to(outputs.dtype), retain_graph=True, allow_unused=True)
-        per_call.append(list(grads[: len(edges)]))
-    stacked = [
-        None if any(grad is None for grad in grads) else torch.stack([g for g in grads if g is not None])
-        for grads in zip(*per_call, strict=True)
+    parameters = [next((p for p in member.parameters if p.requires_grad), None) for member in unseen]
+    targets: list[Any] = [*edges, *(parameter for parameter in parameters if parameter is not None)]
+    per_column = [
+        torch.autograd.grad(outputs, targets, column.to(outputs.dtype), retain_graph=True, allow_unused=True)
+        for column in (columns if targets else ())
     ]
-    rows = {}
-    if bare:
-        parameters = [member.parameters[0] for member in bare]
-        gradients = [per_example_gradients(outputs, column, parameters) for column in columns]
-        for member, grads in zip(bare, zip(*gradients, strict=True), strict=True):
-            rows[member] = parameter_rows(torch.stack(grads))
-    return stacked, rows
+    return [
+        None if any(grad is None for grad in grads) else torch.stack(grads)
+        for grads in list(zip(*per_column, strict=True))[: len(edges)]
+    ]
+
+
+def parameter_gradients(outputs: Tensor, columns: Tensor, bare: Sequence[Member]) -> dict[Member, Rows]:
+    """Rows of parameters without a layer rule, one gradient per example; arguments as :func:`layer_gradients`."""
+    if not bare:
+        return {}
+    parameters = [member.parameters[0] for member in bare]
+    gradients = [per_example_gradients(outputs, column, parameters) for column in columns]
+    return {
+        member: parameter_rows(torch.stack(grads))
+        for member, grads in zip(bare, zip(*gradients, strict=True), strict=True)
+    }
 
 
 def stack_columns(heard: Sequence[Call], columns: int) -> list[Call]:

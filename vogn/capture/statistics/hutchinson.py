@@ -35,35 +35,31 @@ def hessian_products(collector: Collector, call: LikelihoodCall, directions: Map
         )
     check_own_pass(call.outputs, collector.statistics, collector.replicas)
     check_not_sharded(blocks, "Hessian products", collector.statistics)
-    parameters = [parameter for block in blocks for parameter in block.parameters]
     weight = term_weights(call)
     terms = call.likelihood.terms(kept(call.outputs, call.mask), kept(call.targets, call.mask))
     if isinstance(weight, Tensor):
         terms = terms * weight.reshape(terms.shape)
-    with muted():
-        gradients = torch.autograd.grad(terms.sum(), parameters, create_graph=True, allow_unused=True)
-        flat: list[Tensor] = []
-        for block in blocks:
-            direction = block.layout.unpack(directions[block.name])
-            flat += [direction[name] for name in block.layout.names]
-        pairs = [(g, v) for g, v in zip(gradients, flat, strict=True) if g is not None and g.requires_grad]
-        products: tuple[Tensor | None, ...]
-        if pairs:
-            inner = torch.stack([(g * v.to(g.dtype)).sum() for g, v in pairs]).sum()
-            products = _second(inner, parameters)
-        else:
-            products = (None,) * len(parameters)
-    out, position = {}, 0
+    along: dict[nn.Parameter, Tensor] = {}
     for block in blocks:
-        if all(gradients[position + k] is None for k in range(len(block.parameters))):
-            position += len(block.parameters)
+        direction = block.layout.unpack(directions[block.name])
+        named = zip(block.layout.names, block.parameters, strict=True)
+        along |= {parameter: direction[name] for name, parameter in named if parameter.requires_grad}
+    with muted():
+        found = torch.autograd.grad(terms.sum(), list(along), create_graph=True, allow_unused=True)
+        gradients = {parameter: g for parameter, g in zip(along, found, strict=True) if g is not None}
+        curved = [(g * along[parameter].to(g.dtype)).sum() for parameter, g in gradients.items() if g.requires_grad]
+        products: dict[nn.Parameter, Tensor | None] = {}
+        if curved:
+            products = dict(zip(along, _second(torch.stack(curved).sum(), list(along)), strict=True))
+    out = {}
+    for block in blocks:
+        if not any(parameter in gradients for parameter in block.parameters):
             continue
-        named = {}
+        responses = {}
         for name, parameter in zip(block.layout.names, block.parameters, strict=True):
-            product = products[position]
-            named[name] = torch.zeros_like(parameter) if product is None else product.detach()
-            position += 1
-        out[block.name] = block.layout.pack(named).to(directions[block.name].dtype)
+            product = products.get(parameter)
+            responses[name] = torch.zeros_like(parameter) if product is None else product.detach()
+        out[block.name] = block.layout.pack(responses).to(directions[block.name].dtype)
     return out
 
 
