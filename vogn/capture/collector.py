@@ -246,11 +246,6 @@ class Collector:
 
     # ------------------------------------------------------------------ services for the statistics
 
-    @staticmethod
-    def dtype_of(block: Block) -> torch.dtype:
-        """Curvature arithmetic is done in float32 at least."""
-        return block.curvature_dtype
-
     @property
     def entry_gradients(self) -> dict[str, Tensor]:
         """Block name to the packed gradient that was there when the context began, for those that want to know."""
@@ -321,7 +316,6 @@ class Collector:
             self.seen,
             agreement=agreement,
             scale_of=lambda source, block: self._normalisation.scale(self._ledger, source, block, samples_of[block]),
-            dtype_of=self.dtype_of,
             replicas=self.replicas,
         )
         self._normalisation.processes = self.replicas.size

@@ -53,7 +53,6 @@ def pool(
     *,
     agreement: Agreement,
     scale_of: Callable[[Source, Block], float],
-    dtype_of: Callable[[Block], torch.dtype],
     replicas: Replicas,
 ) -> tuple[Ledger, set[Member]]:
     """Evidence, counts and seen members of all ranks together.
@@ -64,7 +63,6 @@ def pool(
         seen: members that this rank has ever seen.
         agreement: what must be equal.
         scale_of: the factor on output gradients that undoes this rank's loss scale and reduction.
-        dtype_of: dtype of a block's curvature.
         replicas: the ranks.
 
     Raises:
@@ -79,7 +77,7 @@ def pool(
             leaves = {key: leaf if scale == 1.0 else leaf * scale ** degree[key] for key, leaf in record.leaves.items()}
             device = block.parameters[0].device
             parts.append(
-                Part(leaves, tuple(sorted(degree)), block.structure.REDUCE == "concat", dtype_of(block), device)
+                Part(leaves, tuple(sorted(degree)), block.structure.REDUCE == "concat", block.curvature_dtype, device)
             )
             rows.append(record.rows)
     members = [member for block in blocks for member in block.members]

@@ -18,6 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from vogn.capture.compiled import keeping_buffers, new_key, tap
 from vogn.capture.forwards import bind, unbind
+from vogn.capture.lookups import Lookups
 from vogn.capture.partition import Member
 from vogn.errors import UnsupportedObservationError
 from vogn.layers.bare import parameter_rows
@@ -131,7 +132,7 @@ class Taps:
     _sites: dict[tuple[nn.Module, str], list[tuple[Member, Member]]] = field(default_factory=dict)
     _open: list[Call] = field(default_factory=list)
     _attached: bool = False
-    _last_index: tuple[int, ...] = ()
+    _lookups: Lookups = field(default_factory=Lookups)
     _keys: dict[tuple[Member, Member], int] = field(default_factory=dict)
     _heard: list[Call] | None = None
     _buffers: ExitStack = field(default_factory=ExitStack)
@@ -157,7 +158,8 @@ class Taps:
 
     def detach(self) -> None:
         """Stop recording and let go of every graph that was recorded."""
-        self._attached, self._last_index = False, ()
+        self._attached = False
+        self._lookups.forget()
         self._buffers.close()
         for handle in self._handles:
             handle.remove()
@@ -188,7 +190,7 @@ class Taps:
                     inputs = (examples_first(inputs[0], use.axes), *inputs[1:])
                 saved = rule.saved(module, inputs, output)
             if rule.LOOKS_UP:
-                saved, output = self._for_every_example(use, saved, output)
+                saved, output = self._lookups.spread(use.layout.names[0], saved, output)
             if torch.compiler.is_compiling():
                 kept = list(saved)
                 output.register_hook(lambda grad: tap(grad, kept, key))
@@ -197,28 +199,6 @@ class Taps:
             return output
 
         return record
-
-    def _for_every_example(
-        self, use: Member, saved: tuple[Tensor, ...], output: Tensor
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Positions ``(1, T)`` looked up after the words ``(N, T)``: broadcasting adds them to every example, so that
-        their gradient would come summed over the examples; expanded here, it comes apart.
-
-        Raises:
-            UnsupportedObservationError: for positions ``(T,)`` where ``T = N``, which look like one index per example.
-        """
-        (index, *_), last = saved, self._last_index
-        if index.ndim == 2 and index.shape[0] == 1 and len(last) == 2 and last[0] > 1 and last[1] == index.shape[1]:
-            saved = tuple(tensor.expand(last[0], *tensor.shape[1:]) for tensor in saved)
-            return saved, output.expand(last[0], *output.shape[1:])
-        doubtful = index.ndim == 1 and last == (len(index), len(index)) and not torch.compiler.is_compiling()
-        if doubtful and torch.equal(index, torch.arange(len(index), dtype=index.dtype, device=index.device)):
-            raise UnsupportedObservationError(
-                f"layer {use.layout.names[0]!r} looks up 0, 1, ..., {len(index) - 1}: positions that all examples "
-                "share have no gradient per example. Give them for each: torch.arange(T).expand(N, -1)"
-            )
-        self._last_index = tuple(index.shape)
-        return saved, output
 
     def _on_site(self, module: nn.Module, site: str, output: Tensor) -> Callable[[tuple[Tensor, ...]], None]:
         uses = self._sites.get((module, site), ())

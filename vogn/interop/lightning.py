@@ -44,11 +44,10 @@ class NaturalGradientCallback(Callback):
         self.posterior_path: Path | None = None
         """Where the posterior has been written."""
         self._open = False
-        self._automatic = True
         self._hook: Any = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check that trainer and optimizer fit, and take over the closures of ``optimizer.step(closure)``.
+        """Check that trainer and optimizer fit.
 
         Raises:
             TypeError: if the optimizer is none of ours.
@@ -65,8 +64,8 @@ class NaturalGradientCallback(Callback):
                 "mc_samples=1 (accumulated batches have samples of their own)"
             )
         opt.grad_scaler = scaler
-        self._automatic = pl_module.automatic_optimization
-        self._hook = opt.register_step_pre_hook(self._before_step)
+        if not pl_module.automatic_optimization:
+            self._hook = opt.register_step_pre_hook(_finish_closure)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Write a weight sample into the network."""
@@ -116,18 +115,6 @@ class NaturalGradientCallback(Callback):
             self._hook.remove()
             self._hook = None
 
-    def _before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Run the closure in the context that is open, instead of letting the step open one and drop what has been
-        accumulated; with manual optimisation, where Lightning gives an empty closure, in none."""
-        _, *positional = args
-        closure = positional[0] if positional else kwargs.get("closure")
-        if closure is None or (self._automatic and not self._open):
-            return None
-        closure()
-        return (optimizer,), {}
-
     def _optimizer(self, trainer: Any) -> NaturalGradient:
         if len(trainer.optimizers) != 1:
             raise ValueError(
@@ -145,3 +132,14 @@ class NaturalGradientCallback(Callback):
         checkpoints = trainer.checkpoint_callback
         beside = None if checkpoints is None else checkpoints.dirpath
         return Path(beside or trainer.log_dir or trainer.default_root_dir)
+
+
+def _finish_closure(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Manual optimisation: the closure holds no passes of the user's, so ``step`` must not open a context for it."""
+    _, *positional = args
+    closure = positional[0] if positional else kwargs.get("closure")
+    if closure is not None:
+        closure()
+    return (optimizer,), {}

@@ -40,7 +40,7 @@ class LayerRule(ABC):
     Class attributes:
         NORMALISES: whether the layer normalises its input, so that its parameters are *norm parameters*.
         ATTRIBUTES: the parameters that the rule knows; empty if it knows all of its modules' own parameters.
-        LOOKS_UP: whether the layer looks up indices, which all examples may share.
+        LOOKS_UP: whether the layer looks up indices (which all examples may share) instead of multiplying.
     """
 
     NORMALISES: ClassVar[bool] = False

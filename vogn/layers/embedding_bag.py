@@ -28,6 +28,7 @@ class EmbeddingBagRule(LayerRule):
     """
 
     ATTRIBUTES = ("weight",)
+    LOOKS_UP = True
 
     def layout(self, module: nn.Module, names: Mapping[str, str], shapes: Mapping[str, Shape]) -> Layout:
         """See :meth:`LayerRule.layout`.

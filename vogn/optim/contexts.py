@@ -140,8 +140,8 @@ def draw(optimizer: NaturalGradient, table: BlockTable) -> SampleContext:
 def run_closure(optimizer: NaturalGradient, parameters: Sequence[Tensor], closure: Callable[[], Any]) -> Any:
     """Call a closure in one context per weight sample, and leave the sum of its gradients in ``.grad``.
 
-    Where the user's own contexts have measured this step already, the closure only finishes it (manual optimisation in
-    Lightning passes an empty one) and runs once, as it is.
+    Where a context of the caller's own is open, or has measured this step already, the closure belongs to it and runs
+    once, as it is.
 
     Args:
         optimizer: whose contexts are opened.
@@ -151,7 +151,7 @@ def run_closure(optimizer: NaturalGradient, parameters: Sequence[Tensor], closur
     Returns:
         The closure's last value.
     """
-    if optimizer._contexts.samples:
+    if optimizer._contexts.open or optimizer._contexts.samples:
         with torch.enable_grad():
             return closure()
     optimizer.zero_grad()

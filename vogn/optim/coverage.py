@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vogn.capture.partition import Block
-from vogn.capture.statistics import GGN, MonteCarlo, Statistic
+from vogn.capture.statistics import Statistic
 from vogn.linalg.layout import MatrixLayout
 from vogn.optim.blocks import BlockTable
 from vogn.optim.report import Cell, Report, amount
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 OWN_PASS = 1.0 / 3.0
 """Cost of one more backward to the layers' outputs, relative to forward and backward."""
-LOOK_UPS = (nn.Embedding, nn.EmbeddingBag)
-"""Layers without multiply-adds to compare with."""
 
 
 def _extra(row: Mapping[str, Any]) -> str:
@@ -177,36 +175,18 @@ def _extra_time(statistics: tuple[Statistic, ...], block: Block) -> tuple[float 
     """Multiply-adds of one observation over those of the layer's forward and backward, and what multiplies them."""
     rows = [statistic for statistic in statistics if statistic.CHANNEL == "rows" and statistic.NEEDS_PAIRS]
     known = costs(block.structure, block.layout.block_shape)
-    layer = block.members[0].module
-    matrix = isinstance(block.layout, MatrixLayout) and not isinstance(layer, LOOK_UPS)
+    rule = block.members[0].rule
+    matrix = isinstance(block.layout, MatrixLayout) and not (rule is not None and rule.LOOKS_UP)
     if not rows or known is None or known.row is None or block.has_bare or not matrix:
         return None, ""
     own = 0.0 if "backward" in rows[0].WHEN else OWN_PASS
-    columns, per = _columns(rows[0])
+    columns, per = rows[0].columns_per_example
     return columns * (known.row / (3.0 * math.prod(block.layout.block_shape)) + own), per
-
-
-def _columns(statistic: Statistic) -> tuple[float, str]:
-    """Columns of output gradients per example, or 1 and what one column stands for."""
-    if isinstance(statistic, GGN):
-        return (1.0, "output") if statistic.samples is None else (float(statistic.samples), "")
-    return (float(statistic.draws) if isinstance(statistic, MonteCarlo) else 1.0), ""
-
-
-PASSES: Mapping[str, str] = {
-    "empirical": "the user's backward, no pass of its own",
-    "mc": "one more backward per draw of labels",
-    "ggn": "one more backward per output (and per loss term of an example), or per random column",
-    "gradient": "the finished gradient, no pass of its own",
-    "price": "the weight noise and the gradient, no pass of its own; Hutchinson's in deterministic mode",
-    "hutchinson": "one more backward through the gradient",
-}
-"""Statistic to the passes through the network that it takes."""
 
 
 def _remarks(optimizer: NaturalGradient, rows: Coverage) -> tuple[str, ...]:
     tracked = sum(1 for row in rows if row["block"])
-    passes = "; ".join(f"{s.NAME}: {PASSES.get(s.NAME, 'see its documentation')}" for s in optimizer.statistics)
+    passes = "; ".join(f"{statistic.NAME}: {statistic.PASSES}" for statistic in optimizer.statistics)
     return (
         f"{len(rows)} parameters, {tracked} tracked, {len(rows) - tracked} frozen; "
         f"{sum(row['bytes'] for row in rows)} bytes of optimizer state",

@@ -23,6 +23,7 @@ class Statistic(ABC):
 
     Class attributes:
         NAME: key in the registry.
+        PASSES: the passes through the network that it takes, in words.
         CHANNEL: ``"rows"`` or ``"probe"``: how it feeds structures.
         WHEN: the events it listens to.
         NEEDS_PAIRS: whether it needs layer inputs and output gradients, hence a model instead of bare parameters.
@@ -30,10 +31,16 @@ class Statistic(ABC):
     """
 
     NAME: ClassVar[str]
+    PASSES: ClassVar[str] = "see its documentation"
     CHANNEL: ClassVar[Literal["rows", "probe"]]
     WHEN: ClassVar[frozenset[Event]]
     NEEDS_PAIRS: ClassVar[bool] = False
     NEEDS_LIKELIHOOD: ClassVar[bool] = False
+
+    @property
+    def columns_per_example(self) -> tuple[float, str]:
+        """Columns of output gradients per example, or 1 and what one column stands for (``"output"``)."""
+        return 1.0, ""
 
     def on_entry(self, collector: Collector) -> None:  # noqa: B027
         """A sampled context begins."""

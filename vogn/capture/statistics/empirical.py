@@ -22,6 +22,7 @@ class Empirical(Statistic):
     """
 
     NAME = "empirical"
+    PASSES = "the user's backward, no pass of its own"
     CHANNEL = "rows"
     WHEN = frozenset({"backward", "likelihood"})
     NEEDS_PAIRS = True

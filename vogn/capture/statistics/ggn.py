@@ -26,6 +26,7 @@ class GGN(Statistic):
     """
 
     NAME = "ggn"
+    PASSES = "one more backward per output (and per loss term of an example), or per random column"
     CHANNEL = "rows"
     WHEN = frozenset({"likelihood"})
     NEEDS_PAIRS = True
@@ -35,6 +36,11 @@ class GGN(Statistic):
         if samples is not None and samples < 1:
             raise ValueError(f"ggn_samples={samples} must be at least 1, or None for the exact GGN")
         self.samples = samples
+
+    @property
+    def columns_per_example(self) -> tuple[float, str]:
+        """See :attr:`Statistic.columns_per_example`."""
+        return (1.0, "output") if self.samples is None else (float(self.samples), "")
 
     def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
         """See :meth:`Statistic.on_likelihood`."""

@@ -18,6 +18,7 @@ class Gradient(Statistic):
     """``C_hat = G G^T`` with the mini-batch gradient ``G``: about ``1 / batch size`` of the empirical Fisher."""
 
     NAME = "gradient"
+    PASSES = "the finished gradient, no pass of its own"
     CHANNEL = "rows"
     WHEN = frozenset({"step"})
 

@@ -86,6 +86,7 @@ class Hutchinson(Statistic):
     """``(v, H v)`` with ``v ~ N(0, I)``: an unbiased estimate of the Hessian itself, which may be indefinite."""
 
     NAME = "hutchinson"
+    PASSES = "one more backward through the gradient"
     CHANNEL = "probe"
     WHEN = frozenset({"likelihood"})
     NEEDS_LIKELIHOOD = True
@@ -103,7 +104,7 @@ class Hutchinson(Statistic):
                 sample=context.sample,
                 name=block.name,
                 rank=context.rank,
-                dtype=collector.dtype_of(block),
+                dtype=block.curvature_dtype,
                 device=block.parameters[0].device,
             )
             for block in collector.blocks

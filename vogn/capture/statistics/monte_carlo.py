@@ -23,6 +23,7 @@ class MonteCarlo(Statistic):
     """
 
     NAME = "mc"
+    PASSES = "one more backward per draw of labels"
     CHANNEL = "rows"
     WHEN = frozenset({"likelihood"})
     NEEDS_PAIRS = True
@@ -32,6 +33,11 @@ class MonteCarlo(Statistic):
         if draws < 1:
             raise ValueError(f"draws={draws} must be at least 1")
         self.draws = draws
+
+    @property
+    def columns_per_example(self) -> tuple[float, str]:
+        """See :attr:`Statistic.columns_per_example`."""
+        return float(self.draws), ""
 
     def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
         """See :meth:`Statistic.on_likelihood`."""

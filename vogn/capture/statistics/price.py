@@ -25,6 +25,7 @@ class Price(Statistic):
     """
 
     NAME = "price"
+    PASSES = "the weight noise and the gradient, no pass of its own; Hutchinson's in deterministic mode"
     CHANNEL = "probe"
     WHEN = frozenset({"sample_exit", "likelihood"})
 
@@ -68,7 +69,7 @@ class Price(Statistic):
                     sample=context.sample,
                     name=block.name,
                     rank=context.rank,
-                    dtype=collector.dtype_of(block),
+                    dtype=block.curvature_dtype,
                     device=block.parameters[0].device,
                 )
                 directions[block.name] = block.structure.sample(state, noise, shift)
