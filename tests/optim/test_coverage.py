@@ -281,3 +281,12 @@ def test_the_page_about_coverage_runs(capsys):
     errors = {row["block"]: row["error"] for row in namespace["rows"]}
     assert errors["head.weight"] < 1e-10 < errors["body.0.weight"]
     assert "diagonal input factor (20000)" in capsys.readouterr().out
+
+
+def test_the_cost_of_an_explicit_forward_is_in_the_note():
+    rows = vogn.coverage(nn.Sequential(nn.LSTM(2, 3), nn.GRUCell(3, 2)), method="kfac")
+    notes = {row["block"]: row["note"] for row in rows if row["parameter"] == row["block"]}
+    assert notes.keys() == {"0.weight_ih_l0", "0.weight_hh_l0", "1.weight_ih", "1.weight_hh"}
+    assert all("step by step while capturing" in note for block, note in notes.items() if block.startswith("0."))
+    assert all("without the fused kernel" in note for note in notes.values())
+    assert not any(row["note"] for row in vogn.coverage(nn.MultiheadAttention(4, 2), method="kfac"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from vogn.types import Shape
 RuleT = TypeVar("RuleT", bound="type[LayerRule]")
 ExplicitT = TypeVar("ExplicitT", bound="type[ExplicitRule]")
 EntryT = TypeVar("EntryT")
+ClassT = TypeVar("ClassT", bound="type[Any]")
+KeyT = TypeVar("KeyT")
 
 Axes = Literal["examples", "batch_first", "time_first"]
 """Where examples are in a layer's input and output: ``"examples"``: dimension 0. The other two say that a layer lives
@@ -118,13 +120,7 @@ RULES: dict[type[nn.Module], LayerRule] = {}
 
 def register_layer(*types: type[nn.Module]) -> Callable[[RuleT], RuleT]:
     """Class decorator: use the rule for the given module types."""
-
-    def decorate(rule: RuleT) -> RuleT:
-        for module_type in types:
-            RULES[module_type] = rule()
-        return rule
-
-    return decorate
+    return _register(RULES, types)
 
 
 EXPLICIT: dict[type[nn.Module], ExplicitRule] = {}
@@ -133,13 +129,7 @@ EXPLICIT: dict[type[nn.Module], ExplicitRule] = {}
 
 def register_explicit(*types: type[nn.Module]) -> Callable[[ExplicitT], ExplicitT]:
     """Class decorator: use the explicit forward for the given module types."""
-
-    def decorate(rule: ExplicitT) -> ExplicitT:
-        for module_type in types:
-            EXPLICIT[module_type] = rule()
-        return rule
-
-    return decorate
+    return _register(EXPLICIT, types)
 
 
 SEQUENCES: dict[type[nn.Module], Callable[[Any], Mapping[str, Axes]]] = {}
@@ -156,11 +146,15 @@ def register_foreign(*names: str) -> Callable[[RuleT], RuleT]:
     Args:
         names: ``f"{cls.__module__}.{cls.__qualname__}"`` of each class, e.g. ``"transformers.pytorch_utils.Conv1D"``.
     """
+    return _register(FOREIGN, names)
 
-    def decorate(rule: RuleT) -> RuleT:
-        for name in names:
-            FOREIGN[name] = rule()
-        return rule
+
+def _register(registry: MutableMapping[KeyT, Any], keys: Iterable[KeyT]) -> Callable[[ClassT], ClassT]:
+    """Class decorator: an instance of the class under each of the keys."""
+
+    def decorate(kind: ClassT) -> ClassT:
+        registry.update((key, kind()) for key in keys)
+        return kind
 
     return decorate
 

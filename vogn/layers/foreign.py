@@ -12,11 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vogn.layers.base import LayerRule, register_foreign
+from vogn.layers.base import register_foreign
+from vogn.layers.linear import LinearRule
 from vogn.layers.norm import LayerNormRule, NormRule, standardise, trailing_positions
-from vogn.layers.pairs import linear_rows, matrix_layout
+from vogn.layers.pairs import matrix_layout
 from vogn.linalg.layout import Layout
-from vogn.linalg.rows import Rows
 from vogn.types import Shape
 
 
@@ -30,22 +30,13 @@ def _transformers(**classes: str) -> tuple[str, ...]:
 
 
 @register_foreign("transformers.pytorch_utils.Conv1D", "transformers.modeling_utils.Conv1D")
-class TransposedLinearRule(LayerRule):
+class TransposedLinearRule(LinearRule):
     """GPT-2's ``Conv1D``, ``y = x W + b`` with ``W (d_in, d_out)``: a linear layer whose weight is transposed."""
 
     def layout(self, module: nn.Module, names: Mapping[str, str], shapes: Mapping[str, Shape]) -> Layout:
         """See :meth:`LayerRule.layout`."""
         d_in, d_out = module.get_parameter("weight").shape
         return matrix_layout(names, shapes, (d_out, d_in), permute=(1, 0))
-
-    def rows(
-        self, module: nn.Module, attributes: tuple[str, ...], saved: tuple[Tensor, ...], grad_output: Tensor
-    ) -> Rows:
-        """See :meth:`LayerRule.rows`."""
-        (x,) = saved
-        if x.ndim == 1:
-            x, grad_output = x.unsqueeze(0), grad_output.unsqueeze(1)
-        return linear_rows(attributes, x, grad_output)
 
 
 class SinglePrecisionRMSRule(NormRule):

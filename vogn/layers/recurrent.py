@@ -243,6 +243,8 @@ def _dropped(x: Tensor, module: nn.RNNBase, packed: PackedSequence | None) -> Te
 class RecurrentCellRule(ExplicitRule):
     """``nn.RNNCell``, ``nn.LSTMCell`` and ``nn.GRUCell``: one step per call."""
 
+    NOTE = "without the fused kernel while capturing"
+
     def sites(self, module: nn.Module) -> Mapping[str, SiteRule]:
         """See :meth:`ExplicitRule.sites`."""
         return _sites(_cell(module), "", "time_first")

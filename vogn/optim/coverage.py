@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vogn.capture.partition import Block
 from vogn.capture.statistics import Statistic
+from vogn.layers import find_explicit
 from vogn.linalg.layout import MatrixLayout
 from vogn.optim.blocks import BlockTable
 from vogn.optim.report import Cell, Report, amount
@@ -151,7 +152,14 @@ def note_of(optimizer: NaturalGradient, block: Block) -> str:
     bare = block.has_bare and any(statistic.NEEDS_PAIRS for statistic in optimizer.statistics)
     ruleless = "no layer rule: elementwise" if optimizer.partition != "parameter" else "partition='parameter'"
     pass_ = f"{ruleless}, by one more backward over all examples" if bare else ""
-    return "; ".join(part for part in (block.note, TIED if _tied_apart(block) else "", pass_) if part)
+    tied = TIED if _tied_apart(block) else ""
+    return "; ".join(part for part in (block.note, tied, pass_, _forward_note(block)) if part)
+
+
+def _forward_note(block: Block) -> str:
+    """What the explicit forward costs, where the block is measured by one."""
+    explicit = {find_explicit(use.module) for m in block.members for use in m.uses or (m,) if use.site and use.module}
+    return "; ".join(sorted({rule.NOTE for rule in explicit if rule is not None and rule.NOTE}))
 
 
 TIED = "shared by layers that see it in different shapes: elementwise"
