@@ -4,12 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from tiny_models import normal
 from vogn.capture import oracle
 from vogn.errors import UnsupportedObservationError
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def squared(outputs, targets):

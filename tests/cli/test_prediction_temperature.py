@@ -24,11 +24,15 @@ def test_the_validation_part_chooses_and_the_choice_is_kept(vogn, tiny):
     losses = {float(t): value for t, value in stored["validation_nll"].items()}
     assert stored["temperature"] == min(losses, key=lambda t: losses[t]) and len(losses) == 4
 
-    stored["temperature"] = 3.0 if stored["temperature"] != 3.0 else 1.0  # a choice that is there is not made again
-    Path("run/prediction.json").write_text(json.dumps(stored))
-    first = vogn("evaluate", "run")
-    assert first.code == 0
-    assert json.loads(Path("run/prediction.json").read_text()) == stored
+    tables = []
+    for temperature in (0.3, 10.0, 0.3):  # a choice that is there is used, and not made again
+        stored["temperature"] = temperature
+        Path("run/prediction.json").write_text(json.dumps(stored))
+        outcome = vogn("evaluate", "run")
+        assert outcome.code == 0
+        assert json.loads(Path("run/prediction.json").read_text()) == stored
+        tables.append(outcome.out)
+    assert tables[0] == tables[2] != tables[1]
 
 
 def test_the_posterior_file_is_at_the_temperature_that_was_asked_for(vogn, tiny):

@@ -41,6 +41,7 @@ class Ranks:
     @staticmethod
     def assert_identical(results):
         """Bit by bit the same on all ranks."""
+        assert len(results) > 1 and results[0]
         for other in results[1:]:
             assert other.keys() == results[0].keys()
             for name, tensor in results[0].items():
@@ -49,7 +50,7 @@ class Ranks:
     @staticmethod
     def assert_equal(result, reference, tolerance):
         """Relative to the largest entry of each tensor."""
-        assert result.keys() == reference.keys()
+        assert reference and result.keys() == reference.keys()
         for name, tensor in reference.items():
             scale = max(1.0, float(tensor.abs().max()))
             torch.testing.assert_close(

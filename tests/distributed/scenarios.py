@@ -10,30 +10,17 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tiny_models import OPTIONS, batch, fill
 from vogn.distributed import Part, Replicas, lengths, reduce_parts, reduction
 from vogn.errors import NonFiniteStatisticsError
 from vogn.likelihoods import Categorical
 from vogn.optim import METHODS
 
-COMMON = {"lr": 0.05, "ess": 100.0, "weight_decay": 1e-2, "damping": 1e-2}
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def fill(model, dtype=torch.float64):
-    """Reproducible weights without the global random state."""
-    model.to(dtype)
-    with torch.no_grad():
-        for k, parameter in enumerate(model.parameters()):
-            parameter.copy_(0.5 * normal(*parameter.shape, seed=100 + k))
-    return model
-
 
 def network(dtype=torch.float64):
     """3 inputs, 3 hidden units, 3 classes; no bias, so that the eigenbases of all factors are unique."""
-    return fill(nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 3, bias=False)), dtype)
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 3, bias=False))
+    return fill(model.to(dtype), seed=2)
 
 
 class Branches(nn.Module):
@@ -50,12 +37,6 @@ class Branches(nn.Module):
         return self.head(torch.tanh(branch(x)) * self.scale)
 
 
-def batch(step, n, dtype=torch.float64):
-    """``n`` examples that depend on the step."""
-    labels = torch.randint(0, 3, (n,), generator=torch.Generator().manual_seed(step))
-    return normal(n, 3, seed=step + 7).to(dtype), labels
-
-
 def share(tensor, sizes, rank):
     """The part of a batch that belongs to a rank."""
     return tensor.split(list(sizes))[rank]
@@ -66,7 +47,7 @@ def wrap(model, group, **options):
 
 
 def build(method, model, **options):
-    return METHODS[method].constructor(model, **(COMMON | options))
+    return METHODS[method].constructor(model, **(OPTIONS | options))
 
 
 def result(model, opt):
@@ -123,9 +104,8 @@ def train(
     ``sizes``: examples per rank and micro-batch. ``micro``: micro-batches in a context. ``contexts``: weight samples
     per step. All backward passes of a step but the last run under ``no_sync``, unless ``sync_all``. ``scale``: of the
     loss, undone before the step. ``inner``: the optimizer gets the inner module.
-    ``apart``: every rank trains a model of its own. ``only``: one process sees this rank's
-    share. ``checkpoint``, ``save``: states of
-    model and optimizer to start from, and whether to return them.
+    ``apart``: every rank trains a model of its own. ``only``: one process sees this rank's share. ``checkpoint``,
+    ``save``: states of model and optimizer to start from, and whether to return them.
     """
     warnings.filterwarnings("error", message="block ")
     part = me if group is not None else only
@@ -145,7 +125,7 @@ def train(
         for context in range(contexts):
             with opt.sampled_params():
                 for k in range(micro):
-                    x, y = batch(100 * step + k, sum(sizes), dtype)
+                    x, y = batch(sum(sizes), 100 * step + k, dtype)
                     if part is not None:
                         x, y = share(x, sizes, part), share(y, sizes, part)
                     last = k == micro - 1 and context == contexts - 1
@@ -164,11 +144,11 @@ def train_branches(me, group, /, method, steps=4, **options):
 
     A single process sees the ranks' batches as micro-batches.
     """
-    model = wrap(fill(Branches()), group, find_unused_parameters=True)
+    model = wrap(fill(Branches().double(), seed=1), group, find_unused_parameters=True)
     opt = build(method, model, **options)
     for step in range(steps):
         opt.zero_grad()
-        x, y = batch(step, 6)
+        x, y = batch(6, step)
         x[:3, 0], x[3:, 0] = x[:3, 0].abs(), -x[3:, 0].abs()
         with opt.sampled_params():
             for part in (0, 1) if group is None else (me,):
@@ -188,7 +168,7 @@ def local_products(me, group, /, method, **options):
     opt = build(method, model, sample_sync="independent", lr=0.0, initial_curvature=1.0, curvature_decay=0.5, **options)
     weight = model.module[0].weight
     mean = weight.detach().clone()
-    x, y = (share(tensor, (3, 3), me) for tensor in batch(0, 6))
+    x, y = (share(tensor, (3, 3), me) for tensor in batch(6))
     with opt.sampled_params():
         Categorical()(model(x), y).backward()
         theta = weight.detach().clone()
@@ -214,18 +194,15 @@ def one_bad_rank(me, group, /, method):
     opt = build(method, model)
     raised = []
     for step in range(4):
-        x, y = (share(tensor, (3, 3), me) for tensor in batch(step, 6))
+        x, y = (share(tensor, (3, 3), me) for tensor in batch(6, step))
         if step == 2 and me == 1:
             x[0, 0] = float("nan")
         before = result(model, opt)
         opt.zero_grad()
         with opt.sampled_params():
             Categorical()(model(x), y).backward()
-        if step == 2 and me == 0:
+        if step == 2:
             for parameter in model.parameters():  # as after a hook that repairs gradients: only the evidence is bad
-                parameter.grad = torch.ones_like(parameter)
-        elif step == 2:
-            for parameter in model.parameters():
                 parameter.grad = torch.ones_like(parameter)
         try:
             opt.step()
@@ -262,7 +239,7 @@ def message(me, group, /, case):
 def _message_of_step(me, model, options, inner=False):
     try:
         opt = build("vogn", model.module if inner else model, **options)
-        x, y = (share(tensor, (3, 3), me) for tensor in batch(0, 6))
+        x, y = (share(tensor, (3, 3), me) for tensor in batch(6))
         opt.zero_grad()
         with opt.sampled_params():
             Categorical()(model(x), y).backward()
@@ -282,7 +259,7 @@ def collectives(me, group, /, method, **options):
         return lambda *args, **kwargs: (calls.append(name), function(*args, **kwargs))[1]
 
     originals = {name: getattr(dist, name) for name in ("all_gather", "all_reduce", "all_gather_object", "broadcast")}
-    x, y = (share(tensor, (3, 3), me) for tensor in batch(0, 6))
+    x, y = (share(tensor, (3, 3), me) for tensor in batch(6))
     with opt.sampled_params():
         Categorical()(model(x), y).backward()
     try:
@@ -302,7 +279,7 @@ def copies(me, group, /):
     module, twin = copy.deepcopy((model.module, opt))
     for network_, optimizer in ((model, opt), (wrap(module, group), twin)):
         for step in range(2):
-            x, y = (share(tensor, (3, 3), me) for tensor in batch(step, 6))
+            x, y = (share(tensor, (3, 3), me) for tensor in batch(6, step))
             optimizer.zero_grad()
             with optimizer.sampled_params():
                 Categorical()(network_(x), y).backward()

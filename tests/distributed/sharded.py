@@ -1,25 +1,15 @@
 """What the ranks run with ``fully_shard``; ``scenarios.py`` holds the loop it is compared with."""
 
-import importlib.util
 import pickle
-from pathlib import Path
 
+import scenarios as plain  # worker.py lies in the same folder
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
+from tiny_models import batch, fill
 from vogn.likelihoods import Categorical
-
-
-def _load():
-    spec = importlib.util.spec_from_file_location("distributed_scenarios", Path(__file__).with_name("scenarios.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-plain = _load()
 
 
 def shard(model, group, outer_only=False):
@@ -72,7 +62,7 @@ def train(
         for context in range(contexts):
             with opt.sampled_params():
                 for k in range(micro):
-                    x, y = (plain.share(tensor, sizes, me) for tensor in plain.batch(100 * step + k, sum(sizes)))
+                    x, y = (plain.share(tensor, sizes, me) for tensor in batch(sum(sizes), 100 * step + k))
                     last = k == micro - 1 and (context == contexts - 1 or not quiet_contexts)
                     model.set_requires_gradient_sync(last)
                     (Categorical()(model(x), y) / micro).backward()
@@ -90,7 +80,7 @@ def posterior(me, group, /):
     """Means and variances of a sharded model's posterior."""
     model = shard(plain.network(), group)
     opt = plain.build("vogn", model, process_group=group)
-    x, y = (plain.share(tensor, (3, 3), me) for tensor in plain.batch(0, 6))
+    x, y = (plain.share(tensor, (3, 3), me) for tensor in batch(6))
     with opt.sampled_params():
         Categorical()(model(x), y).backward()
     opt.step()
@@ -111,11 +101,11 @@ class Token(nn.Module):
 
 def message(me, group, /, method, bare=False, parameters=False, steps=2, **options):
     """What a rank raises."""
-    model = shard(plain.fill(Token()) if bare else plain.network(), group)
+    model = shard(fill(Token().double(), seed=1) if bare else plain.network(), group)
     try:
         opt = plain.build(method, model.parameters() if parameters else model, **({"process_group": group} | options))
         for step in range(steps):
-            x, y = (plain.share(tensor, (3, 3), me) for tensor in plain.batch(step, 6))
+            x, y = (plain.share(tensor, (3, 3), me) for tensor in batch(6, step))
             opt.zero_grad()
             with opt.sampled_params():
                 Categorical()(model(x), y).backward()

@@ -47,10 +47,11 @@ def test_four_ranks_equal_one_process(ranks, case):
 
 @pytest.mark.parametrize("case", ONE_PER_STRUCTURE)
 def test_two_ranks_equal_one_process_in_single_precision(ranks, case):
+    tolerance = {"slang": 5e-6}.get(case, 1e-6)  # SLANG's diagonal is a difference of squares
     arguments = CASES[case] | {"dtype": torch.float32}
     results = ranks.run("train", **arguments)
     ranks.assert_identical(results)
-    ranks.assert_equal(results[0], ranks.alone("train", **arguments), 1e-6)
+    ranks.assert_equal(results[0], ranks.alone("train", **arguments), tolerance)
 
 
 def test_the_optimizer_may_get_the_inner_module(ranks):

@@ -1,9 +1,10 @@
 """One program that imports everything once and forks into the ranks of a gloo group; started by ``pool.py``.
 
-A task is ``(file, function, keyword arguments, world size)``; the answer is ``(succeeded, result or traceback)``.
+A task is ``(file of this folder, function, keyword arguments, world size)``; the answer is ``(succeeded, result or
+traceback)``.
 """
 
-import importlib.util
+import importlib
 import os
 import pickle
 import queue
@@ -12,6 +13,7 @@ import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -19,14 +21,6 @@ import torch.distributed as dist
 import vogn  # noqa: F401  (imported before the fork: once for all ranks)
 
 SIZES = (2, 4)
-
-
-def load(path):
-    if path not in sys.modules:
-        spec = importlib.util.spec_from_file_location(path, path)
-        sys.modules[path] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[path])
-    return sys.modules[path]
 
 
 def listen(connection, tasks, children):
@@ -51,7 +45,7 @@ def serve(rank, port, token, rendezvous, children):
     while True:
         path, function, arguments, size = tasks.get()
         try:
-            answer = True, getattr(load(path), function)(rank, groups[size], **arguments)
+            answer = True, getattr(importlib.import_module(Path(path).stem), function)(rank, groups[size], **arguments)
         except BaseException:
             answer = False, traceback.format_exc()
         connection.send_bytes(pickle.dumps(answer))

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tiny_models import normal
 from vogn.linalg.rows import GradientRow, IndexedRows, JoinedRows, Rows
 from vogn.structures import (
     REGISTRY,
@@ -51,17 +52,13 @@ OPTIONS = {
 }
 
 
-def normal(shape, seed, dtype):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
 @st.composite
 def rows_of(draw, structure, shape, dtype, seed):
     """Rows of any kind that the structure reads for blocks of this shape, with scales far from 1."""
     *lead, d_out, d_in = shape
     n, t, k = draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
     scale = 10.0 ** draw(st.integers(-3, 3))
-    g = normal((*lead, k, n, t, d_out), seed + 1, dtype)
+    g = normal(*lead, k, n, t, d_out, seed=seed + 1, dtype=dtype)
     mask = None
     if draw(st.booleans()):
         mask = torch.rand((n, t), generator=torch.Generator().manual_seed(seed + 2)) < 0.7
@@ -77,17 +74,20 @@ def rows_of(draw, structure, shape, dtype, seed):
         index = torch.randint(0, d_in, (n, t), generator=torch.Generator().manual_seed(seed + 3))
         return IndexedRows(index, g * scale, d_in, mask)
     if kind == "gradient":
-        return GradientRow(normal(shape, seed + 4, dtype) * scale)
+        return GradientRow(normal(*shape, seed=seed + 4, dtype=dtype) * scale)
     if kind == "joined":
         first = draw(st.integers(1, d_out - 1))
         sizes = (first, d_out - first)
         return JoinedRows(
             tuple(
-                Rows(normal((n, t, size), seed + 5 + size, dtype), normal((k, n, t, 1), seed + 6, dtype) * scale)
+                Rows(
+                    normal(n, t, size, seed=seed + 5 + size, dtype=dtype),
+                    normal(k, n, t, 1, seed=seed + 6, dtype=dtype) * scale,
+                )
                 for size in sizes
             )
         )
-    a = normal((*lead, n, t, d_in), seed, dtype)
+    a = normal(*lead, n, t, d_in, seed=seed, dtype=dtype)
     if draw(st.booleans()):
         a = torch.cat([a[..., :-1], torch.ones_like(a[..., -1:])], -1)  # a bias
     return Rows(a, g * scale, mask)
@@ -107,7 +107,7 @@ def systems(draw, name):
         decay = draw(st.sampled_from([0.0, 0.5, 0.95, 1.0]))
         weight = draw(st.sampled_from([0.0, 0.05, 0.5, 1.0]))
         if "probe" in structure.OBSERVES and getattr(structure, "negative", "") != "raise" and draw(st.booleans()):
-            probe, response = normal((2, *shape), 50 + step, dtype)
+            probe, response = normal(2, *shape, seed=50 + step, dtype=dtype)
             seen = structure.observe_probe(state, probe, response)
         else:
             rows = draw(rows_of(structure, shape, dtype, 10 * step))
@@ -140,7 +140,7 @@ def check_operators(system):
     dense, low, high = spectrum(structure, state, shift)
     # a policy other than "raise" keeps C + shift positive; rows are positive semi-definite
     assert low > -50 * eps * high, "to_dense plus shift is not positive definite"
-    v = normal((2, *shape), 99, dtype)
+    v = normal(2, *shape, seed=99, dtype=dtype)
     product = structure.apply(state, v, shift)
     close(product.reshape(2, -1), v.reshape(2, -1).double() @ dense, 200 * eps, "apply")
     bounds = [float(bound) for bound in structure.eigenvalue_bounds(state, shift)]
@@ -255,7 +255,7 @@ def check_observations(batch):
     scale = max(float(exact.abs().max()), float(dense[0].abs().max()), 1e-30)
     if not (isinstance(structure, EigenKronecker) and not structure.restart):  # the basis may turn freely
         for other in dense[1:]:
-            assert float((other - dense[0]).abs().max()) <= 1e4 * eps * scale, "micro-batches"
+            assert float((other - dense[0]).abs().max()) <= 200 * eps * scale, "micro-batches"
     if isinstance(structure, Diagonal | DiagonalLowRank):
         assert float((dense[0].diagonal() - exact.diagonal()).abs().max()) <= 100 * eps * scale
     if isinstance(structure, Dense) or (isinstance(structure, DiagonalLowRank) and structure.rank >= len(flat)):

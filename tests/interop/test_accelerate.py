@@ -6,14 +6,11 @@ import accelerate
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import vogn
+from plain_loop import METHODS, OPTIONS, loader, network, plain_loop
+from tiny_models import flat
 from vogn.likelihoods import Categorical
-
-METHODS = {"vogn": vogn.VOGN, "kfac": vogn.KFAC, "ivon": vogn.IVON}
-OPTIONS = {"lr": 0.05, "ess": 100.0, "weight_decay": 0.01, "damping": 0.01}
 
 pytestmark = pytest.mark.filterwarnings("error:.*part of its gradient does not come through.*")
 
@@ -26,21 +23,6 @@ def fresh_state():
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-
-
-def network(dtype=torch.float64):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).to(dtype)
-
-
-def loader(dtype=torch.float64):
-    source = torch.Generator().manual_seed(1)
-    x = torch.randn(16, 3, generator=source, dtype=torch.float64).to(dtype)
-    return DataLoader(TensorDataset(x, torch.randint(0, 3, (16,), generator=source)), batch_size=4)
-
-
-def weights_of(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def accelerated(method, *, epochs=2, accelerator=None, dtype=torch.float64, **options):
@@ -61,20 +43,6 @@ def run_epochs(accelerator, model, opt, data, epochs):
                 opt.zero_grad()
 
 
-def plain_loop(method, *, accumulate=1, epochs=2, dtype=torch.float64, **options):
-    model = network(dtype)
-    opt = METHODS[method](model, **OPTIONS, **options)
-    for _ in range(epochs):
-        batches = list(loader(dtype))
-        for start in range(0, len(batches), accumulate):
-            opt.zero_grad()
-            for x, y in batches[start : start + accumulate]:
-                with opt.sampled_params():
-                    (Categorical()(model(x), y) / accumulate).backward()
-            opt.step()
-    return model
-
-
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("variational", [True, False])
 @pytest.mark.parametrize("method", METHODS)
@@ -82,7 +50,7 @@ def test_the_prepared_loop_takes_the_steps_of_the_plain_loop(method, variational
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
     model, _, _ = accelerated(method, accelerator=accelerator, variational=variational)
     expected = plain_loop(method, accumulate=accumulate, variational=variational)
-    torch.testing.assert_close(weights_of(model), weights_of(expected), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(flat(model), flat(expected), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -91,9 +59,9 @@ def test_bfloat16_autocast_trains_float32_weights(method):
     model, opt, _ = accelerated(method, accelerator=accelerator, dtype=torch.float32)
     reference = plain_loop(method, dtype=torch.float32)
     assert all(p.dtype == torch.float32 for p in model.parameters())
-    # eight steps, each within the rounding of bfloat16 (0.4 %)
-    torch.testing.assert_close(weights_of(model), weights_of(reference), rtol=0.05, atol=0.05)
-    assert not torch.allclose(weights_of(model), weights_of(reference), rtol=1e-5, atol=1e-6)
+    way = (flat(reference) - flat(network(torch.float32))).norm()
+    error = float((flat(model) - flat(reference)).norm() / way)
+    assert 1e-5 < error < 0.01  # bfloat16 rounds by 0.4 %, float32 by 6e-8; measured: 0.5 %
     assert opt.optimizer.diagnostics()["observations"] == 8
 
 
@@ -114,11 +82,11 @@ def test_a_saved_state_resumes_exactly(method, tmp_path):
     model, opt, data = accelerated(method, accelerator=accelerator)
     accelerator.save_state(tmp_path / "state")
     run_epochs(accelerator, model, opt, data, 2)
-    expected = weights_of(model).clone()
+    expected = flat(model)
     accelerator.load_state(tmp_path / "state")
-    assert not torch.equal(weights_of(model), expected)
+    assert not torch.equal(flat(model), expected)
     run_epochs(accelerator, model, opt, data, 2)
-    assert torch.equal(weights_of(model), expected)
+    assert torch.equal(flat(model), expected)
 
 
 def test_the_posterior_is_that_of_the_inner_optimizer():

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import vogn
+from plain_loop import METHODS, OPTIONS
 from vogn.capture import oracle
 from vogn.likelihoods import Categorical
 
 NODES, FEATURES, CLASSES = 12, 4, 3
-OPTIONS = {"lr": 0.05, "ess": 100.0, "weight_decay": 0.01, "damping": 0.01}
 
 
 class GraphConvolution(nn.Module):
@@ -67,7 +67,7 @@ def test_rows_by_node_sum_to_the_batch_gradient_and_make_the_curvature(graph):
 
 
 @pytest.mark.parametrize("variational", [True, False])
-@pytest.mark.parametrize("method", [vogn.VOGN, vogn.KFAC, vogn.IVON])
+@pytest.mark.parametrize("method", METHODS.values())
 def test_the_whole_graph_is_one_batch(graph, method, variational):
     model, x, labels, known = graph
     opt = method(model, variational=variational, **OPTIONS)

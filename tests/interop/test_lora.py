@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import vogn
+from plain_loop import METHODS
 from vogn.interop.transformers import logits_only
 
 OPTIONS = {"lr": 0.05, "ess": 200.0, "weight_decay": 0.1, "damping": 0.01}
@@ -42,7 +43,7 @@ def bert(zoo_of):
 
 
 @pytest.mark.parametrize("variational", [True, False])
-@pytest.mark.parametrize("method", [vogn.VOGN, vogn.KFAC, vogn.IVON])
+@pytest.mark.parametrize("method", METHODS.values())
 def test_the_posterior_is_over_the_adapters_only(bert, method, variational):
     before = {name: p.detach().clone() for name, p in adapted(bert).named_parameters()}
     # eager attention, because deterministic IVON differentiates twice

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 
 import vogn
+from plain_loop import METHODS
+from tiny_models import flat
 from vogn.errors import UnsupportedObservationError
 from vogn.likelihoods import Categorical
 
-METHODS = {"vogn": vogn.VOGN, "kfac": vogn.KFAC, "ivon": vogn.IVON}
 MODES = {"variational": True, "deterministic": False}
 OPTIONS = {"lr": 0.01, "ess": 100.0, "weight_decay": 0.01, "damping": 0.01}
 BARE = {
@@ -127,9 +128,10 @@ def test_a_loss_inside_the_model_is_announced_with_observe(zoo):
                 else:
                     zoo.loss(model, inputs, labels).backward()
             opt.step()
-        return torch.cat([p.detach().flatten() for p in model.parameters()])
+        return flat(model)
 
-    torch.testing.assert_close(run(True), run(False), rtol=1e-4, atol=1e-5)
+    # float32: the loss inside the model sums in another order
+    torch.testing.assert_close(run(True), run(False), rtol=1e-6, atol=2e-6)
 
 
 def test_positions_that_all_examples_share_are_refused_where_they_look_like_one_per_example():

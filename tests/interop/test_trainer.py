@@ -8,11 +8,11 @@ import transformers
 from torch import nn
 
 import vogn
+from plain_loop import METHODS, OPTIONS
+from tiny_models import flat
 from vogn.interop.transformers import LikelihoodLoss, NaturalGradientCallback, logits_only
 from vogn.likelihoods import Categorical
 
-METHODS = {"vogn": vogn.VOGN, "kfac": vogn.KFAC, "ivon": vogn.IVON}
-OPTIONS = {"lr": 0.05, "ess": 100.0, "weight_decay": 0.01, "damping": 0.01}
 BATCH, BATCHES = 3, 4
 
 pytestmark = [
@@ -84,12 +84,9 @@ def plain_loop(zoo, method="vogn", *, accumulate=1, clip=None, epochs=2, steps=N
     return model
 
 
-def weights_of(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
 def assert_same(model, other):
-    torch.testing.assert_close(weights_of(model), weights_of(other), rtol=1e-4, atol=1e-5)
+    # float32 with weights near 1: rounding of a few 1e-7, more where a step divides by a small curvature
+    torch.testing.assert_close(flat(model), flat(other), rtol=1e-6, atol=5e-6)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -106,7 +103,7 @@ def test_the_gradient_is_clipped_at_the_mean(zoo, tmp_path):
     trainer, _ = trained(zoo, tmp_path, callback=callback)
     expected = plain_loop(zoo, clip=0.05)
     assert_same(trainer.model, expected)
-    assert not torch.allclose(weights_of(expected), weights_of(plain_loop(zoo)), atol=1e-3)
+    assert not torch.allclose(flat(expected), flat(plain_loop(zoo)), atol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["llama"])
@@ -156,7 +153,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(zoo, method, tmp_path):
     whole, _ = trained(zoo, tmp_path, method, callback=NaturalGradientCallback(), **options)
     assert whole.state.global_step == 8
     again, opt = trained(zoo, tmp_path, method, resume=str(tmp_path / "checkpoint-3"), **options)
-    assert torch.equal(weights_of(again.model), weights_of(whole.model))
+    assert torch.equal(flat(again.model), flat(whole.model))
     assert opt.param_groups[0]["steps_done"] == 8
 
 
@@ -196,7 +193,7 @@ def test_evaluation_and_the_log(zoo, tmp_path):
     assert len(steps) == 8 and all(entry["vogn/posterior_std"] > 0 for entry in steps)
     assert [entry["vogn/steps"] for entry in seen if "loss" in entry] == list(range(1, 9))
     assert [entry["epoch"] for entry in trainer.state.log_history if "eval_loss" in entry] == [1.0, 2.0]
-    assert bool(weights_of(model).isfinite().all())
+    assert bool(flat(model).isfinite().all())
 
 
 @pytest.mark.parametrize("family", ["vit"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from vogn import KFAC, NaturalGradient
+import tiny_models
+from dense_curvature import assert_blocks, exact, measure
+from vogn import KFAC
 from vogn.capture import oracle
 from vogn.capture.oracle import zero_tensor_gradients
 from vogn.capture.partition import partition
@@ -19,11 +20,19 @@ from vogn.layers.sites import examples_first
 from vogn.likelihoods import Categorical
 from vogn.linalg.layout import Layout
 from vogn.linalg.rows import IndexedRows, Rows
-from vogn.posterior import GaussianPosterior
 from vogn.structures import Dense
 
 Result = tuple[Rows | IndexedRows, Layout]
 CheckRule = Callable[..., Result]
+
+
+def randomise(module: nn.Module, *, seed: int, scale: float = 1.0) -> torch.Generator:
+    """Draws all parameters; returns the generator, for what is drawn after them."""
+    source = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=source, dtype=torch.float64))
+    return source
 
 
 def build_rows(
@@ -83,10 +92,7 @@ def check_rule() -> CheckRule:
 
     def check(module: nn.Module, *inputs: Tensor, unbatched: bool = False) -> Result:
         module = module.double()
-        source = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=source, dtype=torch.float64))
+        source = randomise(module, seed=1)
         for columns in (1, 3):
             cotangents: list[Tensor] = []
 
@@ -123,12 +129,14 @@ def check_rule() -> CheckRule:
 
 @pytest.fixture
 def normal() -> Callable[..., Tensor]:
-    """``normal(*shape)``: a fixed float64 input."""
+    """``normal(*shape, seed=0)``: a fixed float64 input."""
+    return tiny_models.normal
 
-    def draw(*shape: int, seed: int = 0) -> Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
-    return draw
+@pytest.fixture
+def nobody() -> Callable[..., Callable[..., None]]:
+    """A tap that does not listen."""
+    return lambda site, output: lambda *saved: None
 
 
 @pytest.fixture
@@ -136,55 +144,24 @@ def check_network() -> Callable[..., None]:
     """``check(model, x)``: with a layer's block each, the measured curvature is the dense oracle's, without any pass
     per example; and K-FAC trains the model."""
 
-    def posterior_of(model: nn.Module, opt: NaturalGradient, x: Tensor, y: Tensor) -> GaussianPosterior:
-        with opt.sampled_params():
-            Categorical()(model(x), y).backward()
-        opt.step()
-        return opt.posterior()
-
-    def check(model: nn.Module, x: Tensor, rtol: float = 1e-9, atol: float = 1e-11) -> None:
+    def check(model: nn.Module, x: Tensor, rtol: float = 1e-9, atol: float = 1e-12) -> None:
         model = model.double()
-        source = torch.Generator().manual_seed(2)
-        with torch.no_grad():
-            for p in model.parameters():
-                p.copy_(0.5 * torch.randn(p.shape, generator=source, dtype=torch.float64))
+        randomise(model, seed=2, scale=0.5)
         y = torch.arange(len(x)) % 3
-        named = oracle.per_example_gradients(
-            model, x, y, lambda outputs, y: nn.functional.cross_entropy(outputs, y, reduction="sum")
-        )
-        jacobian, names = oracle.jacobian(model, x), list(oracle.trainable(model))
-        parts = jacobian.split([p.numel() for p in oracle.trainable(model).values()], -1)
-        columns = {
-            name: part.reshape(*part.shape[:2], *model.get_parameter(name).shape)
-            for name, part in zip(names, parts, strict=True)
-        }
-        p = torch.softmax(model(x).detach(), -1)
-        hessian = torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
-        options: dict[str, Any] = {"lr": 0.0, "ess": 1.0, "weight_decay": 1.0, "curvature_decay": 0.0}
+        names = sorted(oracle.trainable(model))
         for statistic in (Empirical(), GGN()):
-            opt = NaturalGradient(
-                model, Dense(), statistic, **options, momentum=0.0, variational=False, partition="layer"
-            )
-            posterior = posterior_of(model, opt, x, y)
-            assert sorted(n for block in posterior.blocks for n in block.layout.names) == sorted(names)
-            precision = posterior.precision_matrices()
-            for block in posterior.blocks:
-                if isinstance(statistic, Empirical):
-                    rows = block.layout.pack({n: named[n] for n in block.layout.names}).flatten(1)
-                    expected = rows.T @ rows / len(x)
-                else:
-                    rows = block.layout.pack({n: columns[n] for n in block.layout.names}).flatten(2)
-                    expected = torch.einsum("nkd,nkl,nle->de", rows, hessian, rows) / len(x)
-                measured = precision[block.name] - torch.eye(len(expected), dtype=torch.float64)
-                torch.testing.assert_close(measured, expected, rtol=rtol, atol=atol)
-            opt.close()
+            found, posterior = measure(model, statistic, Categorical(), x, y, partition="layer")
+            assert sorted(n for block in posterior.blocks for n in block.layout.names) == names
+            assert_blocks(found, exact(model, statistic, posterior, x, y), rtol=rtol, atol=atol)
             model.zero_grad()
         blocks = partition(model, model.named_parameters(), structure=Dense(), fallback=Dense(), kind="layer")
         assert not any(block.has_bare for block in blocks)
         before = [p.detach().clone() for p in model.parameters()]
         kfac = KFAC(model, lr=0.1, ess=10.0, weight_decay=1e-2, damping=0.1, variational=False)
-        posterior_of(model, kfac, x, y)
-        assert any(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+        with kfac.sampled_params():
+            Categorical()(model(x), y).backward()
+        kfac.step()
+        assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
         assert all(p.isfinite().all() for p in model.parameters())
 
     return check
@@ -200,10 +177,7 @@ def check_explicit() -> Callable[..., None]:
 
     def check(module: nn.Module, run: Callable[..., Tensor], inputs: list[Tensor], count: int) -> None:
         module = module.double()
-        source = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=source, dtype=torch.float64))
+        source = randomise(module, seed=1)
         rule = find_explicit(module)
         assert rule is not None
         tapped: dict[str, tuple[tuple[Tensor, ...], Tensor]] = {}

@@ -46,11 +46,6 @@ CROSS = {
 }
 
 
-def nobody(site, output):
-    """A tap that does not listen."""
-    return lambda *saved: None
-
-
 def part(options, n):
     """The masks of one example."""
     if n is None:
@@ -139,7 +134,7 @@ def test_the_rest_of_a_partly_frozen_module(check_explicit, normal, frozen, cros
 
 
 @pytest.mark.parametrize("need_weights", [False, True])
-def test_dropout_draws_the_same_numbers(normal, need_weights):
+def test_dropout_draws_the_same_numbers(normal, need_weights, nobody):
     module, x = nn.MultiheadAttention(E, HEADS, dropout=0.5).double(), normal(L, N, E)
     rule, outputs = find_explicit(module), []
     for forward in (module, lambda *args, **kwargs: rule.forward(module, nobody, *args, **kwargs)):
@@ -161,7 +156,7 @@ def test_dropout_draws_the_same_numbers(normal, need_weights):
         ({"key": torch.zeros(L, E)}, "must all have 3 dimensions, or all 2"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, message):
+def test_what_does_not_fit_is_refused(change, message, nobody):
     module, x = nn.MultiheadAttention(E, HEADS, batch_first=True), torch.zeros(N, L, E)
     arguments = {"query": x, "key": x, "value": x} | change
     with pytest.raises(ValueError, match=message):
@@ -169,14 +164,14 @@ def test_what_does_not_fit_is_refused(change, message):
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_nested_tensors_are_refused():
+def test_nested_tensors_are_refused(nobody):
     module = nn.MultiheadAttention(E, HEADS, batch_first=True)
     x = torch.nested.nested_tensor([torch.zeros(2, E), torch.zeros(3, E)])
     with pytest.raises(ValueError, match="nested tensors only in its inference fast path.*key_padding_mask"):
         find_explicit(module).forward(module, nobody, x, x, x)
 
 
-def test_autocast_gives_the_types_of_the_stock_forward(normal):
+def test_autocast_gives_the_types_of_the_stock_forward(normal, nobody):
     module, x = nn.MultiheadAttention(E, HEADS), normal(L, N, E).float()
     rule = find_explicit(module)
     for options in ({"need_weights": False}, {"attn_mask": CAUSAL}):

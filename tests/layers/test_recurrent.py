@@ -28,11 +28,6 @@ CELLS = {
 }
 
 
-def nobody(site, output):
-    """A tap that does not listen."""
-    return lambda *saved: None
-
-
 def states(module, normal, count=N, seed=5):
     """Initial states ``(layers * directions, N, size)``, as the module takes them."""
     rows = module.num_layers * (2 if module.bidirectional else 1)
@@ -170,7 +165,7 @@ def test_a_cell_takes_one_unbatched_example(check_explicit, normal, kind):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_dropout_between_layers_draws_the_same_numbers(normal, packed):
+def test_dropout_between_layers_draws_the_same_numbers(normal, packed, nobody):
     module, x = nn.LSTM(D, H, num_layers=3, dropout=0.5).double(), normal(T, N, D)
     x = pack_padded_sequence(x, LENGTHS, enforce_sorted=False) if packed else x
     rule, outputs = find_explicit(module), []
@@ -185,7 +180,7 @@ def test_dropout_between_layers_draws_the_same_numbers(normal, packed):
 
 
 @pytest.mark.parametrize("kind", BUILD)
-def test_autocast_gives_the_types_of_the_stock_forward(normal, kind):
+def test_autocast_gives_the_types_of_the_stock_forward(normal, kind, nobody):
     module, x = BUILD[kind](D, H, num_layers=2), normal(T, N, D).float()
     rule = find_explicit(module)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -211,7 +206,7 @@ def test_autocast_gives_the_types_of_the_stock_forward(normal, kind):
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(build, arguments, message):
+def test_what_does_not_fit_is_refused(build, arguments, message, nobody):
     module = build()
     with pytest.raises(ValueError, match=message):
         find_explicit(module).forward(module, nobody, *arguments)

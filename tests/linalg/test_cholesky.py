@@ -60,7 +60,7 @@ def test_non_finite_matrices_are_named(value):
 def test_the_scale_of_the_matrix_does_not_change_the_digits_of_the_factor(exponent):
     matrix = spd().float()
     root = cholesky(matrix, remedy="") * 2.0 ** (exponent // 2)
-    torch.testing.assert_close(cholesky(matrix * 2.0**exponent, remedy=""), root, rtol=1e-6, atol=0)
+    assert torch.equal(cholesky(matrix * 2.0**exponent, remedy=""), root)
 
 
 def rounded_away(dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -92,4 +92,6 @@ def test_a_rescue_does_not_hide_an_indefinite_matrix():
 def test_one_bad_matrix_of_a_batch_is_rescued_beside_good_ones():
     good = 1e-9 * torch.eye(12)
     roots = cholesky(torch.stack([good, rounded_away()]), remedy="", rescue=True)
-    torch.testing.assert_close(roots[0] @ roots[0].T, good, rtol=2e-4, atol=1e-20)
+    # the retry adds at most 100 eps trace = 1200 eps of an entry to the good one too
+    torch.testing.assert_close(roots[0] @ roots[0].T, good, rtol=1300 * torch.finfo(torch.float32).eps, atol=1e-20)
+    assert bool(roots[1].isfinite().all())

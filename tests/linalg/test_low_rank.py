@@ -96,7 +96,7 @@ def test_a_solve_is_exact_in_the_span_of_the_columns_at_any_size(scale):
     for v in (u.T[:1], torch.randn(1, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)):
         x = low_rank.solve(d, u, v)
         residual = (low_rank.apply(d, u, x) - v).norm()
-        assert float(residual) < 1e-13 * float((u @ u.T).norm() * x.norm() + v.norm())
+        assert float(residual) < 1e-12 * float((u @ u.T).norm() * x.norm() + v.norm())
 
 
 @pytest.mark.parametrize("scale", [1e4, 1e8, 1e12])
@@ -109,9 +109,10 @@ def test_the_sampler_removes_the_directions_of_the_evidence_and_leaves_the_other
     outside = v - (v @ inside.T) * inside
     outside -= (outside @ inside.T) * inside
     size = float(22 * u.square().sum())
+    # absolute: 1e-9 of the largest result, and what double precision leaves of 1 / d = 1e6 along the evidence
     torch.testing.assert_close(low_rank.sample(d, columns, outside), outside / 1e-3, rtol=1e-9, atol=1e-6)
     torch.testing.assert_close(low_rank.solve(d, columns, outside), outside / 1e-6, rtol=1e-9, atol=1e-3)
-    assert float(low_rank.sample(d, columns, inside) @ inside.T) == pytest.approx(size**-0.5, rel=1e-6)
+    assert float(low_rank.sample(d, columns, inside) @ inside.T) == pytest.approx(size**-0.5, rel=1e-6, abs=0.0)
     assert float(low_rank.solve(d, columns, inside) @ inside.T) == pytest.approx(1 / size, rel=1e-6, abs=1e-15 / 1e-6)
     assert float(low_rank.logdet(d, columns)) == pytest.approx(5 * math.log(1e-6) + math.log(size), rel=1e-9)
     variance = (1.0 - inside.square()).flatten() / 1e-6
@@ -123,5 +124,5 @@ def test_columns_that_are_not_finite_are_named():
     for value, what in ((float("nan"), "NaN"), (float("inf"), "infinity")):
         bad = u.clone()
         bad[0, 0] = value
-        with pytest.raises(NonFiniteStatisticsError, match=f"low-rank curvature hold.* {what}|NaN"):
+        with pytest.raises(NonFiniteStatisticsError, match=f"columns of a low-rank curvature hold {what}"):
             low_rank.solve(d, bad, torch.ones(1, 7, dtype=torch.float64))

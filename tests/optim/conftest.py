@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import io
+
 import pytest
 import torch
 from torch import nn
 
-from vogn.likelihoods import Categorical
+from tiny_models import OPTIONS, batch, fill, normal, square_network, train
 from vogn.optim import METHODS
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def fill(model, seed=0):
-    """Reproducible weights without the global random state."""
-    with torch.no_grad():
-        for k, parameter in enumerate(model.parameters()):
-            parameter.copy_(0.5 * normal(*parameter.shape, seed=100 * seed + k))
-    return model
 
 
 def network(seed=0, dtype=torch.float64):
     """3 inputs, 4 hidden units, 3 classes."""
     return fill(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), seed).to(dtype)
-
-
-def square_network():
-    """Its gradients have full rank: bias-free square layers and no softmax right behind them.
-
-    Where the gradients' contractions have no full rank, their eigenbasis is not unique: any rounding turns it, and the
-    curvature that EVON stores in it. A test of equality needs a unique basis.
-    """
-    head = nn.Linear(3, 3, bias=False)
-    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 3, bias=False), nn.Tanh(), head)
-    fill(model.double())
-    head.requires_grad_(False)
-    return model
 
 
 def twin(model):
@@ -47,28 +25,29 @@ def twin(model):
     return other
 
 
-def batch(n=8, seed=0):
-    labels = torch.randint(0, 3, (n,), generator=torch.Generator().manual_seed(seed))
-    return normal(n, 3, seed=seed + 7), labels
+def tokens(n=8, seed=0, dtype=None):
+    """Pairs of 5 tokens with labels of 3 classes; ``batches=tools.tokens`` trains on them."""
+    source = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 5, (n, 2), generator=source), torch.randint(0, 3, (n,), generator=source)
 
 
 def build(method, model, **options):
     """A named method with settings under which every method moves visibly and stays calm."""
-    common = {"lr": 0.05, "ess": 100.0, "weight_decay": 1e-2, "damping": 1e-2}
-    return METHODS[method].constructor(model, **(common | options))
+    return METHODS[method].constructor(model, **(OPTIONS | options))
 
 
-def train(opt, model, steps, *, start=0, likelihood=None, contexts=1):
-    """The loop of the documentation on a fresh batch per step."""
-    likelihood = likelihood or Categorical()
-    for step in range(start, start + steps):
-        x, y = batch(seed=step)
-        opt.zero_grad()
-        for _ in range(contexts):
-            with opt.sampled_params():
-                likelihood(model(x), y).backward()
-        opt.step()
-    return model
+def trained(method, steps, **options):
+    """:func:`network` and its optimizer after some steps."""
+    model = network()
+    opt = build(method, model, **options)
+    return train(opt, model, steps), opt
+
+
+def backward(opt, loss):
+    """One context around the backward pass of the loss that the function computes."""
+    opt.zero_grad()
+    with opt.sampled_params():
+        loss().backward()
 
 
 def weights(model):
@@ -82,6 +61,40 @@ def curvature(opt):
     return {names[p]: {k: t.clone() for k, t in state["curvature"].items()} for p, state in first.items()}
 
 
+def through_a_file(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def tensors(nested):
+    """All tensors of a nested container, with the path to each."""
+    if isinstance(nested, torch.Tensor):
+        return {(): nested}
+    items = nested.items() if isinstance(nested, dict) else enumerate(nested) if isinstance(nested, list) else ()
+    return {(key, *path): leaf for key, value in items for path, leaf in tensors(value).items()}
+
+
+def everything(opt, model):
+    """Weights, curvature, momentum, counters."""
+    return copy.deepcopy({"model": model.state_dict(), "opt": opt.state_dict()})
+
+
+def assert_same(a, b):
+    """Bit for bit: two results of :func:`everything`, whatever the options of the groups."""
+    left, right = tensors(a), tensors(b)
+    assert left.keys() == right.keys()
+    for path, leaf in left.items():
+        assert torch.equal(leaf, right[path]), path
+    assert [g["steps_done"] for g in a["opt"]["param_groups"]] == [g["steps_done"] for g in b["opt"]["param_groups"]]
+
+
+def assert_finite(opt, model):
+    for path, leaf in tensors(everything(opt, model)).items():
+        assert bool(leaf.isfinite().all()), path
+
+
 class Tools:
     normal = staticmethod(normal)
     fill = staticmethod(fill)
@@ -89,10 +102,18 @@ class Tools:
     square_network = staticmethod(square_network)
     twin = staticmethod(twin)
     batch = staticmethod(batch)
+    tokens = staticmethod(tokens)
     build = staticmethod(build)
     train = staticmethod(train)
+    trained = staticmethod(trained)
+    backward = staticmethod(backward)
     weights = staticmethod(weights)
     curvature = staticmethod(curvature)
+    through_a_file = staticmethod(through_a_file)
+    tensors = staticmethod(tensors)
+    everything = staticmethod(everything)
+    assert_same = staticmethod(assert_same)
+    assert_finite = staticmethod(assert_finite)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Checkpoints: a resumed run is the uninterrupted one, bit for bit, and a wrong one is refused."""
 
 import copy
-import io
 
 import pytest
 import torch
@@ -13,13 +12,6 @@ from vogn.likelihoods import Categorical
 from vogn.structures import Diagonal, Kronecker
 
 ALL = sorted(METHODS)
-
-
-def through_a_file(content):
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 def assert_same_state(a, b):
@@ -51,7 +43,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tools, method, varia
     model = tools.network()
     opt = tools.build(method, model, **options)
     tools.train(opt, model, 3, contexts=2)
-    saved = through_a_file({"model": model.state_dict(), "opt": opt.state_dict()})
+    saved = tools.through_a_file({"model": model.state_dict(), "opt": opt.state_dict()})
     tools.train(opt, model, 4, start=3, contexts=2)
 
     other = tools.network(seed=1)  # elsewhere, and with another learning rate: the checkpoint wins
@@ -72,7 +64,7 @@ def test_loading_into_a_running_optimizer_forgets_its_own_run(tools, method):
     model = tools.network()
     opt = tools.build(method, model)
     tools.train(opt, model, 2)
-    saved = through_a_file({"model": model.state_dict(), "opt": opt.state_dict()})
+    saved = tools.through_a_file({"model": model.state_dict(), "opt": opt.state_dict()})
     tools.train(opt, model, 2, start=2)
     wanted = tools.weights(model)
     tools.train(opt, model, 3, start=10)
@@ -117,7 +109,7 @@ def test_curvature_of_half_precision_parameters_stays_in_single_precision(tools,
     opt = tools.build(method, model, initial_curvature=1.0)
     for seed in range(2):
         step(opt, model, seed)
-    saved = through_a_file({"model": model.state_dict(), "opt": opt.state_dict()})
+    saved = tools.through_a_file({"model": model.state_dict(), "opt": opt.state_dict()})
     other = tools.network(dtype=torch.bfloat16)
     resumed = tools.build(method, other, initial_curvature=1.0)
     other.load_state_dict(saved["model"])
@@ -144,7 +136,7 @@ def test_switching_modes_in_memory_is_switching_across_a_checkpoint(tools, metho
     model = tools.network()
     opt = tools.build(method, model, variational=start, refresh_every=2)
     tools.train(opt, model, 3)
-    saved = through_a_file({"model": model.state_dict(), "opt": opt.state_dict()})
+    saved = tools.through_a_file({"model": model.state_dict(), "opt": opt.state_dict()})
     mean, curvature = tools.weights(model), tools.curvature(opt)
     opt.param_groups[0]["variational"] = not start
     assert_same_state(mean, tools.weights(model))
@@ -168,7 +160,7 @@ def test_the_flag_travels_with_the_checkpoint(tools, method):
     opt = tools.build(method, model, variational=False)
     tools.train(opt, model, 1)
     resumed = tools.build(method, tools.network(), variational=True)
-    resumed.load_state_dict(through_a_file(opt.state_dict()))
+    resumed.load_state_dict(tools.through_a_file(opt.state_dict()))
     assert resumed.param_groups[0]["variational"] is False
 
 
@@ -176,7 +168,7 @@ def test_a_state_without_evidence_round_trips(tools):
     opt = tools.build("vogn", tools.network())
     model = tools.network()
     fresh = tools.build("vogn", model)
-    fresh.load_state_dict(through_a_file(opt.state_dict()))
+    fresh.load_state_dict(tools.through_a_file(opt.state_dict()))
     tools.train(fresh, model, 2)
 
 
@@ -216,7 +208,7 @@ def test_a_checkpoint_of_something_else_is_refused_and_changes_nothing(tools, ca
     model = tools.network()
     opt = tools.build("vogn", model)
     tools.train(opt, model, 2)
-    saved = through_a_file(opt.state_dict())
+    saved = tools.through_a_file(opt.state_dict())
     other = build(tools)
     before = copy.deepcopy(other.state_dict())
     with pytest.raises(CheckpointError, match=message):
@@ -247,7 +239,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tools, damage, message):
     model = tools.network()
     opt = tools.build("vogn", model)
     tools.train(opt, model, 1)
-    saved = through_a_file(opt.state_dict())
+    saved = tools.through_a_file(opt.state_dict())
     damage(saved)
     fresh = tools.build("vogn", tools.network())
     with pytest.raises(CheckpointError, match=message):
@@ -269,7 +261,7 @@ def test_the_seed_travels_with_the_checkpoint(tools, kind):
     model = tools.network()
     opt = kind(model, ess=100.0, seed=7)
     tools.train(opt, model, 2)
-    saved = through_a_file({"model": model.state_dict(), "opt": opt.state_dict()})
+    saved = tools.through_a_file({"model": model.state_dict(), "opt": opt.state_dict()})
     tools.train(opt, model, 2, start=2)
     other = tools.network()
     resumed = kind(other, ess=100.0)

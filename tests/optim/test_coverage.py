@@ -43,16 +43,6 @@ def model(tools):
     return tools.fill(Network().double())
 
 
-def train(opt, model, steps=1):
-    source = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        x, y = torch.randint(0, 5, (8, 2), generator=source), torch.randint(0, 3, (8,), generator=source)
-        opt.zero_grad()
-        with opt.sampled_params():
-            Categorical()(model(x), y).backward()
-        opt.step()
-
-
 def state_bytes(opt, parameter):
     def tensors(state):
         return [t for value in state.values() for t in (tensors(value) if isinstance(value, dict) else [value])]
@@ -65,13 +55,13 @@ def by_name(rows):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_parameter_has_one_row_and_its_bytes_are_those_of_the_state_after_a_step(model, method):
+def test_every_parameter_has_one_row_and_its_bytes_are_those_of_the_state_after_a_step(tools, model, method):
     model.norm.bias.requires_grad_(False)
     opt = METHODS[method].build(model, ess=50.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the bare parameter
         rows = opt.coverage()
-        train(opt, model)
+        tools.train(opt, model, 1, batches=tools.tokens)
     assert [row["parameter"] for row in rows] == [n for group in opt.param_groups for n in group["param_names"]]
     assert sorted(row["parameter"] for row in rows) == sorted(name for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
@@ -190,10 +180,10 @@ def test_without_a_method_the_structure_is_taken_with_sampled_labels(model):
         vogn.coverage(model, {"haed": "dense"})
 
 
-def test_bare_parameters_are_announced_once_with_a_remedy(model):
+def test_bare_parameters_are_announced_once_with_a_remedy(tools, model):
     opt = VOGN(model, **OPTIONS)
     with pytest.warns(UserWarning, match=r"no layer rule for 'shift': .*register_layer.*IVON") as seen:
-        train(opt, model, 3)
+        tools.train(opt, model, 3, batches=tools.tokens)
         opt.coverage()
     assert len(seen) == 1
     with warnings.catch_warnings():

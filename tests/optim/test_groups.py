@@ -74,7 +74,7 @@ def test_groups_may_differ_in_mode(tools, method):
         inside = tools.weights(model)
     assert all(torch.equal(before[n], inside[n]) == n.startswith("2") for n in before)
     observed = [int(s["memory"]["observations"]) for s in opt.state.values() if "memory" in s]
-    assert observed == [2] * len(observed), "the deterministic group learns its curvature too"
+    assert set(observed) == {2}, "the deterministic group learns its curvature too"
 
 
 @pytest.mark.parametrize("method", BARE)
@@ -261,7 +261,7 @@ def test_norms_at_a_point_are_neither_sampled_nor_given_a_prior_but_precondition
         assert bool((variance[name] == 0).all()) == (name in NORM)
         assert bool((draws[name] == mean[name]).all()) == (name in NORM)
     observations = [int(s["memory"]["observations"]) for s in opt.state.values() if "memory" in s]
-    assert observations == [3] * len(observations), "they are preconditioned by evidence like all others"
+    assert set(observations) == {3}, "they are preconditioned by evidence like all others"
 
 
 def test_norms_at_a_point_move_by_their_own_curvature_alone(tools):

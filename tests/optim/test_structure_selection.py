@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import inspect
 
 import pytest
 import torch
@@ -11,7 +11,6 @@ from torch import nn
 from vogn import EKFAC, EVON, IVON, KFAC, SLANG, VOGN, VON, NaturalGradient, VAdam
 from vogn.capture.selection import make_selection
 from vogn.errors import CheckpointError, UnsupportedObservationError
-from vogn.likelihoods import Categorical
 from vogn.optim import METHODS
 from vogn.structures import Dense, Diagonal, DiagonalLowRank, EigenKronecker, Kronecker
 
@@ -30,20 +29,6 @@ class Network(nn.Module):
 @pytest.fixture
 def model(tools):
     return tools.fill(Network().double())
-
-
-def batch(seed=0):
-    source = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 5, (8, 2), generator=source), torch.randint(0, 3, (8,), generator=source)
-
-
-def train(opt, model, steps, start=0):
-    for step in range(start, start + steps):
-        x, y = batch(step)
-        opt.zero_grad()
-        with opt.sampled_params():
-            Categorical()(model(x), y).backward()
-        opt.step()
 
 
 def chosen(opt):
@@ -83,20 +68,20 @@ def test_a_type_matches_its_subclasses_and_what_is_inside(model):
 
 
 @pytest.mark.parametrize("method", [KFAC, EKFAC, VOGN, VON, SLANG])
-def test_every_per_example_method_takes_a_mapping(model, method):
+def test_every_per_example_method_takes_a_mapping(tools, model, method):
     opt = method(model, structure={"head": "dense", "*.0": "kronecker"}, **OPTIONS)
     found = chosen(opt)
     assert found["head.weight"] == "Dense" and found["body.0.weight"] == "Kronecker"
     assert set(found.values()) == {"Dense", "Kronecker", type(opt.structure).__name__}
-    train(opt, model, 2)
+    tools.train(opt, model, 2, batches=tools.tokens)
 
 
 @pytest.mark.parametrize("method", [VAdam, IVON, EVON])
-def test_every_method_of_whole_gradients_takes_a_mapping(model, method):
+def test_every_method_of_whole_gradients_takes_a_mapping(tools, model, method):
     structure = EigenKronecker(basis="contraction", restart=False, negative="retract", basis_decay=0.9)
     opt = method(model, structure={"head.weight": structure, "embedding.weight": "diagonal"}, ess=50.0)
     assert chosen(opt)["head.weight"] == "EigenKronecker" and chosen(opt)["embedding.weight"] == "Diagonal"
-    train(opt, model, 2)
+    tools.train(opt, model, 2, batches=tools.tokens)
 
 
 def test_a_layer_that_is_matched_leaves_the_common_block(model):
@@ -121,16 +106,16 @@ def test_mixed_blocks_take_the_steps_that_their_structures_take_alone(tools, var
     for name, structure in structures.items():
         alone = tools.fill(Network().double())
         opt = NaturalGradient(alone, structure, "ggn", lr=0.1, variational=variational, **OPTIONS)
-        train(opt, alone, 1)
+        tools.train(opt, alone, 1, batches=tools.tokens)
         ends[name] = tools.weights(alone)
     mixed = tools.fill(Network().double())
     entries = {"embedding": "diagonal", "body": "kronecker", "head": "dense"}
     opt = NaturalGradient(mixed, entries, "ggn", lr=0.1, variational=variational, **OPTIONS)
-    train(opt, mixed, 1)
+    tools.train(opt, mixed, 1, batches=tools.tokens)
     # before any evidence no weights are sampled, so all four saw the same gradients in this first step
     for name, weight in tools.weights(mixed).items():
         assert torch.equal(weight, ends[entries[name.split(".")[0]]][name]), name
-    train(opt, mixed, 2, start=1)
+    tools.train(opt, mixed, 2, start=1, batches=tools.tokens)
     if variational:
         draw = opt.posterior().sample(2)
         assert all(bool((draw[name][0] != draw[name][1]).all()) for name in draw)
@@ -166,7 +151,7 @@ class Pointwise(Diagonal):
     SUPPORTS = Diagonal.SUPPORTS - {"sample"}
 
 
-def test_a_structure_that_cannot_do_what_its_block_needs_is_refused_by_name(model):
+def test_a_structure_that_cannot_do_what_its_block_needs_is_refused_by_name(tools, model):
     with pytest.raises(UnsupportedObservationError, match=r"block 'head.weight': Kronecker cannot be fed .*'price'"):
         IVON(model, ess=50.0, structure={"head": "kronecker"})
     with pytest.raises(UnsupportedObservationError, match=r"block 'head.weight': Dense has no powers"):
@@ -175,7 +160,9 @@ def test_a_structure_that_cannot_do_what_its_block_needs_is_refused_by_name(mode
         NaturalGradient(model, {"head.weight": "kronecker"}, "gradient", lr=0.1, variational=False)
     with pytest.raises(UnsupportedObservationError, match=r"block 'head.weight': Pointwise cannot sample"):
         KFAC(model, structure={"head": Pointwise()}, **OPTIONS)
-    train(KFAC(model, structure={"head": Pointwise()}, variational=False, **OPTIONS), model, 1)
+    tools.train(
+        KFAC(model, structure={"head": Pointwise()}, variational=False, **OPTIONS), model, 1, batches=tools.tokens
+    )
 
 
 def test_an_entry_about_frozen_layers_waits_for_them(model):
@@ -186,47 +173,40 @@ def test_an_entry_about_frozen_layers_waits_for_them(model):
     assert chosen(opt)["head.weight"] == "Dense"
 
 
-def test_a_block_that_its_entry_cannot_hold_gets_the_fallback_and_one_warning(model):
+def test_a_block_that_its_entry_cannot_hold_gets_the_fallback_and_one_warning(tools, model):
     opt = KFAC(model, structure={"head": Dense(max_dim=3)}, **OPTIONS)
     with pytest.warns(
         UserWarning, match=r"block 'head.weight': Dense does not fit \(3, 5\)\. It is stored as Diag"
     ) as seen:
-        train(opt, model, 2)
+        tools.train(opt, model, 2, batches=tools.tokens)
         rows = {row["parameter"]: row for row in opt.coverage()}
     assert len(seen) == 1
     assert rows["head.weight"]["structure"] == "Diagonal" and "does not fit" in rows["head.weight"]["note"]
-
-
-def saved(opt):
-    buffer = io.BytesIO()
-    torch.save(opt.state_dict(), buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 def test_a_checkpoint_resumes_with_the_same_mapping_and_no_other(tools):
     mapping = {"head": "dense", nn.Embedding: "diagonal"}
     whole, first, second = (tools.fill(Network().double()) for _ in range(3))
     reference = KFAC(whole, structure=mapping, **OPTIONS)
-    train(reference, whole, 4)
+    tools.train(reference, whole, 4, batches=tools.tokens)
     opt = KFAC(first, structure=mapping, **OPTIONS)
-    train(opt, first, 2)
+    tools.train(opt, first, 2, batches=tools.tokens)
     second.load_state_dict(first.state_dict())
     resumed = KFAC(second, structure=dict(mapping), **OPTIONS)
-    resumed.load_state_dict(saved(opt))
-    train(resumed, second, 2, start=2)
+    resumed.load_state_dict(tools.through_a_file(opt.state_dict()))
+    tools.train(resumed, second, 2, start=2, batches=tools.tokens)
     for name, weight in tools.weights(whole).items():
         assert torch.equal(weight, tools.weights(second)[name]), name
     for other in (None, {"head": "dense"}, {"head": "dense", nn.Embedding: "dense"}):
         with pytest.raises(CheckpointError, match="written by another method"):
-            KFAC(second, structure=other, **OPTIONS).load_state_dict(saved(opt))
+            KFAC(second, structure=other, **OPTIONS).load_state_dict(tools.through_a_file(opt.state_dict()))
     with pytest.raises(CheckpointError, match="written by another method"):
-        resumed.load_state_dict(saved(KFAC(second, **OPTIONS)))
+        resumed.load_state_dict(tools.through_a_file(KFAC(second, **OPTIONS).state_dict()))
 
 
-def test_a_mixed_posterior_survives_its_file(model, tmp_path):
+def test_a_mixed_posterior_survives_its_file(tools, model, tmp_path):
     opt = KFAC(model, structure={"head": "dense", "embedding": "diagonal"}, **OPTIONS)
-    train(opt, model, 2)
+    tools.train(opt, model, 2, batches=tools.tokens)
     posterior = opt.posterior()
     posterior.save(tmp_path / "posterior.safetensors")
     other = type(posterior).load(tmp_path / "posterior.safetensors")
@@ -236,7 +216,5 @@ def test_a_mixed_posterior_survives_its_file(model, tmp_path):
 
 
 def test_all_named_methods_know_the_argument():
-    import inspect
-
     for info in METHODS.values():
         assert "structure" in inspect.signature(info.constructor).parameters

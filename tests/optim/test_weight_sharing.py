@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tiny_models import normal
 from vogn import EKFAC, KFAC, NaturalGradient
 from vogn.capture import oracle
 from vogn.likelihoods import Categorical, Gaussian
@@ -17,10 +18,6 @@ from vogn.structures import Kronecker
 
 N, T = 4, 3
 MASK = torch.arange(T) < torch.tensor([3, 1, 2, 3]).unsqueeze(1)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 class Deep(nn.Module):

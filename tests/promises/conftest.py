@@ -14,23 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tiny_models import OPTIONS, batch, fill, flat, normal, square_network, train
 from vogn.likelihoods import Categorical
 from vogn.optim import METHODS, NaturalGradient
 
 MODES = {"variational": True, "deterministic": False}
-OPTIONS = {"lr": 0.05, "ess": 100.0, "weight_decay": 1e-2, "damping": 1e-2}
-"""Settings under which every method moves visibly and stays calm."""
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def fill(model: nn.Module, seed: int = 0) -> nn.Module:
-    with torch.no_grad():
-        for k, parameter in enumerate(model.parameters()):
-            parameter.copy_(0.5 * normal(*parameter.shape, seed=100 * seed + k))
-    return model
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -40,16 +28,6 @@ def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
     with torch.no_grad():
         model[2].weight.add_(1)
     return model.to(dtype)
-
-
-def square_network() -> nn.Sequential:
-    """Gradients of full rank, whose eigenbasis is unique: where it is not, any rounding turns the basis of EVON and the
-    curvature that it stores there."""
-    head = nn.Linear(3, 3, bias=False)
-    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 3, bias=False), nn.Tanh(), head)
-    fill(model.double())
-    head.requires_grad_(False)
-    return model
 
 
 @dataclass
@@ -64,8 +42,7 @@ class Case:
         return METHODS[self.method].constructor(model, **(OPTIONS | {"variational": self.variational} | options))
 
     def batch(self, seed: int, dtype: torch.dtype = torch.float64, n: int = 8) -> tuple[Tensor, Tensor]:
-        labels = torch.randint(0, 3, (n,), generator=torch.Generator().manual_seed(seed))
-        return normal(n, 3, seed=seed + 7, dtype=dtype), labels
+        return batch(n, seed, dtype)
 
     def backward(self, model: Callable[..., Tensor], seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
         x, y = self.batch(seed, dtype)
@@ -83,11 +60,7 @@ class Case:
         dtype: torch.dtype = torch.float64,
     ) -> None:
         """The loop of the documentation on a fresh batch per step."""
-        for step in range(start, start + steps):
-            opt.zero_grad()
-            with opt.sampled_params():
-                self.backward(model, step, dtype)
-            opt.step()
+        train(opt, model, steps, start=start, likelihood=self.likelihood, dtype=dtype)
 
 
 def everything(opt: NaturalGradient, model: nn.Module) -> dict[str, Tensor]:
@@ -127,6 +100,7 @@ class Tools:
     square_network = staticmethod(square_network)
     normal = staticmethod(normal)
     fill = staticmethod(fill)
+    flat = staticmethod(flat)
     everything = staticmethod(everything)
     assert_identical = staticmethod(assert_identical)
     assert_near = staticmethod(assert_near)

@@ -43,26 +43,30 @@ def rates_of(opt, make):
     return rates
 
 
+def test_every_scheduler_of_torch_is_listed():
+    known = {name for name in lr_scheduler.__all__ if not name.startswith("_")} - {"LRScheduler"}
+    assert SCHEDULERS.keys() - {"SWALR"} == known
+
+
 @pytest.mark.promise("every `torch.optim.lr_scheduler`")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_scheduler_is_the_same_rates_by_hand(tools, case, name):
-    known = {cls.__name__ for cls in vars(lr_scheduler).values() if isinstance(cls, type)}
-    assert name in known | {"SWALR"}
     rates = rates_of(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.05, momentum=0.9), SCHEDULERS[name])
+    assert len(set(rates)) > 1
     by_hand = tools.network()
-    opt = case.build(by_hand)
+    by_hand_opt = case.build(by_hand)
     for step, rate in enumerate(rates):
-        for group in opt.param_groups:
+        for group in by_hand_opt.param_groups:
             group["lr"] = rate
-        case.train(opt, by_hand, 1, start=step)
+        case.train(by_hand_opt, by_hand, 1, start=step)
     model = tools.network()
     opt = case.build(model)
     scheduler = SCHEDULERS[name](opt)
-    for step in range(4):
+    for step, rate in enumerate(rates):
+        assert opt.param_groups[0]["lr"] == rate
         case.train(opt, model, 1, start=step)
         scheduler.step(1.0) if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else scheduler.step()
-    for first, second in zip(model.parameters(), by_hand.parameters(), strict=True):
-        torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
+    tools.assert_identical(tools.everything(opt, model), tools.everything(by_hand_opt, by_hand))
 
 
 @pytest.mark.promise("param groups and per-group settings")
@@ -71,15 +75,14 @@ def test_groups_with_equal_settings_are_one_group(tools, case):
     opt = case.build(model)
     head = list(twin[3].parameters())
     other = case.build(twin, groups=[{"params": head}])
-    if len(other.param_groups) == len(opt.param_groups):
-        pytest.fail("the head was meant to be a group of its own")
+    assert len(other.param_groups) == len(opt.param_groups) + 1
     case.train(opt, model, 3)
     case.train(other, twin, 3)
     if case.method == "slang":  # one block per group: another covariance
         assert len({row["block"] for row in other.coverage()}) > len({row["block"] for row in opt.coverage()})
         return
-    # the groups are visited in another order, so sums over blocks round differently
-    tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-9)
+    # the groups are visited in another order, so sums over blocks may round differently
+    tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-12)
 
 
 @pytest.mark.promise("param groups and per-group settings")
@@ -118,8 +121,8 @@ def test_a_grad_scaler_changes_nothing(tools, case, unscale):
             scaler.step(other)
             scaler.update()
     assert scaler.get_scale() == 512.0
-    # powers of two: only the order of rounding in clipping differs
-    tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-9)
+    # scaling by a power of two rounds nothing
+    tools.assert_identical(tools.everything(opt, model), tools.everything(other, twin))
 
 
 @pytest.mark.promise("autocast, bfloat16 and float16")
@@ -143,12 +146,14 @@ def test_autocast_is_near_single_precision(tools, case, half):
         scaler.update()
     for name, tensor in tools.everything(other, twin).items():
         assert tensor.dtype == tools.everything(opt, model)[name].dtype, name
-        assert bool(tensor.isfinite().all()) if tensor.is_floating_point() else True
-    first = torch.cat([p.detach().flatten() for p in model.parameters()])
-    second = torch.cat([p.detach().flatten() for p in twin.parameters()])
-    start = torch.cat([p.detach().flatten() for p in tools.network(torch.float32).parameters()])
-    # bfloat16 has 8 bits: outputs and gradients are off by about 1 %, their products and inverses by a few
-    assert float((first - second).norm() / (first - start).norm()) < 0.25
+        assert not tensor.is_floating_point() or bool(tensor.isfinite().all()), name
+    first, second, start = tools.flat(model), tools.flat(twin), tools.flat(tools.network(torch.float32))
+    # Rounding of 1 / 256 (bfloat16) and 1 / 2048 (float16) in outputs and gradients. Relative to the way that the
+    # weights have gone, the diagonal methods and K-FAC are off by at most 4 of these units; EK-FAC and SLANG, whose
+    # eigenvectors turn with the gradients, by at most 13. Twice that:
+    units = 26 if case.method in {"ekfac", "slang"} else 8
+    error = float((first - second).norm() / (first - start).norm())
+    assert 0 < error < units * torch.finfo(half).eps / 2
 
 
 @pytest.mark.promise("gradient accumulation, exact")
@@ -199,7 +204,7 @@ def test_a_closure_is_the_loop(tools, case, samples):
             return case.backward(twin, step)
 
         assert other.step(closure).ndim == 0
-    tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-12)
+    tools.assert_identical(tools.everything(opt, model), tools.everything(other, twin))
 
 
 @pytest.mark.promise("closures, several weight samples")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import warnings
 import weakref
 
 import pytest
@@ -15,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vogn.errors import MissingCurvatureError, UnsupportedObservationError
 from vogn.optim import METHODS
 
-OWN_PASS = {name for name, info in METHODS.items() if name in {"von", "kfac", "ekfac"}}
+OWN_PASS = {"von", "kfac", "ekfac"}
 """Methods whose default statistic takes a pass of its own through the graph, by ``torch.autograd.grad``."""
 
 
@@ -48,7 +47,7 @@ def run_checkpointed(case, tools, reentrant):
 
 @pytest.mark.promise("activation checkpointing, non-reentrant")
 def test_checkpointing_changes_nothing(tools, case):
-    tools.assert_near(run_checkpointed(case, tools, None), run_checkpointed(case, tools, False), 1e-12)
+    tools.assert_identical(run_checkpointed(case, tools, None), run_checkpointed(case, tools, False))
 
 
 def probes_hessian(case):
@@ -57,16 +56,17 @@ def probes_hessian(case):
 
 @pytest.mark.promise("activation checkpointing, reentrant (own passes raise)")
 def test_reentrant_checkpointing_works_or_raises(tools, case):
-    if probes_hessian(case):  # IVON has a start and keeps it, EVON has none
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
-            with pytest.raises((UserWarning, MissingCurvatureError), match="keeps its initial|never been observed"):
-                run_checkpointed(case, tools, True)
+    if probes_hessian(case) and case.method == "ivon":  # it has a start and keeps it
+        with pytest.warns(UserWarning, match="keeps its initial"):
+            run_checkpointed(case, tools, True)
+    elif probes_hessian(case):  # EVON has none
+        with pytest.raises(MissingCurvatureError, match="never been observed"):
+            run_checkpointed(case, tools, True)
     elif case.method in OWN_PASS:
         with pytest.raises(MissingCurvatureError, match="use_reentrant=False"):
             run_checkpointed(case, tools, True)
     else:
-        tools.assert_near(run_checkpointed(case, tools, None), run_checkpointed(case, tools, True), 1e-12)
+        tools.assert_identical(run_checkpointed(case, tools, None), run_checkpointed(case, tools, True))
 
 
 @pytest.mark.promise("`torch.compile`: no graph break, no recompilation (Hessian probes raise)")
@@ -87,8 +87,9 @@ def test_a_compiled_model_trains_like_the_plain_one(tools, case):
         case.train(other, compiled, 1, start=step)
         frames.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert not torch._dynamo.utils.counters["graph_break"], torch._dynamo.utils.counters["graph_break"]
-    assert frames[-1] == frames[1], f"recompiled after the second step: {frames}"
-    tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-9)
+    assert frames[-1] == frames[1] > 0, f"not compiled, or recompiled after the second step: {frames}"
+    # the compiler may take an operation apart, so sums round differently
+    tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-12)
 
 
 class Attending(nn.Module):
@@ -116,7 +117,7 @@ def test_compiled_attention_is_one_graph(tools, case):
     case.train(opt, model, 3)
     case.train(other, compiled, 3)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-9)
+    tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-12)  # as above
 
 
 @pytest.mark.slow
@@ -131,7 +132,8 @@ def test_inductor_agrees(tools, case):
     compiled = torch.compile(twin, backend="inductor")
     case.train(opt, model, 4)
     case.train(other, compiled, 4)
-    tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-9)
+    # fused kernels sum in another order; measured: 3e-15
+    tools.assert_near(tools.everything(opt, model), tools.everything(other, twin), 1e-12)
 
 
 @pytest.mark.promise("the encoder layer's inference fast path stays in use")
@@ -156,14 +158,26 @@ def test_the_fast_path_is_taken_outside_contexts(tools, case, monkeypatch):
     assert taken
 
 
+def attached(model):
+    """Whether any module carries a hook or a forward of ours."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module)
+        for module in model.modules()
+    )
+
+
 @pytest.mark.promise("the encoder layer's inference fast path stays in use")
 def test_hooks_are_attached_in_contexts_only(tools, case):
     model = tools.network()
     opt = case.build(model)
-    case.train(opt, model, 1)
-    for module in model.modules():
-        assert not module._forward_hooks and not module._forward_pre_hooks and not module._backward_hooks
-        assert "forward" not in vars(module)
+    for step in range(2):
+        with opt.sampled_params():
+            assert attached(model) == METHODS[case.method].needs_model
+            case.backward(model, step)
+            assert attached(model) == METHODS[case.method].needs_model
+        assert not attached(model)
+        opt.step()
+    assert not attached(model)
 
 
 @pytest.mark.promise("frozen and late-unfrozen parameters, `add_param_group`")
@@ -235,17 +249,22 @@ def test_a_foreign_optimizer_has_its_own_layers(tools, case, step_first):
     for step in range(3):
         opt.zero_grad()
         other.zero_grad()
+        trunk, head = tools.flat(model[:3]), tools.flat(model[3])
         with opt.sampled_params():
             case.backward(model, step)
+            assert torch.equal(tools.flat(model[:3]), trunk)
+            if step:  # some methods have no noise before their first curvature
+                assert torch.equal(tools.flat(model[3]), head) != case.variational
         first, second = (opt, other) if step_first else (other, opt)
         first.step()
         second.step()
+        assert not torch.equal(tools.flat(model[3]), head)
         if step == 0 and not case.variational:  # the trunk has plain gradients
             sgd.zero_grad()
             case.backward(reference, step)
             sgd.step()
             for mine, plain in zip(model[:3].parameters(), reference[:3].parameters(), strict=True):
-                torch.testing.assert_close(mine, plain)
+                torch.testing.assert_close(mine, plain, rtol=1e-12, atol=1e-14)
     assert {row["parameter"] for row in opt.coverage()} == {"weight", "bias"}
 
 
@@ -263,8 +282,7 @@ def test_nothing_is_left_behind(tools, case):
     opt.close()
     assert all(torch.equal(p, mean) for p, mean in zip(model.parameters(), means, strict=True))
     assert not all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
-    for module in model.modules():
-        assert not module._forward_hooks and "forward" not in vars(module)
+    assert not attached(model)
     with pytest.raises(RuntimeError, match="closed"):
         opt.sample_()
     opt = case.build(model)

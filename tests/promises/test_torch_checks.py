@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,13 +16,16 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from vogn.optim import METHODS
+
 
 @dataclass(frozen=True)
 class Legal:
-    """Options that every method takes."""
+    """Options that every method takes, and whether the weights move under them."""
 
     options: dict[str, Any]
     name: str
+    moves: bool = True
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,11 @@ class Illegal:
     options: dict[str, Any]
     error: type[Exception]
     message: str
-    name: str = field(default="")
 
 
 LEGAL = [
     Legal({}, "defaults"),
-    Legal({"lr": 0.0}, "no-rate"),
+    Legal({"lr": 0.0}, "no-rate", moves=False),
     Legal({"weight_decay": 1.0}, "strong-prior"),
     Legal({"damping": 1.0}, "damped"),
     Legal({"momentum": 0.0}, "no-momentum"),
@@ -56,25 +58,23 @@ ILLEGAL = [
 ]
 
 
-def build(case, model, options):
-    return case.build(model, **options)
-
-
 @pytest.mark.promise("legal options train, illegal ones are refused by name")
 @pytest.mark.parametrize("record", LEGAL, ids=lambda record: record.name)
 def test_legal_options_train_print_and_round_trip(tools, case, record):
     model = tools.network()
-    opt = build(case, model, record.options)
+    before = tools.flat(model)
+    opt = case.build(model, **record.options)
     for step in range(2):
         opt.zero_grad()
         for _ in range(record.options.get("mc_samples", 1)):
             with opt.sampled_params():
                 case.backward(model, step)
         opt.step()
-    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    assert bool(tools.flat(model).isfinite().all())
+    assert torch.equal(tools.flat(model), before) != record.moves
     assert type(opt).__name__ in repr(opt) and "weight_decay" in repr(opt)
     twin = copy.deepcopy(model)
-    other = build(case, twin, record.options)
+    other = case.build(twin, **record.options)
     other.load_state_dict(opt.state_dict())
     tools.assert_identical(tools.everything(opt, model), tools.everything(other, twin))
 
@@ -83,7 +83,7 @@ def test_legal_options_train_print_and_round_trip(tools, case, record):
 @pytest.mark.parametrize("record", ILLEGAL, ids=lambda record: "-".join(map(str, *record.options.items())))
 def test_illegal_options_are_refused(tools, case, record):
     with pytest.raises(record.error, match=re.escape(record.message)):
-        build(case, tools.network(), record.options)
+        case.build(tools.network(), **record.options)
 
 
 @pytest.mark.promise("step, state-dict and global hooks of `torch.optim`")
@@ -142,11 +142,14 @@ def test_parameters_that_cannot_be_optimised_are_refused(tools, case):
     weight = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
     model = tools.network()
     model.register_parameter("spectrum", weight)
-    with pytest.raises((TypeError, ValueError), match="spectrum"):
+    with pytest.raises(ValueError, match="'spectrum' has dtype torch.complex64"):
         case.build(model)
-    with pytest.raises((TypeError, ValueError)):
+    with pytest.raises(ValueError, match=r"the model \(Sequential\) has no parameters"):
         case.build(nn.Sequential())
-    with pytest.raises((TypeError, ValueError)):
+    error, message = (ValueError, "non-leaf Tensor")
+    if METHODS[case.method].needs_model:  # a bare list is refused before its tensors are looked at
+        error, message = (TypeError, "pass the model")
+    with pytest.raises(error, match=message):
         case.build([torch.zeros(3, requires_grad=True).exp()])
 
 

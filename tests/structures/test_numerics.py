@@ -64,11 +64,12 @@ def test_a_dense_curvature_that_rounding_made_indefinite_is_solved_with_its_roun
     v = torch.randn((5, *SHAPE), generator=torch.Generator().manual_seed(1))
     solved = structure.solve(state, v, 1e-4)
     assert bool(solved.isfinite().all()) and float(solved.norm()) <= 1.001 * float(v.norm()) / 1e-4
-    # in the direction of the evidence, which rounding does not touch, the solution is the exact one
+    # in the direction of the evidence, which rounding does not touch, the solution is the exact one up to the 100 eps
+    # of the trace that a rescue may add, and the trace is the evidence
     values, vectors = torch.linalg.eigh(dense)
     top = vectors[:, -1].float().reshape(SHAPE)
     torch.testing.assert_close(
-        (structure.solve(state, top, 1e-4) * top).sum(), 1 / values[-1].float(), rtol=1e-3, atol=0
+        (structure.solve(state, top, 1e-4) * top).sum(), 1 / values[-1].float(), rtol=2e-5, atol=0
     )
 
 
