@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -17,6 +17,8 @@ from vogn.optim.vadam import VAdam
 from vogn.optim.vogn import VOGN
 from vogn.optim.von import VON
 
+Mode = Literal["variational", "deterministic"]
+
 
 @dataclass(frozen=True)
 class MethodInfo:
@@ -27,12 +29,14 @@ class MethodInfo:
         summary: one line for tables.
         paper: where the method comes from.
         needs_model: whether it reads layer inputs and output gradients.
+        modes: the modes that it runs in; all but a few methods run in both.
     """
 
     constructor: type[NaturalGradient]
     summary: str
     paper: str
     needs_model: bool = True
+    modes: tuple[Mode, ...] = ("variational", "deterministic")
 
     def build(self, model: nn.Module, **options: Any) -> NaturalGradient:
         """The optimizer for ``model``."""
