@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vogn.structures import REGISTRY, Dense, Diagonal, DiagonalLowRank, EigenKronecker, Identity, Kronecker
+from vogn.structures import REGISTRY, Dense, Diagonal, DiagonalLowRank, EigenKronecker, Gram, Identity, Kronecker
 from vogn.testing import StructureConformance
 
 CONFIGURATIONS = {
@@ -32,6 +32,8 @@ CONFIGURATIONS = {
     "DiagonalLowRank1": DiagonalLowRank(rank=1),
     "DiagonalLowRank3": DiagonalLowRank(rank=3),
     "DiagonalLowRank30": DiagonalLowRank(rank=30),
+    "Gram": Gram(),
+    "GramMerged": Gram(window=2),
 }
 
 for _name, _structure in CONFIGURATIONS.items():

@@ -15,6 +15,7 @@ from vogn.structures.dense import Dense
 from vogn.structures.diagonal import Diagonal
 from vogn.structures.diagonal_low_rank import DiagonalLowRank
 from vogn.structures.eigen_kronecker import EigenKronecker
+from vogn.structures.gram import Gram
 from vogn.structures.identity import Identity
 from vogn.structures.kronecker import Kronecker
 from vogn.types import Shape
@@ -67,6 +68,11 @@ def _(structure: DiagonalLowRank, shape: Shape) -> Costs:
     size = float(math.prod(shape))
     rank = min(structure.rank, size)
     return Costs(None, 0.0, size * rank * (rank + 4))
+
+
+@costs.register
+def _(structure: Gram, shape: Shape) -> Costs | None:
+    return None  # n^2 (D + n) for n rows: a matter of the batch
 
 
 @costs.register
