@@ -111,7 +111,10 @@ def tools() -> type[Tools]:
     return Tools
 
 
-@pytest.fixture(params=[(method, mode) for method, info in METHODS.items() for mode in info.modes], ids=lambda p: f"{p[0]}-{p[1]}")
+CASES = [(method, mode) for method, info in METHODS.items() for mode in info.modes]
+
+
+@pytest.fixture(params=CASES, ids=lambda p: f"{p[0]}-{p[1]}")
 def case(request: pytest.FixtureRequest) -> Case:
     method, mode = request.param
     return Case(method, MODES[mode])
