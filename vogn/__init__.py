@@ -6,7 +6,23 @@ The flag ``variational`` switches between the two readings, on the same checkpoi
 from __future__ import annotations
 
 from vogn import errors, likelihoods, metrics
-from vogn.optim import EKFAC, EVON, IVON, KFAC, METHODS, SLANG, VOGN, VON, NaturalGradient, VAdam
+from vogn.capture.objective import Objective
+from vogn.optim import (
+    EKFAC,
+    EVON,
+    IVON,
+    KFAC,
+    METHODS,
+    SLANG,
+    SMW,
+    VOGN,
+    VON,
+    GramGaussNewton,
+    KalmanNaturalGradient,
+    LiSSA,
+    NaturalGradient,
+    VAdam,
+)
 from vogn.optim.check_curvature import check_curvature
 from vogn.optim.preview import coverage
 from vogn.posterior import GaussianPosterior, Posterior
@@ -22,11 +38,16 @@ __all__ = [
     "KFAC",
     "METHODS",
     "SLANG",
+    "SMW",
     "VOGN",
     "VON",
     "BatchNormCalibration",
     "GaussianPosterior",
+    "GramGaussNewton",
+    "KalmanNaturalGradient",
+    "LiSSA",
     "NaturalGradient",
+    "Objective",
     "Posterior",
     "Predictive",
     "Prior",

@@ -14,9 +14,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vogn.errors import MissingCurvatureError, UnsupportedObservationError
 from vogn.optim import METHODS
 
-OWN_PASS = {"von", "kfac", "ekfac"}
-"""Methods whose default statistic takes a pass of its own through the graph, by ``torch.autograd.grad``."""
-
 
 class Checkpointed(nn.Module):
     """The body runs again in backward."""
@@ -62,7 +59,7 @@ def test_reentrant_checkpointing_works_or_raises(tools, case):
     elif probes_hessian(case):  # EVON has none
         with pytest.raises(MissingCurvatureError, match="never been observed"):
             run_checkpointed(case, tools, True)
-    elif case.method in OWN_PASS:
+    elif any(statistic.NEEDS_LIKELIHOOD for statistic in case.build(tools.network()).statistics):  # own passes
         with pytest.raises(MissingCurvatureError, match="use_reentrant=False"):
             run_checkpointed(case, tools, True)
     else:
@@ -226,11 +223,9 @@ class Mixed(nn.Module):
 @pytest.mark.promise("parameters of different dtypes")
 def test_every_parameter_keeps_its_dtype(tools, case):
     model = Mixed(tools)
-    opt = (
-        case.build(model)
-        if case.method != "slang"
-        else case.build(model, groups=[{"params": [*model.head.parameters()]}])
-    )
+    groups = [{"params": [*model.head.parameters()]}]  # a block over all layers has one dtype
+    joined = case.build(tools.network()).partition == "model"
+    opt = case.build(model, groups=groups) if joined else case.build(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     case.train(opt, model, 3)
     for name, parameter in model.named_parameters():

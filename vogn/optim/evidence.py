@@ -137,7 +137,9 @@ class EvidenceCheck:
 
 
 def anneal(group: Mapping[str, Any]) -> float:
-    """``1 + t^p``, ``p = anneal_power``, ``t`` from 1: the divisor of both step sizes; 1 without a power."""
+    """The divisor of both step sizes: ``step_divisor``, or ``1 + t^p``, ``p = anneal_power``, ``t`` from 1; else 1."""
+    if group["step_divisor"] is not None:
+        return float(group["step_divisor"])
     power = group["anneal_power"]
     return 1.0 if power is None else 1.0 + (group["steps_done"] + 1.0) ** power
 
@@ -167,7 +169,8 @@ def staged_curvature(table: BlockTable, block: Block, group: Group, observation:
         if observation:
             decay = float(group["curvature_decay"])
             weight = (1.0 - decay) / anneal(group)
-            decay = 1.0 - weight if group["anneal_power"] is not None else decay
+            annealed = group["anneal_power"] is not None or group["step_divisor"] is not None
+            decay = 1.0 - weight if annealed else decay
             if first and group["initial_curvature"] == "first_batch":
                 decay, weight = 0.0, 1.0
             shift = float(group["weight_decay"])

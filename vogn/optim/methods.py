@@ -10,9 +10,13 @@ from torch import nn
 from vogn.optim.base import NaturalGradient
 from vogn.optim.ekfac import EKFAC
 from vogn.optim.evon import EVON
+from vogn.optim.gram_gauss_newton import GramGaussNewton
 from vogn.optim.ivon import IVON
+from vogn.optim.kalman import KalmanNaturalGradient
 from vogn.optim.kfac import KFAC
+from vogn.optim.lissa import LiSSA
 from vogn.optim.slang import SLANG
+from vogn.optim.smw import SMW
 from vogn.optim.vadam import VAdam
 from vogn.optim.vogn import VOGN
 from vogn.optim.von import VON
@@ -59,4 +63,8 @@ METHODS: dict[str, MethodInfo] = {
         EKFAC, "eigen-corrected Kronecker factors; noisy EK-FAC", "George et al. 2018; Bae et al. 2018"
     ),
     "slang": MethodInfo(SLANG, "diagonal plus low rank across layers", "Mishkin et al. 2018"),
+    "smw": MethodInfo(SMW, "natural gradient or Gauss-Newton of the batch, in sample space", "Ren, Goldfarb 2019"),
+    "gram_gauss_newton": MethodInfo(GramGaussNewton, "Gauss-Newton for regression, in sample space", "Cai et al. 2019"),
+    "lissa": MethodInfo(LiSSA, "power series instead of an inverse", "Agarwal, Bullins, Hazan 2017"),
+    "kalman": MethodInfo(KalmanNaturalGradient, "dense extended Kalman filter, for small networks", "Ollivier 2018"),
 }

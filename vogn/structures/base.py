@@ -91,6 +91,12 @@ class Structure(ABC):
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """The meaning of ``C (+) shift``: ``(D, D)`` in the row-major order of the block ``(*lead, d_out, d_in)``."""
 
+    def part(self, state: State, rows: int, source: torch.Generator) -> State:
+        """The state of a random part of the evidence, ``rows`` rows without replacement, whose expectation is ``C``."""
+        raise UnsupportedObservationError(
+            f"{type(self).__name__} keeps no rows to draw from; use Gram, or all of the curvature (rows=None)"
+        )
+
     def _check_option(self, field: str, value: object, allowed: tuple[object, ...]) -> None:
         """Raise ``ValueError`` if a configuration field holds none of its allowed values."""
         if value not in allowed:

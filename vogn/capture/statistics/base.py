@@ -58,6 +58,23 @@ class Statistic(ABC):
         """The gradient of a block is complete (event ``"step"``)."""
 
 
+def share_of(rows: AnyRows, examples: int | None) -> AnyRows:
+    """The first ``examples`` rows of a batch, scaled so that their curvature estimates that of the whole batch.
+
+    Without bias if the order of the batch is random; everything if the batch has no more examples, or for ``None``.
+    """
+    if examples is None or rows.count <= examples:
+        return rows
+    return rows.first(examples, (rows.count / examples) ** 0.5)
+
+
+def check_examples_option(examples: int | None) -> int | None:
+    """Raise ValueError unless a number of examples is at least 1, or ``None`` for all."""
+    if examples is not None and examples < 1:
+        raise ValueError(f"curvature_examples={examples} must be at least 1, or None for the whole batch")
+    return examples
+
+
 def term_weights(call: LikelihoodCall) -> Tensor | float:
     """Per-term weights times mask, shaped to multiply the outputs.
 
