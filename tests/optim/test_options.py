@@ -80,6 +80,21 @@ ILLEGAL = {
         ({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn"),
         ({"anneal_power": -0.5}, ValueError, r"anneal_power=-0\.5 is out of range"),
     ],
+    "smw": [
+        ({"window": 0}, ValueError, r"Gram: window=0 must be at least 1"),
+        ({"curvature_examples": 0}, ValueError, r"curvature_examples=0 must be at least 1, or None"),
+        ({"adapt_damping": True, "epsilon": 0.7}, ValueError, r"epsilon=0\.7 must lie in \(0, 0\.5\]"),
+        ({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn"),
+    ],
+    "gram_gauss_newton": [({"ggn_samples": 0}, ValueError, r"ggn_samples=0 must be at least 1, or None")],
+    "lissa": [
+        ({"depth": -1}, ValueError, r"depth=-1 must be at least 0"),
+        ({"scale": 0.0}, ValueError, r"scale=0\.0 must be positive, or None"),
+        ({"rows_per_term": 0}, ValueError, r"rows=0 at least 1 or None"),
+    ],
+    "kalman": [
+        ({"momentum": 0.5}, ValueError, r"momentum must be 0: the Kalman filter has none"),
+    ],
 }
 
 LEGAL_EVERYWHERE = [
@@ -112,6 +127,10 @@ LEGAL = {
     "kfac": [{"factored": False}, {"kfac_approx": "reduce"}, {"kl_clip": None}, {"fisher": "ggn"}],
     "ekfac": [{"kl_clip": None}, {"fisher": "empirical"}],
     "slang": [{"rank": 1}, {"rank": 100}, {"partition": "layer"}, {"anneal_power": 0.51}, {"fisher": "mc"}],
+    "smw": [{"window": 3}, {"fisher": "ggn"}, {"curvature_examples": 2}, {"partition": "layer"}, {"momentum": 0.0}],
+    "gram_gauss_newton": [{"momentum": 0.9}, {"ggn_samples": 1}, {"partition": "layer"}],
+    "lissa": [{"depth": 0}, {"rows_per_term": 2, "chains": 3}, {"fisher": "ggn"}, {"momentum": 0.0}],
+    "kalman": [{"curvature_decay": 0.9}, {"damping": 0.1}, {"partition": "layer"}],
 }
 
 

@@ -81,7 +81,7 @@ def everything(opt: NaturalGradient, model: nn.Module) -> dict[str, Tensor]:
 
 
 def meaning(opt: NaturalGradient, model: nn.Module) -> dict[str, Tensor]:
-    """Weights and posterior precisions: what a state means, where the order of rows makes the state itself ambiguous."""
+    """Weights and posterior precisions: what a state means, where the order of rows makes the state ambiguous."""
     weights = {f"weight {name}": parameter.detach().clone() for name, parameter in model.named_parameters()}
     return weights | {f"precision {name}": p for name, p in opt.posterior().precision_matrices().items()}
 

@@ -167,10 +167,7 @@ def staged_curvature(table: BlockTable, block: Block, group: Group, observation:
     failure: ArithmeticError | None = None
     with in_block(block.name):
         if observation:
-            decay = float(group["curvature_decay"])
-            weight = (1.0 - decay) / anneal(group)
-            annealed = group["anneal_power"] is not None or group["step_divisor"] is not None
-            decay = 1.0 - weight if annealed else decay
+            decay, weight = _memory(group)
             if first and group["initial_curvature"] == "first_batch":
                 decay, weight = 0.0, 1.0
             shift = float(group["weight_decay"])
@@ -193,6 +190,18 @@ def staged_curvature(table: BlockTable, block: Block, group: Group, observation:
     elif (due or not block.structure.REFRESHED) and "kept_in_a_row" in memory:
         memory["kept_in_a_row"] = torch.zeros_like(memory["kept_in_a_row"])
     return {"curvature": curvature, "memory": memory}
+
+
+def _memory(group: Mapping[str, Any]) -> tuple[float, float]:
+    """What the old curvature and the new evidence are multiplied by."""
+    decay = float(group["curvature_decay"])
+    if group["step_divisor"] is not None:
+        weight = 1.0 / anneal(group)
+    else:
+        weight = (1.0 - decay) / anneal(group)
+        if group["anneal_power"] is None:
+            return decay, weight
+    return 1.0 - weight, weight
 
 
 def _keep(memory: dict[str, Tensor], name: str, failure: ArithmeticError, *, has_factors: bool) -> None:

@@ -10,7 +10,6 @@ from torch import nn
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.capture.statistics import GGN
 from vogn.optim.base import NaturalGradient
-from vogn.optim.sample_space import batch_decay
 from vogn.structures import Gram
 
 
@@ -37,7 +36,7 @@ class GramGaussNewton(NaturalGradient):
         ggn_samples: this many random columns of the output Hessian instead of all; ``None`` is exact.
         window: rows that are held; see :class:`vogn.structures.Gram`. More rows per batch are merged.
         structure: a mapping from name patterns or module types to structures, for layers that shall have another one.
-        curvature_decay: ``None``: 0 (the present batch alone, as in the paper) if deterministic, 0.95 if variational.
+        curvature_decay: 0 as in the paper is the present batch alone; a posterior needs more evidence than that.
         momentum, initial_curvature, mc_samples, variational, seed, **options: see
             :class:`NaturalGradient`.
 
@@ -55,7 +54,7 @@ class GramGaussNewton(NaturalGradient):
         weight_decay: float = 1e-4,
         damping: float = 1e-3,
         momentum: float = 0.0,
-        curvature_decay: float | None = None,
+        curvature_decay: float = 0.95,
         ggn_samples: int | None = None,
         window: int = 256,
         initial_curvature: float | Literal["first_batch"] = "first_batch",
@@ -73,7 +72,7 @@ class GramGaussNewton(NaturalGradient):
             weight_decay=weight_decay,
             damping=damping,
             momentum=momentum,
-            curvature_decay=batch_decay(curvature_decay, variational),
+            curvature_decay=curvature_decay,
             initial_curvature=initial_curvature,
             mc_samples=mc_samples,
             variational=variational,

@@ -27,7 +27,7 @@ class KalmanNaturalGradient(NaturalGradient):
     P_0^-1              ``ess * weight_decay``     1 / parameter^2
     eta_t               ``lr n / N``               1
     J_t                 curvature ``C``            loss / parameter^2
-    mu (fading)         ``fading``                 1
+    1 - mu              ``curvature_decay``        1
     ==================  =========================  =====================================
 
     Args:
@@ -37,9 +37,10 @@ class KalmanNaturalGradient(NaturalGradient):
             ``ess`` is the number of examples seen and ``weight_decay`` the prior precision over it.
         weight_decay: ``prior_precision / ess``.
         damping: in the step only; 0 is the filter.
-        fading: share of the old precision that is forgotten per step, in [0, 1).
+        curvature_decay: factor on the evidence so far, per step; 1 forgets nothing. The prior is always kept (in the
+            paper it fades as well, and directions without new evidence lose their inverse).
         structure: a mapping from name patterns or module types to structures, for layers that shall have another one.
-        variational: by default ``False``: the filter linearises at the mean. Its posterior is there in either mode.
+        variational: ``False`` linearises at the mean, as the filter does; the posterior is there in either mode.
         momentum: must be 0, for the filter has none.
         partition: ``"model"``, or ``"layer"`` for a block-diagonal filter.
         mc_samples, seed, **options: see :class:`NaturalGradient`.
@@ -57,10 +58,10 @@ class KalmanNaturalGradient(NaturalGradient):
         weight_decay: float = 1.0,
         damping: float = 0.0,
         momentum: float = 0.0,
-        fading: float = 0.0,
+        curvature_decay: float = 1.0,
         partition: Partition = "model",
         mc_samples: int = 1,
-        variational: bool = False,
+        variational: bool = True,
         seed: int = 0,
         **options: Any,
     ) -> None:
@@ -73,12 +74,12 @@ class KalmanNaturalGradient(NaturalGradient):
             weight_decay=weight_decay,
             damping=damping,
             momentum=momentum,
-            curvature_decay=0.0,
+            curvature_decay=curvature_decay,
             partition=partition,
             mc_samples=mc_samples,
             variational=variational,
             seed=seed,
-            steps=[Solve(), KalmanSchedule(fading)],
+            steps=[Solve(), KalmanSchedule()],
             **options,
         )
         if any(group["momentum"] for group in self.param_groups):

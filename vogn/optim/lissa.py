@@ -11,7 +11,6 @@ from vogn.capture.partition import Partition
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.optim.base import NaturalGradient
 from vogn.optim.kfac import fisher_statistic
-from vogn.optim.sample_space import batch_decay
 from vogn.optim.steps import Momentum, Neumann, Prior
 from vogn.structures import Gram
 
@@ -43,7 +42,7 @@ class LiSSA(NaturalGradient):
         window: rows that are held; see :class:`vogn.structures.Gram`. More rows per batch are merged.
         structure: a mapping from name patterns or module types to structures, for layers that shall have another one.
         partition: ``"model"`` as in the paper, or ``"layer"``.
-        curvature_decay: ``None``: 0 (the present batch alone, as in the paper) if deterministic, 0.95 if variational.
+        curvature_decay: 0 as in the paper is the present batch alone; a posterior needs more evidence than that.
         momentum, initial_curvature, mc_samples, variational, seed, **options: see
             :class:`NaturalGradient`. Momentum is kept on the solved direction.
 
@@ -61,7 +60,7 @@ class LiSSA(NaturalGradient):
         weight_decay: float = 1e-4,
         damping: float = 0.1,
         momentum: float = 0.9,
-        curvature_decay: float | None = None,
+        curvature_decay: float = 0.95,
         depth: int = 20,
         chains: int = 1,
         scale: float | None = None,
@@ -85,7 +84,7 @@ class LiSSA(NaturalGradient):
             weight_decay=weight_decay,
             damping=damping,
             momentum=momentum,
-            curvature_decay=batch_decay(curvature_decay, variational),
+            curvature_decay=curvature_decay,
             initial_curvature=initial_curvature,
             mc_samples=mc_samples,
             variational=variational,

@@ -33,6 +33,7 @@ class MethodInfo:
         summary: one line for tables.
         paper: where the method comes from.
         needs_model: whether it reads layer inputs and output gradients.
+        sets_groups: whether it sets ``ess``, ``weight_decay`` and the step sizes of its groups itself, at every step.
         modes: the modes that it runs in; all but a few methods run in both.
     """
 
@@ -40,6 +41,7 @@ class MethodInfo:
     summary: str
     paper: str
     needs_model: bool = True
+    sets_groups: bool = False
     modes: tuple[Mode, ...] = ("variational", "deterministic")
 
     def build(self, model: nn.Module, **options: Any) -> NaturalGradient:
@@ -66,5 +68,7 @@ METHODS: dict[str, MethodInfo] = {
     "smw": MethodInfo(SMW, "natural gradient or Gauss-Newton of the batch, in sample space", "Ren, Goldfarb 2019"),
     "gram_gauss_newton": MethodInfo(GramGaussNewton, "Gauss-Newton for regression, in sample space", "Cai et al. 2019"),
     "lissa": MethodInfo(LiSSA, "power series instead of an inverse", "Agarwal, Bullins, Hazan 2017"),
-    "kalman": MethodInfo(KalmanNaturalGradient, "dense extended Kalman filter, for small networks", "Ollivier 2018"),
+    "kalman": MethodInfo(
+        KalmanNaturalGradient, "dense extended Kalman filter, for small networks", "Ollivier 2018", sets_groups=True
+    ),
 }

@@ -11,7 +11,6 @@ from vogn.capture.partition import Partition
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.optim.base import NaturalGradient
 from vogn.optim.kfac import fisher_statistic
-from vogn.optim.sample_space import batch_decay
 from vogn.optim.steps import LevenbergMarquardt, Momentum, Prior, Solve, Step
 from vogn.structures import Gram
 
@@ -46,8 +45,7 @@ class SMW(NaturalGradient):
         window: rows that are held; see :class:`vogn.structures.Gram`. More rows per batch are merged.
         partition: ``"model"`` as in the paper, or ``"layer"``.
         structure: a mapping from name patterns or module types to structures, for layers that shall have another one.
-        curvature_decay: ``None``: 0 (the present batch alone, as in the paper) if deterministic, 0.95 if variational:
-            the posterior needs more evidence than one batch.
+        curvature_decay: 0 as in the paper is the present batch alone; a posterior needs more evidence than that.
         momentum, initial_curvature, mc_samples, variational, seed, **options: see :class:`NaturalGradient`. Momentum is
             kept on the solved direction: old gradients lie outside the span of the present rows.
 
@@ -71,7 +69,7 @@ class SMW(NaturalGradient):
         boost: float = 1.01,
         drop: float = 1.0 / 1.01,
         momentum: float = 0.9,
-        curvature_decay: float | None = None,
+        curvature_decay: float = 0.95,
         fisher: Literal["empirical", "mc", "ggn"] = "empirical",
         ggn_samples: int | None = None,
         curvature_examples: int | None = None,
@@ -95,7 +93,7 @@ class SMW(NaturalGradient):
             weight_decay=weight_decay,
             damping=damping,
             momentum=momentum,
-            curvature_decay=batch_decay(curvature_decay, variational),
+            curvature_decay=curvature_decay,
             initial_curvature=initial_curvature,
             mc_samples=mc_samples,
             variational=variational,

@@ -15,22 +15,11 @@ class KalmanSchedule(Step):
     """Changes nothing about the updates; before each step it sets the group's step sizes, ``ess`` and ``weight_decay``.
 
     After ``N`` examples the precision is ``N C + prior precision``, so ``ess = N``; a batch of ``n`` more enters ``C``
-    with weight ``n / N`` and moves the mean at the rate ``lr n / N``. ``group["examples_seen"]`` holds ``N``.
-
-    Args:
-        fading: share of the old precision that is forgotten per step, in [0, 1); 0 forgets nothing.
-
-    Raises:
-        ValueError: if the share is out of range.
+    with weight ``n / N`` and moves the mean at the rate ``lr n / N``. ``group["examples_seen"]`` holds ``N``. With
+    ``curvature_decay`` below 1 the evidence so far is multiplied by it at every step; the prior is kept.
 
     Source: Ollivier (2018), "Online Natural Gradient as a Kalman Filter", Theorem 2 and section 3 (fading memory).
     """
-
-    fading: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.fading < 1.0:
-            raise ValueError(f"fading={self.fading} is out of range: it must lie in [0, 1)")
 
     def before(self, groups: list[dict[str, Any]], terms: int) -> None:
         """See :meth:`Step.before`."""
@@ -40,9 +29,8 @@ class KalmanSchedule(Step):
             if not group["examples_seen"]:
                 ess = group["ess"] if group["ess"] is not None else 1.0
                 group["prior_precision"] = float(ess) * group["weight_decay"]
-            kept = 1.0 - self.fading
+            kept = float(group["curvature_decay"])
             total = kept * group["examples_seen"] + terms
-            group["prior_precision"] *= kept
             group.update(examples_seen=total, ess=total, weight_decay=group["prior_precision"] / total)
             group["step_divisor"] = total / terms
 
