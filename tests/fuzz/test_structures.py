@@ -17,6 +17,7 @@ from vogn.structures import (
     Diagonal,
     DiagonalLowRank,
     EigenKronecker,
+    Gram,
     Kronecker,
     structure_from_dict,
     structure_to_dict,
