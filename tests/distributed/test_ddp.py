@@ -22,6 +22,10 @@ CASES = {
     "ekfac": {"method": "ekfac"},
     "slang": {"method": "slang", "rank": 4},
     "slang ggn": {"method": "slang", "fisher": "ggn", "rank": 4},
+    "smw": {"method": "smw", "partition": "layer"},
+    "smw merged": {"method": "smw", "window": 4},
+    "lissa": {"method": "lissa", "rows_per_term": 2},
+    "kalman": {"method": "kalman"},
 }
 
 

@@ -8,7 +8,7 @@ from vogn import METHODS, NaturalGradient
 from vogn.capture.statistics import REGISTRY as STATISTICS
 from vogn.capture.statistics import Price
 from vogn.errors import UnsupportedObservationError
-from vogn.structures import Dense, Diagonal, DiagonalLowRank, EigenKronecker, Identity, Kronecker
+from vogn.structures import Dense, Diagonal, DiagonalLowRank, EigenKronecker, Gram, Identity, Kronecker
 
 PRICE = {"ivon", "evon"}
 
@@ -21,9 +21,10 @@ STRUCTURES = {
     "eigen kronecker": EigenKronecker(negative="retract"),
     "eigen contraction": EigenKronecker(basis="contraction", restart=False, negative="retract"),
     "diagonal low rank": DiagonalLowRank(rank=3),
+    "gram": Gram(window=12),
 }
 PAIRS_ONLY = {"kronecker exact", "kronecker factored", "eigen kronecker"}  # need layer inputs and output gradients
-ROWS_ONLY = {"kronecker exact", "kronecker factored", "diagonal low rank"}
+ROWS_ONLY = {"kronecker exact", "kronecker factored", "diagonal low rank", "gram"}
 TIKHONOV = 0.05
 
 

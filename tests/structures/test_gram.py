@@ -40,7 +40,8 @@ def test_a_part_of_the_rows_estimates_the_curvature_without_bias():
     j = rows.dense().flatten(2).flatten(0, 1)
     exact = sum(2.5 * j[s].T @ j[s] / 5 for s in subsets) / len(subsets)
     torch.testing.assert_close(exact, gram.to_dense(state))  # what is drawn from
-    part = gram.part(state, 2, torch.Generator().manual_seed(0))
+    part, factor = gram.part(state, 2, torch.Generator().manual_seed(0))
+    assert factor == 2.5 and gram.part(state, 5, torch.Generator())[1] == 1.0
     assert any(torch.allclose(gram.to_dense(part), 2.5 * j[s].T @ j[s] / 5, atol=1e-12) for s in subsets)
 
 

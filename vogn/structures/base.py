@@ -91,8 +91,11 @@ class Structure(ABC):
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """The meaning of ``C (+) shift``: ``(D, D)`` in the row-major order of the block ``(*lead, d_out, d_in)``."""
 
-    def part(self, state: State, rows: int, source: torch.Generator) -> State:
-        """The state of a random part of the evidence, ``rows`` rows without replacement, whose expectation is ``C``."""
+    def part(self, state: State, rows: int, source: torch.Generator) -> tuple[State, float]:
+        """The state of a random part of the evidence, ``rows`` rows without replacement, whose expectation is ``C``.
+
+        Also the factor on the rows' evidence: no eigenvalue of a part is larger than this factor times ``C``'s largest.
+        """
         raise UnsupportedObservationError(
             f"{type(self).__name__} keeps no rows to draw from; use Gram, or all of the curvature (rows=None)"
         )

@@ -109,13 +109,14 @@ class Gram(Structure):
         low = spectrum[0] if u.shape[1] >= u.shape[0] else 0.0
         return d.min() + low, d.max() + spectrum[-1]
 
-    def part(self, state: State, rows: int, source: torch.Generator) -> State:
+    def part(self, state: State, rows: int, source: torch.Generator) -> tuple[State, float]:
         """Some of the columns, scaled up; all of them if there are no more."""
         u, held = state["U"], int(state["columns"])
         if held <= rows:
-            return state
+            return state, 1.0
         chosen = torch.randperm(held, generator=source, device=u.device)[:rows]
-        return state | {"U": u[..., chosen] * (held / rows) ** 0.5, "columns": torch.tensor(rows)}
+        part = {"U": u[..., chosen] * (held / rows) ** 0.5, "columns": torch.tensor(rows)}
+        return state | part, held / rows
 
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """``U U^T + diag(scale + shift)``."""
