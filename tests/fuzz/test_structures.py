@@ -153,7 +153,7 @@ def check_operators(system):
         return  # beyond the digits of the dtype: finite is what can be promised
     # what a diagonal plus low rank loses depends on its diagonal, the lower bound of the eigenvalues
     condition = high / min(low, bounds[0]) if isinstance(structure, DiagonalLowRank) else high / low
-    condition = high / float((state["scale"] + shift).min()) if isinstance(structure, Gram) else condition
+    condition = high / (float(state["scale"]) + float(shift)) if isinstance(structure, Gram) else condition
     tolerance = 500 * eps * condition
     close(structure.apply(state, structure.solve(state, v, shift), shift), v, tolerance, "apply(solve v)")
     close(structure.solve(state, structure.apply(state, v, shift), shift), v, tolerance, "solve(apply v)")

@@ -149,12 +149,24 @@ def compress(u: Tensor, rows: Tensor, *, decay: float, weight: float, rank: int)
         diagonal = full.diagonal()
     else:
         old, fresh = decay**0.5 * u, weight**0.5 * rows
-        cross = old.T @ fresh.T
-        gram = torch.cat([torch.cat([old.T @ old, cross], 1), torch.cat([cross.T, fresh @ fresh.T], 1)])
-        vectors = eigh(gram)[1][:, -rank:]
-        new = old @ vectors[: u.shape[1]] + fresh.T @ vectors[u.shape[1] :]
+        new = _merged(old, fresh, rank)
         diagonal = old.square().sum(1) + fresh.square().sum(0)
     return new, (diagonal - new.square().sum(1)).clamp_min_(0.0)
+
+
+def merge(u: Tensor, rows: Tensor, *, decay: float, weight: float, rank: int) -> Tensor:
+    """:func:`compress` without the diagonal of the rest."""
+    if u.shape[1] + rows.shape[0] > u.shape[0]:
+        return compress(u, rows, decay=decay, weight=weight, rank=rank)[0]
+    return _merged(decay**0.5 * u, weight**0.5 * rows, rank)
+
+
+def _merged(old: Tensor, fresh: Tensor, rank: int) -> Tensor:
+    """The best ``rank`` columns of ``[old, fresh^T]``, through the inner products of all of them."""
+    cross = old.T @ fresh.T
+    gram = torch.cat([torch.cat([old.T @ old, cross], 1), torch.cat([cross.T, fresh @ fresh.T], 1)])
+    vectors = eigh(gram)[1][:, -rank:]
+    return torch.addmm(old @ vectors[: old.shape[1]], fresh.T, vectors[old.shape[1] :])
 
 
 def _squared(d: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vogn.linalg import low_rank
+from vogn.linalg import low_rank, woodbury
 from vogn.linalg.rows import AnyRows
 from vogn.structures.base import Shift, Structure
 from vogn.types import Observation, Shape, State
@@ -41,7 +41,7 @@ class Gram(Structure):
     window: int = 256
 
     SUPPORTS: ClassVar[frozenset[str]] = frozenset(
-        {"shift", "tensor_shift", "apply", "sample", "logdet", "inverse_diagonal", "eigenvalue_bounds"}
+        {"shift", "apply", "sample", "logdet", "inverse_diagonal", "eigenvalue_bounds"}
     )
     REDUCE: ClassVar[Literal["sum", "concat"]] = "concat"
     DEGREE: ClassVar[dict[str, int]] = {"J": 1}
@@ -70,7 +70,7 @@ class Gram(Structure):
         if not decay:
             flat = flat[:, :0]
         if flat.shape[1] + rows.shape[0] > limit:
-            u, _ = low_rank.compress(flat, rows, decay=decay, weight=weight, rank=limit)
+            u = low_rank.merge(flat, rows, decay=decay, weight=weight, rank=limit)
         else:
             u = torch.cat([decay**0.5 * flat, weight**0.5 * rows.T], 1)
         new.view(-1, limit)[:, : u.shape[1]] = u
@@ -79,35 +79,37 @@ class Gram(Structure):
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """Woodbury's identity with one refinement."""
         self._only_linear(exponent)
-        d, u = self._flat(state, shift)
-        return low_rank.solve(d, u, v.reshape(-1, d.shape[0])).reshape(v.shape)
+        u = self._columns(state)
+        return woodbury.solve(self._diagonal(state, shift), u, v.reshape(-1, len(u))).reshape(v.shape)
 
     def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
         """``(scale + shift) v + U U^T v``."""
-        d, u = self._flat(state, shift)
-        return low_rank.apply(d, u, v.reshape(-1, d.shape[0])).reshape(v.shape)
+        u = self._columns(state)
+        flat = v.reshape(-1, len(u))
+        return torch.addmm(flat * self._diagonal(state, shift), flat @ u, u.T).reshape(v.shape)
 
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
         """One eigendecomposition of the ``n x n`` matrix, safe for duplicated rows."""
-        d, u = self._flat(state, shift)
-        return low_rank.sample(d, u, noise.reshape(-1, d.shape[0])).reshape(noise.shape)
+        u = self._columns(state)
+        return woodbury.sample(self._diagonal(state, shift), u, noise.reshape(-1, len(u))).reshape(noise.shape)
 
     def logdet(self, state: State, shift: Shift) -> Tensor:
         """``D log shift`` plus the logarithmic determinant of the ``n x n`` matrix."""
-        return low_rank.logdet(*self._flat(state, shift))
+        return woodbury.logdet(self._diagonal(state, shift), self._columns(state))
 
     def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
         """Woodbury's identity."""
-        return low_rank.inverse_diagonal(*self._flat(state, shift)).reshape(state["U"].shape[:-1])
+        u = self._columns(state)
+        d = u.new_full((len(u),), self._diagonal(state, shift))
+        return low_rank.inverse_diagonal(d, u).reshape(state["U"].shape[:-1])
 
     def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
-        """Of the smaller one of ``U^T U`` and ``U U^T``; with a tensor shift a bound on either side, not attained."""
-        d, u = self._flat(state, shift)
+        """From the smaller one of ``U^T U`` and ``U U^T``."""
+        u, d = self._columns(state), state["scale"] + self._scalar_shift(shift)
         if not u.shape[1]:
-            return d.min(), d.max()
-        spectrum = torch.linalg.eigvalsh(u.T @ u if u.shape[1] < u.shape[0] else u @ u.T).clamp_min(0.0)
-        low = spectrum[0] if u.shape[1] >= u.shape[0] else 0.0
-        return d.min() + low, d.max() + spectrum[-1]
+            return d, d
+        spectrum = torch.linalg.eigvalsh(u.T @ u if u.shape[1] < len(u) else u @ u.T).clamp_min(0.0)
+        return (d + spectrum[0] if u.shape[1] >= len(u) else d), d + spectrum[-1]
 
     def part(self, state: State, rows: int, source: torch.Generator) -> tuple[State, float]:
         """Some of the columns, scaled up; all of them if there are no more."""
@@ -119,9 +121,9 @@ class Gram(Structure):
         return state | part, held / rows
 
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
-        """``U U^T + diag(scale + shift)``."""
-        d, u = self._flat(state, shift)
-        return u @ u.T + d.diag()
+        """``U U^T + (scale + shift) I``."""
+        u = self._columns(state)
+        return u @ u.T + u.new_full((len(u),), self._diagonal(state, shift)).diag()
 
     @staticmethod
     def _columns(state: State) -> Tensor:
@@ -129,5 +131,5 @@ class Gram(Structure):
         u = state["U"]
         return u.reshape(-1, u.shape[-1])[:, : int(state["columns"])]
 
-    def _flat(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
-        return (state["scale"] + shift).expand(state["U"].shape[:-1]).flatten(), self._columns(state)
+    def _diagonal(self, state: State, shift: Shift) -> float:
+        return float(state["scale"]) + self._scalar_shift(shift)
