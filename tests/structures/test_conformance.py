@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from vogn.structures import REGISTRY, Dense, Diagonal, DiagonalLowRank, EigenKronecker, Identity, Kronecker
+from vogn.structures import (
+    REGISTRY,
+    Dense,
+    Diagonal,
+    DiagonalLowRank,
+    EigenKronecker,
+    GradientWindow,
+    Identity,
+    Kronecker,
+)
 from vogn.testing import StructureConformance
 
 CONFIGURATIONS = {
@@ -32,6 +41,14 @@ CONFIGURATIONS = {
     "DiagonalLowRank1": DiagonalLowRank(rank=1),
     "DiagonalLowRank3": DiagonalLowRank(rank=3),
     "DiagonalLowRank30": DiagonalLowRank(rank=30),
+    "GradientWindow": GradientWindow(),
+    "GradientWindowFull": GradientWindow(window=2),
+    "GradientWindowMean": GradientWindow(window=4, law="mean"),
+    "GradientWindowAverage": GradientWindow(window=2, columns=3, law="average"),
+    "GradientWindowColumns": GradientWindow(window=3, columns=20),
+    "GradientWindowKept": GradientWindow(window=3, columns=2, law="average", keep=3),
+    "GradientWindowStatic": GradientWindow(window=3, columns=2, inverse="static"),
+    "GradientWindowDynamic": GradientWindow(window=3, columns=2, inverse="dynamic"),
 }
 
 for _name, _structure in CONFIGURATIONS.items():

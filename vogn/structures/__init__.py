@@ -15,6 +15,7 @@ from vogn.structures.dense import Dense
 from vogn.structures.diagonal import Diagonal
 from vogn.structures.diagonal_low_rank import DiagonalLowRank
 from vogn.structures.eigen_kronecker import EigenKronecker
+from vogn.structures.gradient_window import GradientWindow
 from vogn.structures.identity import Identity
 from vogn.structures.kronecker import Kronecker
 
@@ -25,6 +26,7 @@ REGISTRY: dict[str, type[Structure]] = {
     "kronecker": Kronecker,
     "eigen_kronecker": EigenKronecker,
     "diagonal_low_rank": DiagonalLowRank,
+    "gradient_window": GradientWindow,
 }
 """Name to structure. A third party adds its own line: ``REGISTRY["mine"] = Mine``."""
 
@@ -64,6 +66,7 @@ __all__ = [
     "DiagonalLowRank",
     "EigenKronecker",
     "Feature",
+    "GradientWindow",
     "Identity",
     "Kronecker",
     "Negative",
