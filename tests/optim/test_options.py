@@ -80,6 +80,21 @@ ILLEGAL = {
         ({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn"),
         ({"anneal_power": -0.5}, ValueError, r"anneal_power=-0\.5 is out of range"),
     ],
+    "mfac": [
+        ({"window": 0}, ValueError, r"GradientWindow: window=0 must be at least 1"),
+        ({"inverse": "lu"}, ValueError, r"inverse='lu' is unknown; allowed: 'cholesky', 'static', 'dynamic'"),
+        ({"batch_size": 0}, ValueError, r"batch_size=0 must be a positive number"),
+    ],
+    "ggt": [
+        ({"window": 0}, ValueError, r"GradientWindow: window=0 must be at least 1"),
+        ({"batch_size": math.inf}, ValueError, r"batch_size=inf must be a positive number"),
+        ({"pinv": True, "structure": {"0": "diagonal"}}, UnsupportedObservationError, r"has no pseudo-inverse"),
+    ],
+    "tonga": [
+        ({"rank": 0}, ValueError, r"rank=0 must be at least 1"),
+        ({"truncate_every": 0}, ValueError, r"truncate_every=0 must be at least 1"),
+        ({"batch_size": -1}, ValueError, r"batch_size=-1 must be a positive number"),
+    ],
 }
 
 LEGAL_EVERYWHERE = [
@@ -112,6 +127,9 @@ LEGAL = {
     "kfac": [{"factored": False}, {"kfac_approx": "reduce"}, {"kl_clip": None}, {"fisher": "ggn"}],
     "ekfac": [{"kl_clip": None}, {"fisher": "empirical"}],
     "slang": [{"rank": 1}, {"rank": 100}, {"partition": "layer"}, {"anneal_power": 0.51}, {"fisher": "mc"}],
+    "mfac": [{"window": 1}, {"partition": "layer"}, {"inverse": "static"}, {"inverse": "dynamic"}, {"batch_size": 8}],
+    "ggt": [{"window": 1}, {"partition": "parameter"}, {"pinv": True}, {"batch_size": 8}, {"curvature_decay": 0.9}],
+    "tonga": [{"rank": 1, "truncate_every": 1}, {"partition": "model"}, {"normalise": False}, {"batch_size": 8}],
 }
 
 

@@ -43,7 +43,7 @@ CONFIGURATIONS = {
     "DiagonalLowRank30": DiagonalLowRank(rank=30),
     "GradientWindow": GradientWindow(),
     "GradientWindowFull": GradientWindow(window=2),
-    "GradientWindowMean": GradientWindow(window=4, law="mean"),
+    "GradientWindowFixed": GradientWindow(window=4, law="fixed"),
     "GradientWindowAverage": GradientWindow(window=2, columns=3, law="average"),
     "GradientWindowColumns": GradientWindow(window=3, columns=20),
     "GradientWindowKept": GradientWindow(window=3, columns=2, law="average", keep=3),

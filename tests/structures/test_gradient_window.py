@@ -24,7 +24,9 @@ def gradients(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
     return torch.randn((count, SIZE), generator=source, dtype=torch.float64).to(dtype)
 
 
-def filled(structure: GradientWindow, rows: Tensor, *, decay: float = 0.9, weight: float = 0.1, initial=0.0) -> State:
+def filled(
+    structure: GradientWindow, rows: Tensor, *, decay: float = 1.0, weight: float = 0.1, initial: float = 0.0
+) -> State:
     """The state after one update per row."""
     state = structure.init((SIZE, 1), initial=initial, dtype=rows.dtype, device="cpu")
     for row in rows:
@@ -55,7 +57,7 @@ VECTOR = gradients(1, seed=99)[0]
 @pytest.mark.parametrize("count", [0, 1, 3, 6, 7, 15])
 def test_all_forms_of_mfac_are_the_dense_inverse_at_any_fill(inverse, count):
     """``lam I + 1/m sum g g^T`` with fixed ``m`` while the window fills and after it has wrapped."""
-    structure, rows = GradientWindow(window=6, law="mean", inverse=inverse), gradients(count)
+    structure, rows = GradientWindow(window=6, law="fixed", inverse=inverse), gradients(count)
     state, kept = filled(structure, rows), rows[-6:]
     dense = LAM * EYE + kept.T @ kept / 6
     close(structure.solve(state, VECTOR.unsqueeze(1), LAM), torch.linalg.solve(dense, VECTOR))
@@ -65,7 +67,7 @@ def test_all_forms_of_mfac_are_the_dense_inverse_at_any_fill(inverse, count):
 
 @pytest.mark.parametrize("inverse", FORMS)
 def test_the_order_in_the_ring_is_of_no_consequence(inverse):
-    structure, rows = GradientWindow(window=6, law="mean", inverse=inverse), gradients(6)
+    structure, rows = GradientWindow(window=6, law="fixed", inverse=inverse), gradients(6)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     states = [filled(structure, rows), filled(structure, rows[order]), filled(structure, torch.cat([rows[3:], rows]))]
     solved = [structure.solve(state, VECTOR.unsqueeze(1), LAM) for state in states]
@@ -77,7 +79,7 @@ def test_the_order_in_the_ring_is_of_no_consequence(inverse):
 @pytest.mark.parametrize("shift", [1e-7, 1e-14])
 def test_all_forms_agree_where_the_shift_is_tiny(inverse, shift):
     """Beyond ``SQUARED_LIMIT`` all of them use an orthonormal basis; the residual tells."""
-    structure = GradientWindow(window=6, law="mean", inverse=inverse)
+    structure = GradientWindow(window=6, law="fixed", inverse=inverse)
     rows = gradients(6)
     state = filled(structure, rows)
     v = (rows.T @ gradients(1, seed=5)[0, :6]).unsqueeze(1)  # in the span, where gradients lie
@@ -88,7 +90,7 @@ def test_all_forms_agree_where_the_shift_is_tiny(inverse, shift):
 def test_extreme_rows_do_not_leave_single_precision():
     """Squares of 1e25 and of 1e-25 are no float32; the kept inner products are those of scaled rows."""
     for scale in (1e25, 1e-25):
-        structure = GradientWindow(window=4, law="mean")
+        structure = GradientWindow(window=4, law="fixed")
         rows = gradients(6, dtype=torch.float32) * scale
         state = filled(structure, rows)
         assert all(bool(leaf.isfinite().all()) for leaf in state.values())
@@ -118,7 +120,7 @@ def test_single_precision_solves_to_single_precision():
     """Condition number 1e6 or so: inner products in single precision would leave nothing."""
     rows = gradients(6, dtype=torch.float32)
     for inverse in FORMS:
-        structure = GradientWindow(window=6, law="mean", inverse=inverse)
+        structure = GradientWindow(window=6, law="fixed", inverse=inverse)
         state = filled(structure, rows)
         dense = 1e-6 * EYE + rows.double().T @ rows.double() / 6
         v = rows[-1].double()
@@ -303,10 +305,9 @@ def test_nan_gradients_are_named():
     [
         ({"window": 0}, "window=0 must be at least 1"),
         ({"columns": 0}, "columns=0 must be at least 1"),
-        ({"law": "sum"}, "law='sum' is unknown; allowed: 'decay', 'mean', 'average'"),
+        ({"law": "sum"}, "law='sum' is unknown; allowed: 'decay', 'fixed', 'average'"),
         ({"inverse": "lu"}, "inverse='lu' is unknown"),
         ({"window": 4, "keep": 4, "law": "average"}, "keep=4 must lie between 1 and"),
-        ({"keep": 2, "law": "mean"}, "keep= replaces rows"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

@@ -1,8 +1,8 @@
 """Powers of ``d I + U U^T`` with a number ``d >= 0``, on flat vectors, in double precision.
 
 The eigenvalues are ``d + t^2`` on an orthonormal basis ``Q`` of the columns and ``d`` on its complement. ``Q`` and
-``t`` come from the small matrix ``U^T U`` as long as squaring leaves enough digits to every ``t`` that matters, else from
-a QR factorisation and a singular value decomposition of ``U``.
+``t`` come from the small matrix ``U^T U`` as long as squaring leaves enough digits to every ``t`` that matters, else
+from a QR factorisation and a singular value decomposition of ``U``.
 """
 
 from __future__ import annotations

@@ -6,10 +6,13 @@ from vogn.optim.base import NaturalGradient
 from vogn.optim.coverage import Coverage
 from vogn.optim.ekfac import EKFAC
 from vogn.optim.evon import EVON
+from vogn.optim.ggt import GGT
 from vogn.optim.ivon import IVON
 from vogn.optim.kfac import KFAC
 from vogn.optim.methods import METHODS, MethodInfo
+from vogn.optim.mfac import MFAC
 from vogn.optim.slang import SLANG
+from vogn.optim.tonga import TONGA
 from vogn.optim.vadam import VAdam
 from vogn.optim.vogn import VOGN
 from vogn.optim.von import VON
@@ -17,10 +20,13 @@ from vogn.optim.von import VON
 __all__ = [
     "EKFAC",
     "EVON",
+    "GGT",
     "IVON",
     "KFAC",
     "METHODS",
+    "MFAC",
     "SLANG",
+    "TONGA",
     "VOGN",
     "VON",
     "Coverage",

@@ -10,9 +10,12 @@ from torch import nn
 from vogn.optim.base import NaturalGradient
 from vogn.optim.ekfac import EKFAC
 from vogn.optim.evon import EVON
+from vogn.optim.ggt import GGT
 from vogn.optim.ivon import IVON
 from vogn.optim.kfac import KFAC
+from vogn.optim.mfac import MFAC
 from vogn.optim.slang import SLANG
+from vogn.optim.tonga import TONGA
 from vogn.optim.vadam import VAdam
 from vogn.optim.vogn import VOGN
 from vogn.optim.von import VON
@@ -28,7 +31,8 @@ class MethodInfo:
         constructor: the class.
         summary: one line for tables.
         paper: where the method comes from.
-        needs_model: whether it reads layer inputs and output gradients.
+        needs_model: whether it must be given the model, not only parameters: it reads layer inputs and output
+            gradients, or has a block for each layer.
         modes: the modes that it runs in; all but a few methods run in both.
     """
 
@@ -59,4 +63,7 @@ METHODS: dict[str, MethodInfo] = {
         EKFAC, "eigen-corrected Kronecker factors; noisy EK-FAC", "George et al. 2018; Bae et al. 2018"
     ),
     "slang": MethodInfo(SLANG, "diagonal plus low rank across layers", "Mishkin et al. 2018"),
+    "mfac": MethodInfo(MFAC, "window of gradients, empirical Fisher", "Frantar, Kurtic, Alistarh 2021", needs_model=False),
+    "ggt": MethodInfo(GGT, "window of gradients, full-matrix root", "Agarwal et al. 2019", needs_model=False),
+    "tonga": MethodInfo(TONGA, "decayed gradients, few directions", "Le Roux, Manzagol, Bengio 2008"),
 }

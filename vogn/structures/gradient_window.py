@@ -18,7 +18,7 @@ from vogn.linalg.rows import AnyRows
 from vogn.structures.base import Shift, Structure
 from vogn.types import Observation, Shape, State
 
-Law = Literal["decay", "mean", "average"]
+Law = Literal["decay", "fixed", "average"]
 InverseForm = Literal["cholesky", "static", "dynamic"]
 
 
@@ -37,8 +37,8 @@ class GradientWindow(Structure):
     ``law``        meaning
     =============  ==================================================================================================
     ``"decay"``    ``C <- decay C + weight g g^T``, then the oldest row leaves. ``mass = 1``
-    ``"mean"``     ``C = c I + 1/window sum_j g_j g_j^T`` also while the window is not full; ``decay`` and ``weight``
-                   are ignored, ``c`` stays. ``mass = 1`` (M-FAC)
+    ``"fixed"``    ``C <- decay C + 1/window g g^T``, then the oldest row leaves: with ``decay = 1`` the sum over the
+                   window divided by its size, also while it is not full. ``weight`` is ignored. ``mass = 1`` (M-FAC)
     ``"average"``  ``C = sum_j decay^age_j g_j g_j^T / sum_j decay^age_j``: an average at any step, whatever left the
                    window. ``weight`` is ignored; ``c`` counts as an observation ``c I`` older than all others. ``mass``
                    is the sum of the weights, and ``mass C`` the sum that GGT and TONGA write
@@ -57,12 +57,11 @@ class GradientWindow(Structure):
             matrix, and go on behind them (TONGA); ``None`` drops the oldest observation. From 1 to
             ``(window - 1) * columns``.
         inverse: how to solve: ``"cholesky"`` of a ``window x window`` matrix, or M-FAC's ``"static"`` or ``"dynamic"``
-            recursion. Numbers are the same up to rounding. Each is refined iteratively;
-            where the trace of the sum is more than ``low_rank.SQUARED_LIMIT`` times the shift, all three use an
-            orthonormal basis of the rows. ``"static"`` also gives the diagonal of the inverse by its recursion.
+            recursion. Numbers are the same up to rounding; all are refined iteratively. Where the trace of the sum is more
+            than ``low_rank.SQUARED_LIMIT`` times the shift, all three use an orthonormal basis of the rows. ``"static"`` also gives the diagonal of the inverse by its recursion.
 
     Raises:
-        ValueError: if an option is out of range, or ``keep`` is given with ``law="mean"``.
+        ValueError: if an option is out of range.
 
     Source: Frantar, Kurtic, Alistarh (2021), M-FAC; Agarwal et al. (2019), GGT; Le Roux, Manzagol, Bengio (2008),
     TONGA.
@@ -81,15 +80,13 @@ class GradientWindow(Structure):
     DEGREE: ClassVar[dict[str, int]] = {"J": 1}
 
     def __post_init__(self) -> None:
-        self._check_option("law", self.law, ("decay", "mean", "average"))
+        self._check_option("law", self.law, ("decay", "fixed", "average"))
         self._check_option("inverse", self.inverse, ("cholesky", "static", "dynamic"))
         for name, value in (("window", self.window), ("columns", self.columns)):
             if value < 1:
                 raise ValueError(f"GradientWindow: {name}={value} must be at least 1")
         if self.keep is None:
             return
-        if self.law == "mean":
-            raise ValueError("GradientWindow: keep= replaces rows, law='mean' drops them; use law='average' or 'decay'")
         if not 1 <= self.keep <= (self.window - 1) * self.columns:
             raise ValueError(
                 f"GradientWindow: keep={self.keep} must lie between 1 and (window - 1) * columns = "
@@ -122,10 +119,7 @@ class GradientWindow(Structure):
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """The new observation into the window; see ``law``."""
         fresh = self._directions(state, observation["J"])
-        if self.law == "mean":
-            decay, weight = 1.0, 1.0 / self.window
-        elif self.law == "average":
-            weight = 1.0
+        weight = {"decay": weight, "fixed": 1.0 / self.window, "average": 1.0}[self.law]
         new, count = dict(state), len(fresh)
         place = round(float(state["next"]))
         if place + count > len(state["weight"]):

@@ -7,7 +7,7 @@ from vogn.optim.steps.clip import ClipElements, ClipKL
 from vogn.optim.steps.momentum import Momentum
 from vogn.optim.steps.prior import Prior
 from vogn.optim.steps.rescale import RescaleToInitial
-from vogn.optim.steps.solve import Solve
+from vogn.optim.steps.solve import PseudoSolve, Solve
 
 __all__ = [
     "BlockView",
@@ -15,6 +15,7 @@ __all__ = [
     "ClipKL",
     "Momentum",
     "Prior",
+    "PseudoSolve",
     "RescaleToInitial",
     "Solve",
     "Step",
