@@ -63,7 +63,9 @@ METHODS: dict[str, MethodInfo] = {
         EKFAC, "eigen-corrected Kronecker factors; noisy EK-FAC", "George et al. 2018; Bae et al. 2018"
     ),
     "slang": MethodInfo(SLANG, "diagonal plus low rank across layers", "Mishkin et al. 2018"),
-    "mfac": MethodInfo(MFAC, "window of gradients, empirical Fisher", "Frantar, Kurtic, Alistarh 2021", needs_model=False),
+    "mfac": MethodInfo(
+        MFAC, "window of gradients, empirical Fisher", "Frantar, Kurtic, Alistarh 2021", needs_model=False
+    ),
     "ggt": MethodInfo(GGT, "window of gradients, full-matrix root", "Agarwal et al. 2019", needs_model=False),
     "tonga": MethodInfo(TONGA, "decayed gradients, few directions", "Le Roux, Manzagol, Bengio 2008"),
 }

@@ -52,8 +52,8 @@ class MFAC(NaturalGradient):
         structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
             see :class:`NaturalGradient`. These layers leave the common block.
         momentum: kept on the preconditioned gradient, ``v <- momentum v + (1 - momentum) F^-1 g``.
-        curvature_decay: factor on the outer products in the window at every step; 1 as in the paper, where all gradients
-            in the window count alike.
+        curvature_decay: factor on the outer products in the window at every step; 1 as in the paper, where all
+            gradients in the window count alike.
         mc_samples, variational, seed, **options: see :class:`NaturalGradient`.
 
     Orthogonally to the window the posterior is the prior: give it a ``weight_decay`` under which networks still work.

@@ -16,7 +16,7 @@ from vogn.structures import GradientWindow
 
 
 class TONGA(NaturalGradient):
-    """TONGA: ``(C_t + lambda I)^-1 g_t`` with ``C_t = gamma C_{t-1} + g_t g_t^T``, cut to ``k`` directions now and then.
+    """TONGA: ``(C_t + lambda I)^-1 g_t`` with ``C_t = gamma C_{t-1} + g_t g_t^T``, cut to ``k`` directions at times.
 
     The newest gradient enters ``C`` first. ``rank`` directions and up to ``truncate_every`` gradients behind them are
     kept; then they are replaced by the best ``rank`` directions of all of them (the first time after the sum of both).

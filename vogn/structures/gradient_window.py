@@ -57,8 +57,9 @@ class GradientWindow(Structure):
             matrix, and go on behind them (TONGA); ``None`` drops the oldest observation. From 1 to
             ``(window - 1) * columns``.
         inverse: how to solve: ``"cholesky"`` of a ``window x window`` matrix, or M-FAC's ``"static"`` or ``"dynamic"``
-            recursion. Numbers are the same up to rounding; all are refined iteratively. Where the trace of the sum is more
-            than ``low_rank.SQUARED_LIMIT`` times the shift, all three use an orthonormal basis of the rows. ``"static"`` also gives the diagonal of the inverse by its recursion.
+            recursion. Numbers are the same up to rounding; all are refined iteratively. Where the trace of the sum is
+            more than ``low_rank.SQUARED_LIMIT`` times the shift, all three use an orthonormal basis of the rows.
+            ``"static"`` also gives the diagonal of the inverse by its recursion.
 
     Raises:
         ValueError: if an option is out of range.
