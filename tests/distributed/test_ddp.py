@@ -26,6 +26,10 @@ CASES = {
     "smw merged": {"method": "smw", "window": 4},
     "lissa": {"method": "lissa", "rows_per_term": 2},
     "kalman": {"method": "kalman"},
+    "mfac": {"method": "mfac", "window": 3},
+    "mfac dynamic": {"method": "mfac", "window": 3, "inverse": "dynamic", "batch_size": 6.0},
+    "ggt": {"method": "ggt", "window": 3},
+    "tonga": {"method": "tonga", "rank": 1, "truncate_every": 1},
 }
 
 
@@ -38,7 +42,7 @@ def test_two_ranks_equal_one_process(ranks, case, variational):
     ranks.assert_equal(results[0], ranks.alone("train", **arguments), 1e-12)
 
 
-ONE_PER_STRUCTURE = ["vogn", "kfac", "ekfac", "evon", "ivon", "slang"]
+ONE_PER_STRUCTURE = ["vogn", "kfac", "ekfac", "evon", "ivon", "slang", "mfac"]
 
 
 @pytest.mark.parametrize("case", ONE_PER_STRUCTURE)
@@ -65,7 +69,7 @@ def test_the_optimizer_may_get_the_inner_module(ranks):
 
 
 @pytest.mark.parametrize("sync_all", [False, True])
-@pytest.mark.parametrize("case", ["vogn", "vogn mc", "ivon", "slang"])
+@pytest.mark.parametrize("case", ["vogn", "vogn mc", "ivon", "slang", "mfac"])
 def test_micro_batches_under_no_sync_equal_one_process_with_the_same_micro_batches(ranks, case, sync_all):
     arguments = CASES[case] | {"micro": 2, "contexts": 2, "sync_all": sync_all}
     results = ranks.run("train", **arguments)

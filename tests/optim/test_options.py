@@ -95,6 +95,21 @@ ILLEGAL = {
     "kalman": [
         ({"momentum": 0.5}, ValueError, r"momentum must be 0: the Kalman filter has none"),
     ],
+    "mfac": [
+        ({"window": 0}, ValueError, r"GradientWindow: window=0 must be at least 1"),
+        ({"inverse": "lu"}, ValueError, r"inverse='lu' is unknown; allowed: 'cholesky', 'static', 'dynamic'"),
+        ({"batch_size": 0}, ValueError, r"batch_size=0 must be a positive number"),
+    ],
+    "ggt": [
+        ({"window": 0}, ValueError, r"GradientWindow: window=0 must be at least 1"),
+        ({"batch_size": math.inf}, ValueError, r"batch_size=inf must be a positive number"),
+        ({"pinv": True, "structure": {"0": "diagonal"}}, UnsupportedObservationError, r"has no pseudo-inverse"),
+    ],
+    "tonga": [
+        ({"rank": 0}, ValueError, r"rank=0 must be at least 1"),
+        ({"truncate_every": 0}, ValueError, r"truncate_every=0 must be at least 1"),
+        ({"batch_size": -1}, ValueError, r"batch_size=-1 must be a positive number"),
+    ],
 }
 
 LEGAL_EVERYWHERE = [
@@ -131,6 +146,9 @@ LEGAL = {
     "gram_gauss_newton": [{"momentum": 0.9}, {"ggn_samples": 1}, {"partition": "layer"}],
     "lissa": [{"depth": 0}, {"rows_per_term": 2, "chains": 3}, {"fisher": "ggn"}, {"momentum": 0.0}],
     "kalman": [{"curvature_decay": 0.9}, {"damping": 0.1}, {"partition": "layer"}],
+    "mfac": [{"window": 1}, {"partition": "layer"}, {"inverse": "static"}, {"inverse": "dynamic"}, {"batch_size": 8}],
+    "ggt": [{"window": 1}, {"partition": "parameter"}, {"pinv": True}, {"batch_size": 8}, {"curvature_decay": 0.9}],
+    "tonga": [{"rank": 1, "truncate_every": 1}, {"partition": "model"}, {"normalise": False}, {"batch_size": 8}],
 }
 
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from vogn.structures import REGISTRY, Dense, Diagonal, DiagonalLowRank, EigenKronecker, Gram, Identity, Kronecker
+from vogn.structures import (
+    REGISTRY,
+    Dense,
+    Diagonal,
+    DiagonalLowRank,
+    EigenKronecker,
+    GradientWindow,
+    Gram,
+    Identity,
+    Kronecker,
+)
 from vogn.testing import StructureConformance
 
 CONFIGURATIONS = {
@@ -34,6 +44,14 @@ CONFIGURATIONS = {
     "DiagonalLowRank30": DiagonalLowRank(rank=30),
     "Gram": Gram(),
     "GramMerged": Gram(window=2),
+    "GradientWindow": GradientWindow(),
+    "GradientWindowFull": GradientWindow(window=2),
+    "GradientWindowFixed": GradientWindow(window=4, law="fixed"),
+    "GradientWindowAverage": GradientWindow(window=2, columns=3, law="average"),
+    "GradientWindowColumns": GradientWindow(window=3, columns=20),
+    "GradientWindowKept": GradientWindow(window=3, columns=2, law="average", keep=3),
+    "GradientWindowStatic": GradientWindow(window=3, columns=2, inverse="static"),
+    "GradientWindowDynamic": GradientWindow(window=3, columns=2, inverse="dynamic"),
 }
 
 for _name, _structure in CONFIGURATIONS.items():

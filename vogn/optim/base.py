@@ -149,7 +149,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self.grad_scaler: Any = None
         """A ``torch.amp.GradScaler`` whose scale is on the loss during backward, or ``None``."""
         self._model = params if isinstance(params, nn.Module) else None
-        check_combination(self, needs_model=any(s.NEEDS_PAIRS for s in self.statistics) or partition != "parameter")
+        check_combination(self, needs_model=any(s.NEEDS_PAIRS for s in self.statistics) or partition == "layer")
         defaults = {
             "lr": lr,
             "ess": ess,

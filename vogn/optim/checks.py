@@ -14,7 +14,7 @@ from vogn.capture.statistics import Statistic
 from vogn.errors import UnsupportedObservationError, in_block
 from vogn.linalg.rows import AnyRows, GradientRow, JoinedRows, Rows
 from vogn.optim.blocks import BlockTable
-from vogn.optim.steps import Solve
+from vogn.optim.steps import PseudoSolve, Solve
 from vogn.structures.base import Structure
 
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ def check_combination(optimizer: NaturalGradient, *, needs_model: bool) -> None:
     if optimizer.partition not in PARTITIONS:
         raise ValueError(f"partition={optimizer.partition!r} is unknown; choose one of {', '.join(PARTITIONS)}")
     if needs_model and optimizer._model is None:
-        raise TypeError(f"{name} reads layer inputs and output gradients: pass the model, {name}(model, ...)")
+        what = "reads layer inputs and output gradients"
+        if not any(statistic.NEEDS_PAIRS for statistic in optimizer.statistics):
+            what = f"has a block for each layer (partition={optimizer.partition!r})"
+        raise TypeError(f"{name} {what}: pass the model, {name}(model, ...)")
     _check_structure(optimizer, structure, joined=optimizer.partition == "model")
     channels = [statistic.CHANNEL for statistic in optimizer.statistics]
     if len(set(channels)) != len(channels) or not channels:
@@ -86,6 +89,10 @@ def _check_structure(optimizer: NaturalGradient, structure: Structure, *, joined
         if isinstance(step, Solve) and step.exponent != 1.0 and "exponent" not in structure.SUPPORTS:
             raise UnsupportedObservationError(
                 f"{name} has no powers; use Solve(exponent=1.0), or a structure with 'exponent' in SUPPORTS"
+            )
+        if isinstance(step, PseudoSolve) and "pseudo_inverse" not in structure.SUPPORTS:
+            raise UnsupportedObservationError(
+                f"{name} has no pseudo-inverse; use Solve, or a structure with 'pseudo_inverse' in SUPPORTS"
             )
 
 

@@ -15,6 +15,7 @@ from vogn.structures.dense import Dense
 from vogn.structures.diagonal import Diagonal
 from vogn.structures.diagonal_low_rank import DiagonalLowRank
 from vogn.structures.eigen_kronecker import EigenKronecker
+from vogn.structures.gradient_window import GradientWindow
 from vogn.structures.gram import Gram
 from vogn.structures.identity import Identity
 from vogn.structures.kronecker import Kronecker
@@ -27,6 +28,7 @@ REGISTRY: dict[str, type[Structure]] = {
     "eigen_kronecker": EigenKronecker,
     "diagonal_low_rank": DiagonalLowRank,
     "gram": Gram,
+    "gradient_window": GradientWindow,
 }
 """Name to structure. A third party adds its own line: ``REGISTRY["mine"] = Mine``."""
 
@@ -67,6 +69,7 @@ __all__ = [
     "EigenKronecker",
     "Feature",
     "Gram",
+    "GradientWindow",
     "Identity",
     "Kronecker",
     "Negative",

@@ -19,7 +19,15 @@ from vogn.linalg.rows import AnyRows
 from vogn.types import Observation, Shape, State
 
 Feature = Literal[
-    "shift", "tensor_shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal", "eigenvalue_bounds"
+    "shift",
+    "tensor_shift",
+    "apply",
+    "sample",
+    "logdet",
+    "exponent",
+    "inverse_diagonal",
+    "eigenvalue_bounds",
+    "pseudo_inverse",
 ]
 Negative = Literal["retract", "clamp", "abs", "raise"]
 Shift = float | Tensor
@@ -66,6 +74,12 @@ class Structure(ABC):
     @abstractmethod
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """``(C^exponent + shift I)^-1 v``."""
+
+    def pseudo_solve(self, state: State, v: Tensor, cut: float, *, exponent: float = 1.0) -> Tensor:
+        """``C^-exponent v`` on the eigenvectors whose eigenvalue is at least ``cut > 0``, zero on the others."""
+        raise UnsupportedObservationError(
+            f"{type(self).__name__} has no pseudo-inverse; use a structure whose SUPPORTS contains 'pseudo_inverse'"
+        )
 
     @abstractmethod
     def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:

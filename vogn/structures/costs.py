@@ -15,6 +15,7 @@ from vogn.structures.dense import Dense
 from vogn.structures.diagonal import Diagonal
 from vogn.structures.diagonal_low_rank import DiagonalLowRank
 from vogn.structures.eigen_kronecker import EigenKronecker
+from vogn.structures.gradient_window import GradientWindow
 from vogn.structures.gram import Gram
 from vogn.structures.identity import Identity
 from vogn.structures.kronecker import Kronecker
@@ -73,6 +74,14 @@ def _(structure: DiagonalLowRank, shape: Shape) -> Costs:
 @costs.register
 def _(structure: Gram, shape: Shape) -> Costs | None:
     return None  # n^2 (D + n) for n rows: a matter of the batch
+
+
+@costs.register
+def _(structure: GradientWindow, shape: Shape) -> Costs:
+    size = float(math.prod(shape))
+    rows = structure.window * min(structure.columns, size)
+    factors = {"cholesky": rows**3 / 6, "static": size * rows**2, "dynamic": 2 * rows**3 / 3}[structure.inverse]
+    return Costs(size * rows, 0.0, 13 * size * rows + factors)
 
 
 @costs.register

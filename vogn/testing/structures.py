@@ -206,6 +206,7 @@ class StructureConformance(OperatorConformance):
             "logdet": lambda: structure.logdet(state, self.shift),
             "inverse_diagonal": lambda: structure.inverse_diagonal(state, self.shift),
             "eigenvalue_bounds": lambda: structure.eigenvalue_bounds(state, self.shift),
+            "pseudo_inverse": lambda: structure.pseudo_solve(state, v, self.shift),
             "tensor_shift": lambda: structure.solve(state, v, torch.full(shape, self.shift, dtype=torch.float64)),
         }
         for feature, call in undeclared.items():

@@ -10,7 +10,7 @@ from vogn.optim.steps.momentum import Momentum
 from vogn.optim.steps.neumann import Neumann
 from vogn.optim.steps.prior import Prior
 from vogn.optim.steps.rescale import RescaleToInitial
-from vogn.optim.steps.solve import Solve
+from vogn.optim.steps.solve import PseudoSolve, Solve
 
 __all__ = [
     "BlockView",
@@ -21,6 +21,7 @@ __all__ = [
     "Momentum",
     "Neumann",
     "Prior",
+    "PseudoSolve",
     "RescaleToInitial",
     "Solve",
     "Step",
