@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vogn.structures import REGISTRY, Dense, Diagonal, DiagonalLowRank, EigenKronecker, Identity, Kronecker
+from vogn.structures import REGISTRY, Dense, Diagonal, DiagonalLowRank, EigenKronecker, Identity, Kronecker, SwiftKronecker
 from vogn.testing import StructureConformance
 
 CONFIGURATIONS = {
@@ -32,6 +32,13 @@ CONFIGURATIONS = {
     "DiagonalLowRank1": DiagonalLowRank(rank=1),
     "DiagonalLowRank3": DiagonalLowRank(rank=3),
     "DiagonalLowRank30": DiagonalLowRank(rank=30),
+    "SwiftKronecker": SwiftKronecker(),
+    "SwiftKroneckerExactDamping": SwiftKronecker(damping="exact"),
+    "SwiftKronecker2": SwiftKronecker(rank=2),
+    "SwiftKronecker1ExactDampingExpand": SwiftKronecker(rank=1, damping="exact", sharing="expand"),
+    "SwiftKroneckerStride": SwiftKronecker(rank=2, sharing="expand", stride=2),
+    "SwiftKroneckerOneSided": SwiftKronecker(rank=2, max_dim=3),
+    "SwiftKroneckerTwoDiagonals": SwiftKronecker(rank=None, max_dim=0, damping="exact"),
 }
 
 for _name, _structure in CONFIGURATIONS.items():

@@ -17,6 +17,7 @@ from vogn.structures.diagonal_low_rank import DiagonalLowRank
 from vogn.structures.eigen_kronecker import EigenKronecker
 from vogn.structures.identity import Identity
 from vogn.structures.kronecker import Kronecker
+from vogn.structures.swift_kronecker import SwiftKronecker
 
 REGISTRY: dict[str, type[Structure]] = {
     "identity": Identity,
@@ -25,6 +26,7 @@ REGISTRY: dict[str, type[Structure]] = {
     "kronecker": Kronecker,
     "eigen_kronecker": EigenKronecker,
     "diagonal_low_rank": DiagonalLowRank,
+    "swift_kronecker": SwiftKronecker,
 }
 """Name to structure. A third party adds its own line: ``REGISTRY["mine"] = Mine``."""
 
@@ -69,6 +71,7 @@ __all__ = [
     "Negative",
     "Shift",
     "Structure",
+    "SwiftKronecker",
     "structure_from_dict",
     "structure_to_dict",
 ]
