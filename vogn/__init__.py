@@ -6,7 +6,7 @@ The flag ``variational`` switches between the two readings, on the same checkpoi
 from __future__ import annotations
 
 from vogn import errors, likelihoods, metrics
-from vogn.optim import EKFAC, EVON, IVON, KFAC, METHODS, SLANG, VOGN, VON, NaturalGradient, VAdam
+from vogn.optim import EKFAC, EVON, IVON, KFAC, METHODS, SKFAC, SLANG, SNGD, VOGN, VON, NaturalGradient, VAdam
 from vogn.optim.check_curvature import check_curvature
 from vogn.optim.preview import coverage
 from vogn.posterior import GaussianPosterior, Posterior
@@ -21,7 +21,9 @@ __all__ = [
     "IVON",
     "KFAC",
     "METHODS",
+    "SKFAC",
     "SLANG",
+    "SNGD",
     "VOGN",
     "VON",
     "BatchNormCalibration",

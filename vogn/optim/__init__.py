@@ -9,7 +9,9 @@ from vogn.optim.evon import EVON
 from vogn.optim.ivon import IVON
 from vogn.optim.kfac import KFAC
 from vogn.optim.methods import METHODS, MethodInfo
+from vogn.optim.skfac import SKFAC
 from vogn.optim.slang import SLANG
+from vogn.optim.sngd import SNGD
 from vogn.optim.vadam import VAdam
 from vogn.optim.vogn import VOGN
 from vogn.optim.von import VON
@@ -20,7 +22,9 @@ __all__ = [
     "IVON",
     "KFAC",
     "METHODS",
+    "SKFAC",
     "SLANG",
+    "SNGD",
     "VOGN",
     "VON",
     "Coverage",

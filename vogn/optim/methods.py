@@ -12,7 +12,9 @@ from vogn.optim.ekfac import EKFAC
 from vogn.optim.evon import EVON
 from vogn.optim.ivon import IVON
 from vogn.optim.kfac import KFAC
+from vogn.optim.skfac import SKFAC
 from vogn.optim.slang import SLANG
+from vogn.optim.sngd import SNGD
 from vogn.optim.vadam import VAdam
 from vogn.optim.vogn import VOGN
 from vogn.optim.von import VON
@@ -59,4 +61,6 @@ METHODS: dict[str, MethodInfo] = {
         EKFAC, "eigen-corrected Kronecker factors; noisy EK-FAC", "George et al. 2018; Bae et al. 2018"
     ),
     "slang": MethodInfo(SLANG, "diagonal plus low rank across layers", "Mishkin et al. 2018"),
+    "skfac": MethodInfo(SKFAC, "Kronecker factors of low rank, as rows", "Tang et al. 2021"),
+    "sngd": MethodInfo(SNGD, "metric of the layer inputs, no labels", "Liu et al. 2024"),
 }

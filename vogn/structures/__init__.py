@@ -17,6 +17,7 @@ from vogn.structures.diagonal_low_rank import DiagonalLowRank
 from vogn.structures.eigen_kronecker import EigenKronecker
 from vogn.structures.identity import Identity
 from vogn.structures.kronecker import Kronecker
+from vogn.structures.local_fisher import LocalFisher
 from vogn.structures.swift_kronecker import SwiftKronecker
 
 REGISTRY: dict[str, type[Structure]] = {
@@ -27,6 +28,7 @@ REGISTRY: dict[str, type[Structure]] = {
     "eigen_kronecker": EigenKronecker,
     "diagonal_low_rank": DiagonalLowRank,
     "swift_kronecker": SwiftKronecker,
+    "local_fisher": LocalFisher,
 }
 """Name to structure. A third party adds its own line: ``REGISTRY["mine"] = Mine``."""
 
@@ -68,6 +70,7 @@ __all__ = [
     "Feature",
     "Identity",
     "Kronecker",
+    "LocalFisher",
     "Negative",
     "Shift",
     "Structure",
