@@ -80,6 +80,25 @@ ILLEGAL = {
         ({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn"),
         ({"anneal_power": -0.5}, ValueError, r"anneal_power=-0\.5 is out of range"),
     ],
+    "skfac": [
+        ({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn"),
+        ({"kl_clip": 0.0}, ValueError, r"kl_clip=0\.0 must be positive, or None for no clipping"),
+        ({"kfac_approx": "fold"}, ValueError, r"sharing='fold' is unknown; allowed: 'expand', 'reduce'"),
+        ({"rank": 0}, ValueError, r"SwiftKronecker: rank=0 must be at least 1, or None for all directions"),
+        ({"stride": 0}, ValueError, r"SwiftKronecker: stride=0 must be at least 1"),
+        ({"partition": "model"}, UnsupportedObservationError, r"Kronecker factors need the inputs .* use partition='l"),
+    ],
+    "sngd": [
+        ({"metric": "outputs"}, ValueError, r"metric='outputs': choose 'inputs' or 'rfim_unit'"),
+        ({"root": "newton"}, ValueError, r"root='newton' is unknown; allowed: 'eigh', 'nystrom', 'denman_beavers'"),
+        ({"columns": 0}, ValueError, r"LocalFisher: columns=0 must be at least 1"),
+        (
+            {"structure": {"0": "diagonal"}},
+            UnsupportedObservationError,
+            r"block '0\.weight': Diagonal reads gradients, which the statistic 'inputs' does not give",
+        ),
+        ({"partition": "model"}, UnsupportedObservationError, r"Kronecker factors need the inputs .* use partition='l"),
+    ],
 }
 
 LEGAL_EVERYWHERE = [
@@ -112,6 +131,13 @@ LEGAL = {
     "kfac": [{"factored": False}, {"kfac_approx": "reduce"}, {"kl_clip": None}, {"fisher": "ggn"}],
     "ekfac": [{"kl_clip": None}, {"fisher": "empirical"}],
     "slang": [{"rank": 1}, {"rank": 100}, {"partition": "layer"}, {"anneal_power": 0.51}, {"fisher": "mc"}],
+    "skfac": [{"rank": 1}, {"rank": None}, {"factored": False}, {"kfac_approx": "expand", "stride": 2}],
+    "sngd": [
+        {"metric": "rfim_unit"},
+        {"root": "nystrom", "columns": 2},
+        {"root": "denman_beavers"},
+        {"metric": "rfim_unit", "root": "nystrom", "structure": {"2": "local_fisher"}},
+    ],
 }
 
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from vogn.structures import REGISTRY, Dense, Diagonal, DiagonalLowRank, EigenKronecker, Identity, Kronecker, LocalFisher, SwiftKronecker
+from vogn.structures import (
+    REGISTRY,
+    Dense,
+    Diagonal,
+    DiagonalLowRank,
+    EigenKronecker,
+    Identity,
+    Kronecker,
+    LocalFisher,
+    SwiftKronecker,
+)
 from vogn.testing import StructureConformance
 
 CONFIGURATIONS = {

@@ -16,8 +16,8 @@ def denman_beavers(matrix: Tensor, *, remedy: str, iterations: int = 100) -> tup
     """The symmetric roots ``A^(1/2)`` and ``A^(-1/2)`` by the scaled iteration of Denman and Beavers.
 
     ``Y_0 = A``, ``Z_0 = I``; ``Y <- (c Y + Z^-1 / c) / 2``, ``Z <- (c Z + Y^-1 / c) / 2`` with
-    ``c = |det Y det Z|^(-1 / 2 n)``, in double precision. The scaling is dropped near the fixed point, where plain steps
-    converge quadratically; the iteration ends when a step no longer brings ``Y`` nearer to it.
+    ``c = |det Y det Z|^(-1 / 2 n)``, in double precision. The scaling is dropped near the fixed point, where
+    plain steps converge quadratically; the iteration ends when a step no longer brings ``Y`` nearer to it.
 
     Args:
         matrix: symmetric up to rounding, ``(*batch, n, n)``.

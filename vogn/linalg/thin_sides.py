@@ -1,8 +1,8 @@
 """Symmetric matrices known on a few directions: ``Q diag(values) Q^T + rest (I - Q Q^T)``, and functions of them.
 
-A side is ``(*lead, n, n)`` without being formed: ``Q (*lead, n, r)`` has orthonormal columns, and everything across them
-shares one number. A side whose basis are the axes has no columns and a number for each axis instead. Block vectors are
-``(*batch, *lead, o, i)``; a left side acts on ``o``, a right side on ``i``.
+A side is ``(*lead, n, n)`` without being formed: ``Q (*lead, n, r)`` has orthonormal columns, and everything across
+them shares one number. A side whose basis are the axes has no columns and a number for each axis instead. Block
+vectors are ``(*batch, *lead, o, i)``; a left side acts on ``o``, a right side on ``i``.
 """
 
 from __future__ import annotations

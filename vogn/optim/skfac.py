@@ -26,9 +26,9 @@ class SKFAC(NaturalGradient):
     N              ``ess``                         examples
     =============  ==============================  =====================================
 
-    The paper's factors are those of one batch: ``curvature_decay=0``, ``refresh_every=1`` and a ``rank`` of at least the
-    number of rows. Otherwise they are averaged over the steps, and the best ``rank`` directions of the average are kept
-    (:class:`vogn.structures.SwiftKronecker`), which a posterior needs more than a step does.
+    The paper's factors are those of one batch: ``curvature_decay=0``, ``refresh_every=1`` and a ``rank`` of at least
+    the number of rows. Otherwise they are averaged over the steps, and the best ``rank`` directions of the average are
+    kept (:class:`vogn.structures.SwiftKronecker`), which a posterior needs more than a step does.
 
     Args:
         params: the model.

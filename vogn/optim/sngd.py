@@ -55,7 +55,7 @@ class SNGD(NaturalGradient):
         columns: of ``root="nystrom"``.
         refresh_every: steps between two metrics.
         structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
-            see :class:`NaturalGradient`. The metric is fed with inputs, so they must be ``LocalFisher`` or ``Identity``.
+            see :class:`NaturalGradient`. They must read inputs alone: ``LocalFisher`` or ``Identity``.
         weight_decay, damping, momentum, curvature_decay, initial_curvature, mc_samples, variational, seed, **options:
             see :class:`NaturalGradient`.
 

@@ -22,7 +22,7 @@ from vogn.types import Observation, Shape, State
 
 @dataclass(frozen=True)
 class SwiftKronecker(Structure):
-    """``C = S (x) A`` with ``A = U_a U_a^T + rest_a I`` and ``S = U_s U_s^T + rest_s I``, and few columns in each ``U``.
+    """``C = S (x) A`` with ``A = U_a U_a^T + rest_a I`` and ``S = U_s U_s^T + rest_s I``, few columns in each ``U``.
 
     An update keeps the best ``rank`` directions of ``decay A + weight A_hat`` (old columns and new rows together, each
     with its weight) and spreads the trace of the others evenly over all directions, so the trace of a factor is exact
