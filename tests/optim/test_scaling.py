@@ -35,10 +35,10 @@ def make(tools, which, model, **options):
 
 
 def results(tools, opt, model):
-    """Weights and all curvature, flat. Eigenbases may differ by signs: they are left to the weights."""
+    """Weights and all curvature, flat. Eigenbases and roots may differ by signs: they are left to the weights."""
     parts = [p.flatten() for p in tools.weights(model).values()]
     for state in tools.curvature(opt).values():
-        parts += [leaf.flatten() for key, leaf in state.items() if key not in ("QA", "QS", "U")]
+        parts += [leaf.flatten() for key, leaf in state.items() if key not in ("QA", "QS", "U", "UA", "US")]
     return torch.cat(parts)
 
 

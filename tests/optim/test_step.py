@@ -327,7 +327,8 @@ def test_a_gradient_that_is_not_finite_raises_and_changes_nothing(tools, method,
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
-@pytest.mark.parametrize("method", sorted(set(ALL) - {"vadam", "evon", "ivon"}))
+# SNGD measures nothing but inputs; the others learn from the gradients themselves
+@pytest.mark.parametrize("method", sorted(set(ALL) - {"vadam", "evon", "ivon", "sngd"}))
 def test_a_statistic_that_is_not_finite_raises_and_changes_nothing(tools, method):
     """A NaN in the last layer's own pass only: the gradients are fine."""
 

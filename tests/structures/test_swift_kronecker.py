@@ -110,6 +110,7 @@ def test_nothing_of_the_size_of_a_factor_squared_is_stored():
     rank, shape = 3, (50, 70)
     state = after(SwiftKronecker(rank=rank), [random_rows(shape, seed=0, examples=5)], shape)
     assert max(tensor.numel() for tensor in state.values()) == 70 * rank
+    assert SwiftKronecker(rank=rank).bytes_per_block(shape) < Kronecker().bytes_per_block(shape) / 8
 
 
 def test_no_matrix_of_the_size_of_a_factor_is_formed_where_the_batch_is_smaller(monkeypatch):

@@ -49,7 +49,7 @@ class SNGD(NaturalGradient):
             the authors' code for hidden layers: one for each output, weighted by the squared slope of a softplus at the
             unit's output. It stores ``o i^2`` numbers per layer, and layers beyond
             ``LocalFisher(scope="unit").max_elements`` have the shared metric. The code gives the first and last layer
-            the shared metric too: ``structure={"head": "local_fisher"}``.
+            the shared metric too: ``structure={"head": LocalFisher()}``.
         root: how roots of the metric are taken: ``"eigh"``, ``"nystrom"`` or ``"denman_beavers"``; see
             :class:`vogn.structures.LocalFisher`.
         columns: of ``root="nystrom"``.
