@@ -8,7 +8,17 @@ from vogn import METHODS, NaturalGradient
 from vogn.capture.statistics import REGISTRY as STATISTICS
 from vogn.capture.statistics import Price
 from vogn.errors import UnsupportedObservationError
-from vogn.structures import Dense, Diagonal, DiagonalLowRank, EigenKronecker, Gram, Identity, Kronecker
+from vogn.structures import (
+    Dense,
+    Diagonal,
+    DiagonalLowRank,
+    EigenKronecker,
+    Gram,
+    Identity,
+    Kronecker,
+    LocalFisher,
+    SwiftKronecker,
+)
 
 PRICE = {"ivon", "evon"}
 
@@ -22,13 +32,26 @@ STRUCTURES = {
     "eigen contraction": EigenKronecker(basis="contraction", restart=False, negative="retract"),
     "diagonal low rank": DiagonalLowRank(rank=3),
     "gram": Gram(window=12),
+    "swift kronecker": SwiftKronecker(rank=2),
+    "local fisher": LocalFisher(),
+    "local fisher nystrom": LocalFisher(root="nystrom", columns=2),
+    "local fisher iteration": LocalFisher(root="denman_beavers"),
+    "local fisher unit": LocalFisher(scope="unit"),
 }
-PAIRS_ONLY = {"kronecker exact", "kronecker factored", "eigen kronecker"}  # need layer inputs and output gradients
-ROWS_ONLY = {"kronecker exact", "kronecker factored", "diagonal low rank", "gram"}
+PAIRS_ONLY = {  # need layer inputs and output gradients
+    "kronecker exact",
+    "kronecker factored",
+    "eigen kronecker",
+    "swift kronecker",
+    *(name for name in STRUCTURES if name.startswith("local fisher")),
+}
+ROWS_ONLY = {name for name, structure in STRUCTURES.items() if "probe" not in structure.OBSERVES}
 TIKHONOV = 0.05
 
 
 def legal(structure, statistic, partition):
+    if statistic == "inputs" and "gradients" in STRUCTURES[structure].reads:
+        return False
     if statistic == "hutchinson":
         return structure not in ROWS_ONLY
     return not (structure in PAIRS_ONLY and (statistic == "gradient" or partition == "model"))

@@ -110,6 +110,25 @@ ILLEGAL = {
         ({"truncate_every": 0}, ValueError, r"truncate_every=0 must be at least 1"),
         ({"batch_size": -1}, ValueError, r"batch_size=-1 must be a positive number"),
     ],
+    "skfac": [
+        ({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn"),
+        ({"kl_clip": 0.0}, ValueError, r"kl_clip=0\.0 must be positive, or None for no clipping"),
+        ({"kfac_approx": "fold"}, ValueError, r"sharing='fold' is unknown; allowed: 'expand', 'reduce'"),
+        ({"rank": 0}, ValueError, r"SwiftKronecker: rank=0 must be at least 1, or None for all directions"),
+        ({"stride": 0}, ValueError, r"SwiftKronecker: stride=0 must be at least 1"),
+        ({"partition": "model"}, UnsupportedObservationError, r"Kronecker factors need the inputs .* use partition='l"),
+    ],
+    "sngd": [
+        ({"metric": "outputs"}, ValueError, r"metric='outputs': choose 'inputs' or 'rfim_unit'"),
+        ({"root": "newton"}, ValueError, r"root='newton' is unknown; allowed: 'eigh', 'nystrom', 'denman_beavers'"),
+        ({"columns": 0}, ValueError, r"LocalFisher: columns=0 must be at least 1"),
+        (
+            {"structure": {"0": "diagonal"}},
+            UnsupportedObservationError,
+            r"block '0\.weight': Diagonal reads gradients, which the statistic 'inputs' does not give",
+        ),
+        ({"partition": "model"}, UnsupportedObservationError, r"Kronecker factors need the inputs .* use partition='l"),
+    ],
 }
 
 LEGAL_EVERYWHERE = [
@@ -149,6 +168,13 @@ LEGAL = {
     "mfac": [{"window": 1}, {"partition": "layer"}, {"inverse": "static"}, {"inverse": "dynamic"}, {"batch_size": 8}],
     "ggt": [{"window": 1}, {"partition": "parameter"}, {"pinv": True}, {"batch_size": 8}, {"curvature_decay": 0.9}],
     "tonga": [{"rank": 1, "truncate_every": 1}, {"partition": "model"}, {"normalise": False}, {"batch_size": 8}],
+    "skfac": [{"rank": 1}, {"rank": None}, {"factored": False}, {"kfac_approx": "expand", "stride": 2}],
+    "sngd": [
+        {"metric": "rfim_unit"},
+        {"root": "nystrom", "columns": 2},
+        {"root": "denman_beavers"},
+        {"metric": "rfim_unit", "root": "nystrom", "structure": {"2": "local_fisher"}},
+    ],
 }
 
 

@@ -38,7 +38,7 @@ def results(tools, opt, model):
     """Weights and all curvature, flat. Eigenbases may differ by signs, rows by order: they are left to the weights."""
     parts = [p.flatten() for p in tools.weights(model).values()]
     for state in tools.curvature(opt).values():
-        parts += [leaf.flatten() for key, leaf in state.items() if key not in ("QA", "QS", "U", "columns")]
+        parts += [leaf.flatten() for key, leaf in state.items() if key not in ("QA", "QS", "U", "UA", "US", "columns")]
     return torch.cat(parts)
 
 

@@ -329,7 +329,8 @@ def test_a_gradient_that_is_not_finite_raises_and_changes_nothing(tools, method,
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
-@pytest.mark.parametrize("method", READS_PAIRS)
+# SNGD measures nothing but inputs
+@pytest.mark.parametrize("method", sorted(set(READS_PAIRS) - {"sngd"}))
 def test_a_statistic_that_is_not_finite_raises_and_changes_nothing(tools, method):
     """A NaN in the last layer's own pass only: the gradients are fine."""
 

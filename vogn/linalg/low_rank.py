@@ -135,42 +135,42 @@ def compress(u: Tensor, rows: Tensor, *, decay: float, weight: float, rank: int)
     parameters.
 
     Args:
-        u: ``U``, ``(D, r)`` with ``r >= rank`` or ``D`` columns.
-        rows: ``J``, ``(n, D)``.
+        u: ``U``, ``(*batch, D, r)`` with ``r >= rank`` or ``D`` columns.
+        rows: ``J``, ``(*batch, n, D)``.
         decay: factor on ``U U^T``, >= 0.
         weight: factor on ``J^T J``, >= 0.
         rank: columns to keep, at most ``min(D, r + n)``.
 
     Returns:
-        ``U' (D, rank)`` and ``diag(M) - diag(U' U'^T) (D,)``, clamped at zero.
+        ``U' (*batch, D, rank)`` and ``diag(M) - diag(U' U'^T) (*batch, D)``, clamped at zero.
 
     Source: Mishkin, Kunstner, Nielsen, Schmidt, Khan 2018 (SLANG), section 3.
     """
-    if u.shape[1] + rows.shape[0] > u.shape[0]:
-        full = decay * (u @ u.T) + weight * (rows.T @ rows)
+    if u.shape[-1] + rows.shape[-2] > u.shape[-2]:
+        full = decay * (u @ u.mT) + weight * (rows.mT @ rows)
         values, vectors = eigh(full)
-        new = vectors[:, -rank:] * values[-rank:].sqrt()
-        diagonal = full.diagonal()
+        new = vectors[..., -rank:] * values[..., None, -rank:].sqrt()
+        diagonal = full.diagonal(dim1=-2, dim2=-1)
     else:
         old, fresh = decay**0.5 * u, weight**0.5 * rows
         new = _merged(old, fresh, rank)
-        diagonal = old.square().sum(1) + fresh.square().sum(0)
-    return new, (diagonal - new.square().sum(1)).clamp_min_(0.0)
+        diagonal = old.square().sum(-1) + fresh.square().sum(-2)
+    return new, (diagonal - new.square().sum(-1)).clamp_min_(0.0)
 
 
 def merge(u: Tensor, rows: Tensor, *, decay: float, weight: float, rank: int) -> Tensor:
     """:func:`compress` without the diagonal of the rest."""
-    if u.shape[1] + rows.shape[0] > u.shape[0]:
+    if u.shape[-1] + rows.shape[-2] > u.shape[-2]:
         return compress(u, rows, decay=decay, weight=weight, rank=rank)[0]
     return _merged(decay**0.5 * u, weight**0.5 * rows, rank)
 
 
 def _merged(old: Tensor, fresh: Tensor, rank: int) -> Tensor:
     """The best ``rank`` columns of ``[old, fresh^T]``, through the inner products of all of them."""
-    cross = old.T @ fresh.T
-    gram = torch.cat([torch.cat([old.T @ old, cross], 1), torch.cat([cross.T, fresh @ fresh.T], 1)])
-    vectors = eigh(gram)[1][:, -rank:]
-    return torch.addmm(old @ vectors[: old.shape[1]], fresh.T, vectors[old.shape[1] :])
+    cross = old.mT @ fresh.mT
+    gram = torch.cat([torch.cat([old.mT @ old, cross], -1), torch.cat([cross.mT, fresh @ fresh.mT], -1)], -2)
+    vectors = eigh(gram)[1][..., -rank:]
+    return old @ vectors[..., : old.shape[-1], :] + fresh.mT @ vectors[..., old.shape[-1] :, :]
 
 
 def _squared(d: Tensor, u: Tensor, gram: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

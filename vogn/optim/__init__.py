@@ -14,8 +14,10 @@ from vogn.optim.kfac import KFAC
 from vogn.optim.lissa import LiSSA
 from vogn.optim.methods import METHODS, MethodInfo
 from vogn.optim.mfac import MFAC
+from vogn.optim.skfac import SKFAC
 from vogn.optim.slang import SLANG
 from vogn.optim.smw import SMW
+from vogn.optim.sngd import SNGD
 from vogn.optim.tonga import TONGA
 from vogn.optim.vadam import VAdam
 from vogn.optim.vogn import VOGN
@@ -35,8 +37,10 @@ __all__ = [
     "MFAC",
     "MethodInfo",
     "NaturalGradient",
+    "SKFAC",
     "SLANG",
     "SMW",
+    "SNGD",
     "TONGA",
     "VAdam",
     "VOGN",

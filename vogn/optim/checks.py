@@ -83,6 +83,11 @@ def _check_structure(optimizer: NaturalGradient, structure: Structure, *, joined
                 f"{name} cannot be fed with the statistic {statistic.NAME!r} ({statistic.CHANNEL})"
                 f"; it takes {sorted(structure.OBSERVES)}"
             )
+        if missing := structure.reads - statistic.GIVES:
+            raise UnsupportedObservationError(
+                f"{name} reads {', '.join(sorted(missing))}, which the statistic {statistic.NAME!r} does not give; use "
+                "another statistic ('empirical', 'mc', 'ggn'), or a structure that reads inputs alone (LocalFisher)"
+            )
         if statistic.CHANNEL == "rows":
             _feed_once(structure, statistic, joined=joined)
     for step in optimizer.chain:
@@ -99,7 +104,7 @@ def _check_structure(optimizer: NaturalGradient, structure: Structure, *, joined
 def _feed_once(structure: Structure, statistic: Statistic, *, joined: bool) -> None:
     """Show the structure one tiny row of the kind that it will see; it raises if it cannot read it."""
     zeros = partial(torch.zeros, dtype=torch.float32)
-    pair = Rows(zeros(1, 1, 2), zeros(1, 1, 1, 2))
+    pair = Rows(zeros(1, 1, 2), zeros(1, 1, 1, 2), outputs=zeros(1, 1, 2))
     row: AnyRows = JoinedRows((pair,)) if joined else pair
     if not statistic.NEEDS_PAIRS:
         row = GradientRow(zeros(*row.shape))

@@ -17,8 +17,10 @@ from vogn.optim.kalman import KalmanNaturalGradient
 from vogn.optim.kfac import KFAC
 from vogn.optim.lissa import LiSSA
 from vogn.optim.mfac import MFAC
+from vogn.optim.skfac import SKFAC
 from vogn.optim.slang import SLANG
 from vogn.optim.smw import SMW
+from vogn.optim.sngd import SNGD
 from vogn.optim.tonga import TONGA
 from vogn.optim.vadam import VAdam
 from vogn.optim.vogn import VOGN
@@ -80,4 +82,6 @@ METHODS: dict[str, MethodInfo] = {
     ),
     "ggt": MethodInfo(GGT, "window of gradients, full-matrix root", "Agarwal et al. 2019", needs_model=False),
     "tonga": MethodInfo(TONGA, "decayed gradients, few directions", "Le Roux, Manzagol, Bengio 2008"),
+    "skfac": MethodInfo(SKFAC, "Kronecker factors of low rank, as rows", "Tang et al. 2021"),
+    "sngd": MethodInfo(SNGD, "metric of the layer inputs, no labels", "Liu et al. 2024"),
 }

@@ -19,6 +19,8 @@ from vogn.structures.gradient_window import GradientWindow
 from vogn.structures.gram import Gram
 from vogn.structures.identity import Identity
 from vogn.structures.kronecker import Kronecker
+from vogn.structures.local_fisher import LocalFisher
+from vogn.structures.swift_kronecker import SwiftKronecker
 
 REGISTRY: dict[str, type[Structure]] = {
     "identity": Identity,
@@ -29,6 +31,8 @@ REGISTRY: dict[str, type[Structure]] = {
     "diagonal_low_rank": DiagonalLowRank,
     "gram": Gram,
     "gradient_window": GradientWindow,
+    "swift_kronecker": SwiftKronecker,
+    "local_fisher": LocalFisher,
 }
 """Name to structure. A third party adds its own line: ``REGISTRY["mine"] = Mine``."""
 
@@ -72,9 +76,11 @@ __all__ = [
     "GradientWindow",
     "Identity",
     "Kronecker",
+    "LocalFisher",
     "Negative",
     "Shift",
     "Structure",
+    "SwiftKronecker",
     "structure_from_dict",
     "structure_to_dict",
 ]

@@ -51,6 +51,11 @@ class Structure(ABC):
     DEGREE: ClassVar[dict[str, int]] = {}
     REFRESHED: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """What it reads of the rows of a layer: ``"inputs"``, ``"gradients"`` and, for few, ``"outputs"``."""
+        return frozenset({"inputs", "gradients"})
+
     @abstractmethod
     def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
         """The state of ``C_0 = initial * I`` for blocks of ``shape = (*lead, d_out, d_in)``; ``initial >= 0``."""

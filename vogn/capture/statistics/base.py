@@ -27,6 +27,7 @@ class Statistic(ABC):
         CHANNEL: ``"rows"`` or ``"probe"``: how it feeds structures.
         WHEN: the events it listens to.
         NEEDS_PAIRS: whether it needs layer inputs and output gradients, hence a model instead of bare parameters.
+        GIVES: what its rows hold, for structures that say what they read.
         NEEDS_LIKELIHOOD: whether a step without a likelihood call cannot be measured.
     """
 
@@ -36,6 +37,7 @@ class Statistic(ABC):
     WHEN: ClassVar[frozenset[Event]]
     NEEDS_PAIRS: ClassVar[bool] = False
     NEEDS_LIKELIHOOD: ClassVar[bool] = False
+    GIVES: ClassVar[frozenset[str]] = frozenset({"inputs", "gradients", "outputs"})
 
     @property
     def columns_per_example(self) -> tuple[float, str]:
