@@ -159,7 +159,7 @@ def compress(u: Tensor, rows: Tensor, *, decay: float, weight: float, rank: int)
 
 def _squared(d: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """``sqrt(d)``, ``V`` and ``V^T V``, in double precision; ``None`` for the last where it would lose too much."""
-    _require_positive(d)
+    require_positive(d)
     root = d.double().sqrt()
     scaled = u.double() / root.unsqueeze(-1)
     gram = scaled.T @ scaled
@@ -200,7 +200,7 @@ def _function(basis: Tensor, values: Tensor, v: Tensor) -> Tensor:
     return torch.addmm(outside, inside * values, basis.T)
 
 
-def _require_positive(d: Tensor) -> None:
+def require_positive(d: Tensor) -> None:
     """Raise unless every element of the diagonal is positive."""
     smallest = d.min()
     if bool(smallest > 0):

@@ -11,13 +11,17 @@ from dataclasses import asdict
 from typing import Any
 
 from vogn.structures.base import Feature, Negative, Shift, Structure
+from vogn.structures.compressed_gram import CompressedGram
 from vogn.structures.dense import Dense
 from vogn.structures.diagonal import Diagonal
 from vogn.structures.diagonal_low_rank import DiagonalLowRank
 from vogn.structures.eigen_kronecker import EigenKronecker
 from vogn.structures.gram import Gram
 from vogn.structures.identity import Identity
+from vogn.structures.interpolative_gram import InterpolativeGram
 from vogn.structures.kronecker import Kronecker
+from vogn.structures.sampled_gram import SampledGram
+from vogn.structures.sketched_gram import SketchedGram
 
 REGISTRY: dict[str, type[Structure]] = {
     "identity": Identity,
@@ -27,6 +31,10 @@ REGISTRY: dict[str, type[Structure]] = {
     "eigen_kronecker": EigenKronecker,
     "diagonal_low_rank": DiagonalLowRank,
     "gram": Gram,
+    "sketched_gram": SketchedGram,
+    "sampled_gram": SampledGram,
+    "compressed_gram": CompressedGram,
+    "interpolative_gram": InterpolativeGram,
 }
 """Name to structure. A third party adds its own line: ``REGISTRY["mine"] = Mine``."""
 
@@ -61,6 +69,7 @@ def structure_from_dict(data: Mapping[str, Any]) -> Structure:
 
 __all__ = [
     "REGISTRY",
+    "CompressedGram",
     "Dense",
     "Diagonal",
     "DiagonalLowRank",
@@ -68,9 +77,12 @@ __all__ = [
     "Feature",
     "Gram",
     "Identity",
+    "InterpolativeGram",
     "Kronecker",
     "Negative",
+    "SampledGram",
     "Shift",
+    "SketchedGram",
     "Structure",
     "structure_from_dict",
     "structure_to_dict",
