@@ -7,11 +7,13 @@ from vogn.optim.coverage import Coverage
 from vogn.optim.ekfac import EKFAC
 from vogn.optim.evon import EVON
 from vogn.optim.gram_gauss_newton import GramGaussNewton
+from vogn.optim.hylo import HyLo
 from vogn.optim.ivon import IVON
 from vogn.optim.kalman import KalmanNaturalGradient
 from vogn.optim.kfac import KFAC
 from vogn.optim.lissa import LiSSA
 from vogn.optim.methods import METHODS, MethodInfo
+from vogn.optim.seng import SENG
 from vogn.optim.slang import SLANG
 from vogn.optim.smw import SMW
 from vogn.optim.vadam import VAdam
@@ -24,6 +26,7 @@ __all__ = [
     "IVON",
     "KFAC",
     "METHODS",
+    "SENG",
     "SLANG",
     "SMW",
     "VOGN",
@@ -32,6 +35,7 @@ __all__ = [
     "GramGaussNewton",
     "KalmanNaturalGradient",
     "LiSSA",
+    "HyLo",
     "MethodInfo",
     "NaturalGradient",
     "VAdam",

@@ -11,10 +11,12 @@ from vogn.optim.base import NaturalGradient
 from vogn.optim.ekfac import EKFAC
 from vogn.optim.evon import EVON
 from vogn.optim.gram_gauss_newton import GramGaussNewton
+from vogn.optim.hylo import HyLo
 from vogn.optim.ivon import IVON
 from vogn.optim.kalman import KalmanNaturalGradient
 from vogn.optim.kfac import KFAC
 from vogn.optim.lissa import LiSSA
+from vogn.optim.seng import SENG
 from vogn.optim.slang import SLANG
 from vogn.optim.smw import SMW
 from vogn.optim.vadam import VAdam
@@ -71,4 +73,6 @@ METHODS: dict[str, MethodInfo] = {
     "kalman": MethodInfo(
         KalmanNaturalGradient, "dense extended Kalman filter, for small networks", "Ollivier 2018", sets_groups=True
     ),
+    "seng": MethodInfo(SENG, "inner products of the rows of each layer, exact or sketched", "Yang et al. 2020"),
+    "hylo": MethodInfo(HyLo, "a few rows of each layer that stand for all", "Mu et al. 2022"),
 }
