@@ -1,7 +1,7 @@
 """Fewer columns for ``U U^T``: a basis of representative columns, a random draw of columns, a sketch of coordinates.
 
-``U`` is ``(D, n)`` with one column per example, ``K = U^T U``. The decompositions of ``K`` are sequential and small: they
-run in double precision on the CPU.
+``U`` is ``(D, n)`` with one column per example, ``K = U^T U``. The decompositions of ``K`` are sequential and small:
+they run in double precision on the CPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def number_of_columns(rank: int | float, rows: int, owner: str) -> int:
         return min(rank, rows)
     if isinstance(rank, float) and 0.0 < rank <= 1.0:
         return max(1, math.floor(rank * rows + 1e-9))
-    raise ValueError(f"{owner}: rank={rank!r} must be a whole number of at least 1, or a share of the rows in (0.0, 1.0]")
+    raise ValueError(f"{owner}: rank={rank!r} must be a whole number of at least 1, or a share of rows in (0.0, 1.0]")
 
 
 def weighted_rows(u: Tensor, rows: Tensor, *, decay: float, weight: float) -> Tensor:
@@ -111,9 +111,9 @@ def representatives(gram: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 def interpolation(gram: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Columns ``S`` of ``K`` with ``K ~ K_:S P^T`` by least squares, ``P_S = I``, and the rest ``K - K_:S P^T``.
 
-    The rest is not symmetric, and neither is anything made of it. Columns are picked by their parts outside the span of
-    those before: pivoted QR of ``U``. Parts below 1e-10 of the largest squared column are dropped, because ``K`` squares
-    the condition number of ``U``.
+    The rest is not symmetric, and neither is anything made of it. Columns are picked by their parts outside the span
+    of those before: pivoted QR of ``U``. Parts below 1e-10 of the largest squared column are dropped, because ``K``
+    squares the condition number of ``U``.
 
     Args:
         gram: ``K``, ``(n, n)``.

@@ -41,7 +41,7 @@ class SENG(NaturalGradient):
         structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
             see :class:`NaturalGradient`.
         weight_decay: ``prior_precision / ess``.
-        damping: in the step only; the authors decay it exponentially from 2, which a scheduler of the group's entry does.
+        damping: in the step only; the authors decay it exponentially from 2: write the group's entry.
         momentum: of the preconditioned gradient.
         curvature_decay: 0 keeps the rows of one batch, as in the paper.
         fisher: ``"empirical"`` as in the paper, ``"mc"`` or ``"ggn"``.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vogn.linalg import sample_space
+from vogn.linalg import low_rank, sample_space
 from vogn.linalg.rows import AnyRows
 from vogn.structures.base import Shift, Structure
 from vogn.structures.gram import Gram
@@ -21,23 +22,24 @@ class CompressedGram(Structure):
 
     ``U_S`` are representative columns among all weighted rows ``U``, ``P = K_:S K_SS^-1`` writes all rows as
     combinations of them, and ``Res = K - P K_SS P^T`` is what that misses of ``K = U^T U``. This is the matrix behind
-    HyLo's direction ``(g - U_S M U_S^T g) / lambda``, ``Y = P^T (Res + lambda I)^-1 P``,
-    ``M = Y - Y (I + K_SS Y)^-1 K_SS Y``, with the Nystrom ``P``: it is symmetric positive definite, so it has a
-    Gaussian; that of HyLo's own interpolation is not (:class:`InterpolativeGram`). It is exact, ``U U^T + lambda I``, if
-    ``rank`` is at least the rank of ``U``; what is missed makes it smaller, the more so the smaller ``lambda``.
+    HyLo's direction ``(g - U_S M U_S^T g) / lambda``, ``Y = P^T (Res + lambda I)^-1 P``, ``M = Y - Y (I + K_SS Y)^-1
+    K_SS Y``, with the Nystrom ``P``: it is symmetric positive definite, so it has a Gaussian; that of HyLo's own
+    interpolation is not (:class:`InterpolativeGram`). It is exact, ``U U^T + lambda I``, if ``rank`` is at least the
+    rank of ``U``; what is missed makes it smaller, the more so the smaller ``lambda``.
 
-    With ``curvature_decay > 0`` the old curvature enters with its large-``lambda`` limit ``U_S P^T P U_S^T``, as further
-    rows. The shift is one number, because ``C`` depends on it.
+    With ``curvature_decay > 0`` the old curvature enters with its large-``lambda`` limit ``U_S P^T P U_S^T``, as
+    further rows. The shift is one number, because ``C`` depends on it.
 
-    The state holds ``U`` as ``(*shape, r)``, ``P (n, r)`` and ``R (n)`` in the eigenbasis of
-    ``Res = Q diag(R^2) Q^T``, and ``scale ()``.
+    The state holds ``U`` as ``(*shape, r)``, ``Q^T P (n, r)`` and ``R (n)`` with ``Res = Q diag(R^2) Q^T``, all
+    padded with zeros to the most that the window allows, ``columns () = r`` and ``scale ()``.
 
     Args:
         rank: representatives: a whole number of at least 1, or a share in (0, 1] of the rows at hand (rounded down, at
             least one). Dependent rows are never kept.
+        window: rows that are compressed, at least 1; more of them are merged into the best ones of that number first.
 
     Raises:
-        ValueError: if the rank is out of range.
+        ValueError: if the rank or the window is out of range.
 
     Under data parallelism the rows of all processes are gathered first and compressed together; the paper compresses
     before it communicates.
@@ -47,6 +49,7 @@ class CompressedGram(Structure):
     """
 
     rank: int | float = 0.1
+    window: int = 256
 
     SUPPORTS: ClassVar[frozenset[str]] = Gram.SUPPORTS - {"tensor_shift"}
     REDUCE: ClassVar[Literal["sum", "concat"]] = "concat"
@@ -54,11 +57,16 @@ class CompressedGram(Structure):
 
     def __post_init__(self) -> None:
         sample_space.number_of_columns(self.rank, 1, type(self).__name__)
+        if self.window < 1:
+            raise ValueError(f"{type(self).__name__}: window={self.window} must be at least 1")
 
     def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
         """No columns."""
-        state = Gram().init(shape, initial=initial, dtype=dtype, device=device)
-        return state | {"P": state["U"].new_zeros(0, 0), "R": state["U"].new_zeros(0)}
+        most = min(self.window, math.prod(shape))
+        count = sample_space.number_of_columns(self.rank, most, type(self).__name__)
+        state = Gram(window=count).init(shape, initial=initial, dtype=dtype, device=device)
+        zeros = state["U"].new_zeros
+        return state | {"P": zeros(most, count), "R": zeros(most)}
 
     def observe(self, state: State, rows: AnyRows) -> Observation:
         """The rows themselves, ``(K N, D)``."""
@@ -66,14 +74,20 @@ class CompressedGram(Structure):
 
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """The representatives among the weighted rows."""
-        u = Gram.parts(state, 0.0)[1]
-        old = sample_space.merge_columns(u, state["P"].double()) if decay else u
+        old = Gram.columns(state)
+        if decay:
+            old = sample_space.merge_columns(old, state["P"][:, : old.shape[1]].double())
         rows = sample_space.weighted_rows(old, observation["J"], decay=decay, weight=weight)
+        if len(rows) > len(state["P"]):
+            rows = low_rank.compress(rows[:0].T, rows, decay=1.0, weight=1.0, rank=len(state["P"]))[0].T
         wide = rows.double()
         count = sample_space.number_of_columns(self.rank, len(rows), type(self).__name__)
         index, p, r = sample_space.representatives(wide @ wide.T, count)
-        kept = rows[index].T.reshape(*state["U"].shape[:-1], -1)
-        return {"U": kept, "P": p.to(kept), "R": r.to(kept), "scale": decay * state["scale"]}
+        new = {key: torch.zeros_like(state[key]) for key in ("U", "P", "R")}
+        new["U"][..., : len(index)] = rows[index].T.reshape(*state["U"].shape[:-1], len(index))
+        new["P"][: len(rows), : len(index)] = p
+        new["R"][: len(rows)] = r
+        return new | {"columns": torch.tensor(len(index)), "scale": decay * state["scale"]}
 
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """Woodbury's identity with one refinement."""
@@ -110,6 +124,6 @@ class CompressedGram(Structure):
         damping = state["scale"].double() + self._scalar_shift(shift)
         missed = state["R"].double().square()
         share = torch.where(missed > 0, damping / (damping + missed), 1.0).clamp_min(0.0)
-        u = Gram.parts(state, 0.0)[1]
-        columns = sample_space.merge_columns(u, share.sqrt().unsqueeze(1) * state["P"].double())
-        return {"U": columns.view_as(state["U"]), "scale": state["scale"]}
+        u = Gram.columns(state)
+        columns = sample_space.merge_columns(u, share.sqrt().unsqueeze(1) * state["P"][:, : u.shape[1]].double())
+        return {**state, "U": columns.reshape(*state["U"].shape[:-1], u.shape[1])}

@@ -64,7 +64,7 @@ class Gram(Structure):
 
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """Weighted rows side by side; merged beyond the window, or where they are more than ``D``."""
-        rows, flat = observation["J"], self._columns(state)
+        rows, flat = observation["J"], self.columns(state)
         new = torch.zeros_like(state["U"])
         limit = new.shape[-1]
         if not decay:
@@ -79,30 +79,30 @@ class Gram(Structure):
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """Woodbury's identity with one refinement."""
         self._only_linear(exponent)
-        d, u = self._flat(state, shift)
+        d, u = self.flat(state, shift)
         return low_rank.solve(d, u, v.reshape(-1, d.shape[0])).reshape(v.shape)
 
     def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
         """``(scale + shift) v + U U^T v``."""
-        d, u = self._flat(state, shift)
+        d, u = self.flat(state, shift)
         return low_rank.apply(d, u, v.reshape(-1, d.shape[0])).reshape(v.shape)
 
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
         """One eigendecomposition of the ``n x n`` matrix, safe for duplicated rows."""
-        d, u = self._flat(state, shift)
+        d, u = self.flat(state, shift)
         return low_rank.sample(d, u, noise.reshape(-1, d.shape[0])).reshape(noise.shape)
 
     def logdet(self, state: State, shift: Shift) -> Tensor:
         """``D log shift`` plus the logarithmic determinant of the ``n x n`` matrix."""
-        return low_rank.logdet(*self._flat(state, shift))
+        return low_rank.logdet(*self.flat(state, shift))
 
     def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
         """Woodbury's identity."""
-        return low_rank.inverse_diagonal(*self._flat(state, shift)).reshape(state["U"].shape[:-1])
+        return low_rank.inverse_diagonal(*self.flat(state, shift)).reshape(state["U"].shape[:-1])
 
     def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
         """Of the smaller one of ``U^T U`` and ``U U^T``; with a tensor shift a bound on either side, not attained."""
-        d, u = self._flat(state, shift)
+        d, u = self.flat(state, shift)
         if not u.shape[1]:
             return d.min(), d.max()
         spectrum = torch.linalg.eigvalsh(u.T @ u if u.shape[1] < u.shape[0] else u @ u.T).clamp_min(0.0)
@@ -120,14 +120,15 @@ class Gram(Structure):
 
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """``U U^T + diag(scale + shift)``."""
-        d, u = self._flat(state, shift)
+        d, u = self.flat(state, shift)
         return u @ u.T + d.diag()
 
     @staticmethod
-    def _columns(state: State) -> Tensor:
+    def columns(state: State) -> Tensor:
         """``U`` without the zeros behind, ``(D, n)``."""
         u = state["U"]
-        return u.reshape(-1, u.shape[-1])[:, : int(state["columns"])]
+        return u.reshape(math.prod(u.shape[:-1]), -1)[:, : int(state["columns"])]
 
-    def _flat(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
-        return (state["scale"] + shift).expand(state["U"].shape[:-1]).flatten(), self._columns(state)
+    def flat(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
+        """``scale + shift`` as ``(D,)`` and ``U`` without the zeros behind."""
+        return (state["scale"] + shift).expand(state["U"].shape[:-1]).flatten(), self.columns(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,32 +21,36 @@ from vogn.types import Observation, Shape, State
 class InterpolativeGram(Structure):
     """``C (+) shift = lambda I + U_S P^T (I + Res / lambda)^-1 P U_S^T`` with ``lambda = scale + shift``.
 
-    ``U_S`` are columns among the weighted rows ``U``; ``K ~ K_:S P^T`` by least squares (``P = [I, T]^T``,
-    ``T = R_11^-1 R_12`` of a QR decomposition of ``K = U^T U``), and ``Res = K - K_:S P^T``. Its inverse is HyLo's
-    ``(I - U_S M U_S^T) / lambda`` with ``Y = P^T (Res + lambda I)^-1 P`` and ``M = Y - Y (I + K_SS Y)^-1 K_SS Y``; it is
+    ``U_S`` are columns among the weighted rows ``U``; ``K ~ K_:S P^T`` by least squares (``P = [I, T]^T``, ``T =
+    R_11^-1 R_12`` of a QR decomposition of ``K = U^T U``), and ``Res = K - K_:S P^T``. Its inverse is HyLo's ``(I -
+    U_S M U_S^T) / lambda`` with ``Y = P^T (Res + lambda I)^-1 P`` and ``M = Y - Y (I + K_SS Y)^-1 K_SS Y``; it is
     exact if ``rank`` is at least the rank of ``U``.
 
     ``Res`` is not symmetric, so neither is ``C``: it has no Gaussian, and the features of Gaussians are refused.
     :class:`CompressedGram` is the symmetric variant, with errors of the same size.
 
-    With ``curvature_decay > 0`` the old curvature enters with its large-``lambda`` limit ``U_S P^T P U_S^T``, as further
-    rows. The shift is one number, because ``C`` depends on it. The state holds ``U (*shape, r)``, ``P (n, r)``,
-    ``R = Res (n, n)`` and ``scale ()``.
+    With ``curvature_decay > 0`` the old curvature enters with its large-``lambda`` limit ``U_S P^T P U_S^T``, as
+    further rows. The shift is one number, because ``C`` depends on it. The state holds ``U`` as ``(*shape, r)``, ``P
+    (n, r)`` and ``R = Res (n, n)``, all padded with zeros to the most that the window allows, ``columns () = r`` and
+    ``scale ()``.
 
     Args:
         rank: columns: a whole number of at least 1, or a share in (0, 1] of the rows at hand (rounded down, at least
             one). Dependent rows are never kept.
+        window: rows that are compressed, at least 1; more of them are merged into the best ones of that number first.
 
     Raises:
-        ValueError: if the rank is out of range.
+        ValueError: if the rank or the window is out of range.
 
     The rows are picked by pivoting, not by their length as in the authors' code, and ``1 / B`` is in every term: the
     code leaves it out of the ``K`` in ``Y``.
 
-    Source: Mu, Soori, Can, Gurbuzbalaban, Dehnavi (2022), "HyLo: a hybrid low-rank natural gradient descent method", KID.
+    Source: Mu, Soori, Can, Gurbuzbalaban, Dehnavi (2022), "HyLo: a hybrid low-rank natural gradient descent method",
+    KID.
     """
 
     rank: int | float = 0.1
+    window: int = 256
 
     SUPPORTS: ClassVar[frozenset[str]] = frozenset({"shift", "apply"})
     REDUCE: ClassVar[Literal["sum", "concat"]] = "concat"
@@ -53,11 +58,16 @@ class InterpolativeGram(Structure):
 
     def __post_init__(self) -> None:
         sample_space.number_of_columns(self.rank, 1, type(self).__name__)
+        if self.window < 1:
+            raise ValueError(f"{type(self).__name__}: window={self.window} must be at least 1")
 
     def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
         """No columns."""
-        state = Gram().init(shape, initial=initial, dtype=dtype, device=device)
-        return state | {"P": state["U"].new_zeros(0, 0), "R": state["U"].new_zeros(0, 0)}
+        most = min(self.window, math.prod(shape))
+        count = sample_space.number_of_columns(self.rank, most, type(self).__name__)
+        state = Gram(window=count).init(shape, initial=initial, dtype=dtype, device=device)
+        zeros = state["U"].new_zeros
+        return state | {"P": zeros(most, count), "R": zeros(most, most)}
 
     def observe(self, state: State, rows: AnyRows) -> Observation:
         """The rows themselves, ``(K N, D)``."""
@@ -65,14 +75,20 @@ class InterpolativeGram(Structure):
 
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """The interpolation of the weighted rows."""
-        u = Gram.parts(state, 0.0)[1]
-        old = sample_space.merge_columns(u, state["P"].double()) if decay else u
+        old = Gram.columns(state)
+        if decay:
+            old = sample_space.merge_columns(old, state["P"][:, : old.shape[1]].double())
         rows = sample_space.weighted_rows(old, observation["J"], decay=decay, weight=weight)
+        if len(rows) > len(state["P"]):
+            rows = low_rank.compress(rows[:0].T, rows, decay=1.0, weight=1.0, rank=len(state["P"]))[0].T
         wide = rows.double()
         count = sample_space.number_of_columns(self.rank, len(rows), type(self).__name__)
         index, p, rest = sample_space.interpolation(wide @ wide.T, count)
-        kept = rows[index].T.reshape(*state["U"].shape[:-1], -1)
-        return {"U": kept, "P": p.to(kept), "R": rest.to(kept), "scale": decay * state["scale"]}
+        new = {key: torch.zeros_like(state[key]) for key in ("U", "P", "R")}
+        new["U"][..., : len(index)] = rows[index].T.reshape(*state["U"].shape[:-1], len(index))
+        new["P"][: len(rows), : len(index)] = p
+        new["R"][: len(rows), : len(rows)] = rest
+        return new | {"columns": torch.tensor(len(index)), "scale": decay * state["scale"]}
 
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """``(I - U_S M U_S^T) v / lambda`` with one refinement."""
@@ -116,7 +132,8 @@ class InterpolativeGram(Structure):
     def _parts(self, state: State, shift: Shift) -> tuple[Tensor, Tensor, Tensor]:
         """``lambda``, ``U_S`` and ``P^T (I + Res / lambda)^-1 P``, in double precision."""
         damping = state["scale"].double() + self._scalar_shift(shift)
-        u, p, rest = Gram.parts(state, 0.0)[1].double(), state["P"].double(), state["R"].double()
+        u, rest = Gram.columns(state).double(), state["R"].double()
+        p = state["P"][:, : u.shape[1]].double()
         eye = torch.eye(len(rest)).to(rest)
         core = p.T @ torch.linalg.solve(damping * eye + rest, damping * p)
         return damping, u, core

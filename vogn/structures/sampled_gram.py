@@ -30,16 +30,18 @@ class SampledGram(Structure):
     Args:
         rank: rows that are drawn: a whole number of at least 1, or a share in (0, 1] of the rows at hand (rounded down,
             at least one). As many draws as rows are still a draw; :class:`Gram` keeps them all.
+        window: columns at most; see :class:`Gram`.
         seed: of the draws.
 
     Raises:
-        ValueError: if the rank is out of range.
+        ValueError: if the rank or the window is out of range.
 
-    Source: Mu, Soori, Can, Gurbuzbalaban, Dehnavi (2022), "HyLo: a hybrid low-rank natural gradient descent method", KIS;
-    with replacement and the weights that the paper's code omits. Drineas, Kannan, Mahoney (2006).
+    Source: Mu, Soori, Can, Gurbuzbalaban, Dehnavi (2022), "HyLo: a hybrid low-rank natural gradient descent method",
+    KIS; with replacement and the weights that the paper's code omits. Drineas, Kannan, Mahoney (2006).
     """
 
     rank: int | float = 0.1
+    window: int = 256
     seed: int = 0
 
     SUPPORTS: ClassVar[frozenset[str]] = Gram.SUPPORTS
@@ -48,51 +50,55 @@ class SampledGram(Structure):
 
     def __post_init__(self) -> None:
         sample_space.number_of_columns(self.rank, 1, type(self).__name__)
+        self._gram()
 
     def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
         """No columns, nothing drawn."""
-        state = Gram().init(shape, initial=initial, dtype=dtype, device=device)
-        return state | {"draws": torch.zeros((), dtype=torch.int64, device=device)}
+        state = self._gram().init(shape, initial=initial, dtype=dtype, device=device)
+        return state | {"draws": torch.zeros((), dtype=torch.int64)}
 
     def observe(self, state: State, rows: AnyRows) -> Observation:
         """The rows themselves, ``(K N, D)``."""
-        return Gram().observe(state, rows)
+        return self._gram().observe(state, rows)
 
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """A draw among the weighted rows."""
-        shape = tuple(state["U"].shape[:-1])
-        rows = sample_space.weighted_rows(Gram.parts(state, 0.0)[1], observation["J"], decay=decay, weight=weight)
+        rows = sample_space.weighted_rows(Gram.columns(state), observation["J"], decay=decay, weight=weight)
         count = sample_space.number_of_columns(self.rank, len(rows), type(self).__name__)
-        source = generator(seed=self.seed, stream="rows", step=int(state["draws"]), sample=0, name=str(shape))
+        name, step = str(tuple(state["U"].shape[:-1])), int(state["draws"])
+        source = generator(seed=self.seed, stream="rows", step=step, sample=0, name=name)
         drawn = sample_space.importance_draw(rows, torch.rand(count, generator=source, dtype=torch.float64))
-        new = Gram(window=None).update(state, {"J": drawn}, decay=0.0, weight=1.0, shift=shift)
-        return {"U": new["U"], "scale": decay * state["scale"], "draws": state["draws"] + 1}
+        new = self._gram().update(state, {"J": drawn}, decay=0.0, weight=1.0, shift=shift)
+        return new | {"scale": decay * state["scale"], "draws": state["draws"] + 1}
 
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """See :meth:`Gram.solve`."""
         self._only_linear(exponent)
-        return Gram().solve(state, v, shift)
+        return self._gram().solve(state, v, shift)
 
     def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
         """See :meth:`Gram.apply`."""
-        return Gram().apply(state, v, shift)
+        return self._gram().apply(state, v, shift)
 
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
         """See :meth:`Gram.sample`."""
-        return Gram().sample(state, noise, shift)
+        return self._gram().sample(state, noise, shift)
 
     def logdet(self, state: State, shift: Shift) -> Tensor:
         """See :meth:`Gram.logdet`."""
-        return Gram().logdet(state, shift)
+        return self._gram().logdet(state, shift)
 
     def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
         """See :meth:`Gram.inverse_diagonal`."""
-        return Gram().inverse_diagonal(state, shift)
+        return self._gram().inverse_diagonal(state, shift)
 
     def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
         """See :meth:`Gram.eigenvalue_bounds`."""
-        return Gram().eigenvalue_bounds(state, shift)
+        return self._gram().eigenvalue_bounds(state, shift)
 
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """``U U^T + diag(scale + shift)``."""
-        return Gram().to_dense(state, shift)
+        return self._gram().to_dense(state, shift)
+
+    def _gram(self) -> Gram:
+        return Gram(window=self.window)

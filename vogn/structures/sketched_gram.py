@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -40,15 +41,15 @@ class SketchedGram(Structure):
     Raises:
         ValueError: if ``coordinates`` or the window is not positive.
 
-    The authors' code scales both operands by ``D / q``, which makes the estimate of ``U^T U`` too large by ``D / q``; its
-    damping ``lambda`` corresponds to ``lambda q / D`` here. Its branch for large layers, which holds pairs of inputs and
-    output gradients instead of ``U``, and whose way back is a product of sums, is not provided.
+    The authors' code scales both operands by ``D / q``, which makes the estimate of ``U^T U`` too large by ``D / q``;
+    its damping ``lambda`` corresponds to ``lambda q / D`` here. Its branch for large layers, which holds pairs of
+    inputs and output gradients instead of ``U``, and whose way back is a product of sums, is not provided.
 
     Source: Yang, Xu, Wen, Chen, Xu (2020), "Sketchy Empirical Natural Gradient Methods for Deep Learning", section 3.
     """
 
     coordinates: int = 65536
-    window: int | None = 512
+    window: int = 256
     seed: int = 0
 
     SUPPORTS: ClassVar[frozenset[str]] = frozenset({"shift", "tensor_shift", "apply"})
@@ -62,9 +63,11 @@ class SketchedGram(Structure):
 
     def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
         """No columns, nothing drawn."""
+        size = math.prod(shape)
+        kept = self.coordinates if size > self.coordinates else 0
         return self._gram().init(shape, initial=initial, dtype=dtype, device=device) | {
-            "draws": torch.zeros((), dtype=torch.int64, device=device),
-            "omega": torch.zeros(0, dtype=torch.int64, device=device),
+            "draws": torch.zeros((), dtype=torch.int64),
+            "omega": torch.arange(kept, dtype=torch.int64, device=device),
         }
 
     def observe(self, state: State, rows: AnyRows) -> Observation:
@@ -74,12 +77,11 @@ class SketchedGram(Structure):
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """Weighted rows side by side, and new coordinates."""
         new = self._gram().update(state, observation, decay=decay, weight=weight, shift=shift)
-        shape = tuple(new["U"].shape[:-1])
-        size, omega = observation["J"].shape[1], state["omega"]
-        if size > self.coordinates:
-            step = int(state["draws"])
-            source = generator(seed=self.seed, stream="sketch", step=step, sample=0, name=str(shape))
-            omega = torch.randperm(size, generator=source)[: self.coordinates].to(omega.device)
+        omega = state["omega"]
+        if omega.numel():
+            name, step = str(tuple(new["U"].shape[:-1])), int(state["draws"])
+            source = generator(seed=self.seed, stream="sketch", step=step, sample=0, name=name)
+            omega = torch.randperm(observation["J"].shape[1], generator=source)[: omega.numel()].to(omega.device)
         return new | {"omega": omega, "draws": state["draws"] + 1}
 
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
@@ -87,14 +89,14 @@ class SketchedGram(Structure):
         self._only_linear(exponent)
         if not state["omega"].numel():
             return self._gram().solve(state, v, shift)
-        d, u = Gram.parts(state, shift)
+        d, u = self._gram().flat(state, shift)
         return sample_space.sketched_solve(d, u, state["omega"], v.reshape(-1, d.shape[0])).reshape(v.shape)
 
     def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
         """``(scale + shift) v + U U^T Pi v``."""
         if not state["omega"].numel():
             return self._gram().apply(state, v, shift)
-        d, u = Gram.parts(state, shift)
+        d, u = self._gram().flat(state, shift)
         return sample_space.sketched_apply(d, u, state["omega"], v.reshape(-1, d.shape[0])).reshape(v.shape)
 
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
@@ -111,7 +113,7 @@ class SketchedGram(Structure):
 
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """``diag(scale + shift) + U U^T Pi``; not symmetric where the block is sketched."""
-        d, u = Gram.parts(state, shift)
+        d, u = self._gram().flat(state, shift)
         eye = torch.eye(len(d), dtype=d.dtype, device=d.device)
         return self.apply(state, eye.reshape(-1, *state["U"].shape[:-1]), shift).reshape(len(d), -1).T
 
