@@ -27,8 +27,8 @@ class CompressedGram(Structure):
     interpolation is not (:class:`InterpolativeGram`). It is exact, ``U U^T + lambda I``, if ``rank`` is at least the
     rank of ``U``; what is missed makes it smaller, the more so the smaller ``lambda``.
 
-    With ``curvature_decay > 0`` the old curvature enters with its large-``lambda`` limit ``U_S P^T P U_S^T``, as
-    further rows. The shift is one number, because ``C`` depends on it.
+    With ``curvature_decay > 0`` the old curvature, as it is at the shift of the update, enters as further rows. The
+    shift is one number, because ``C`` depends on it.
 
     The state holds ``U`` as ``(*shape, r)``, ``Q^T P (n, r)`` and ``R (n)`` with ``Res = Q diag(R^2) Q^T``, all
     padded with zeros to the most that the window allows, ``columns () = r`` and ``scale ()``.
@@ -74,9 +74,7 @@ class CompressedGram(Structure):
 
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """The representatives among the weighted rows."""
-        old = Gram.columns(state)
-        if decay:
-            old = sample_space.merge_columns(old, state["P"][:, : old.shape[1]].double())
+        old = Gram.columns(self._explicit(state, shift))
         rows = sample_space.weighted_rows(old, observation["J"], decay=decay, weight=weight)
         if len(rows) > len(state["P"]):
             rows = low_rank.compress(rows[:0].T, rows, decay=1.0, weight=1.0, rank=len(state["P"]))[0].T

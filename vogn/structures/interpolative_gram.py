@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vogn.errors import UnsupportedObservationError
+from vogn.errors import NotPositiveDefiniteError, UnsupportedObservationError
 from vogn.linalg import low_rank, sample_space
 from vogn.linalg.rows import AnyRows
 from vogn.structures.base import Shift, Structure
@@ -97,7 +97,7 @@ class InterpolativeGram(Structure):
         low_rank.require_positive(damping.reshape(1))
         flat = v.reshape(-1, u.shape[0]).double()
         y = core / damping
-        middle = torch.linalg.solve(torch.eye(len(y)).to(y) + (u.T @ u) @ y, y, left=False)
+        middle = _solve((torch.eye(len(y)).to(y) + (u.T @ u) @ y).T, y.T).T
 
         def invert(r: Tensor) -> Tensor:
             return torch.addmm(r, (r @ u) @ middle.T, u.T, alpha=-1.0) / damping
@@ -134,8 +134,9 @@ class InterpolativeGram(Structure):
         damping = state["scale"].double() + self._scalar_shift(shift)
         u, rest = Gram.columns(state).double(), state["R"].double()
         p = state["P"][:, : u.shape[1]].double()
-        eye = torch.eye(len(rest)).to(rest)
-        core = p.T @ torch.linalg.solve(damping * eye + rest, damping * p)
+        rounding = len(rest) * torch.finfo(rest.dtype).eps * rest.abs().max()
+        positive = torch.maximum(damping, rounding.clamp_min(1e-300))
+        core = p.T @ _solve(positive * torch.eye(len(rest)).to(rest) + rest, positive * p)
         return damping, u, core
 
     @staticmethod
@@ -147,3 +148,17 @@ class InterpolativeGram(Structure):
             f"InterpolativeGram has no {feature}: an interpolated curvature is not symmetric; use CompressedGram (its "
             "symmetric variant) or variational=False"
         )
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """``matrix^-1 right``; an interpolation promises no inverse.
+
+    Raises:
+        NotPositiveDefiniteError: if there is none.
+    """
+    solution, failed = torch.linalg.solve_ex(matrix, right)
+    if bool(failed):
+        raise NotPositiveDefiniteError(
+            "an interpolated curvature plus its shift has no inverse; raise the damping, or use CompressedGram"
+        )
+    return solution
