@@ -59,8 +59,8 @@ def result(model, opt):
         for kind in ("curvature", "memory"):
             for key, tensor in state.get(kind, {}).items():
                 out[f"{kind} {names[parameter]} {key}"] = tensor.clone()
-    # bases and low-rank roots are unique only up to signs: their products stand for them
-    return {name: tensor for name, tensor in out.items() if name.split()[-1] not in ("QA", "QS", "U")} | {
+    # bases and low-rank roots are unique only up to signs: their products stand for them, and the weights for P
+    return {name: tensor for name, tensor in out.items() if name.split()[-1] not in ("QA", "QS", "U", "P")} | {
         f"{name} squared": tensor.flatten(0, -2) @ tensor.flatten(0, -2).T
         for name, tensor in out.items()
         if name.split()[-1] == "U"

@@ -24,6 +24,9 @@ CASES = {
     "slang ggn": {"method": "slang", "fisher": "ggn", "rank": 4},
     "smw": {"method": "smw", "partition": "layer"},
     "smw merged": {"method": "smw", "window": 4},
+    "seng": {"method": "seng", "observe_every": 2},
+    "seng rows": {"method": "seng", "rows": 0.5, "observe_every": 1, "curvature_decay": 0.5},
+    "hylo": {"method": "hylo", "rank": 0.5, "observe_every": 1, "curvature_decay": 0.5},
     "lissa": {"method": "lissa", "rows_per_term": 2},
     "kalman": {"method": "kalman"},
 }

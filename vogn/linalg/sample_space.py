@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vogn.linalg.cholesky import cholesky, cholesky_solve
 from vogn.linalg.eigh import eigh
+from vogn.linalg.low_rank import require_positive
 
 _REMEDY = "set weight_decay, damping or initial_curvature above 0"
 
@@ -176,6 +177,7 @@ def sketched_solve(d: Tensor, u: Tensor, omega: Tensor, v: Tensor) -> Tensor:
     Raises:
         NotPositiveDefiniteError: if ``d`` is not positive.
     """
+    require_positive(d)
     dtype, d, u, v = v.dtype, d.double(), u.double(), v.double()
     ratio = u.shape[0] / omega.numel()
     narrow = u[omega] / d[omega].unsqueeze(-1)

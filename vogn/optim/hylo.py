@@ -13,10 +13,10 @@ from vogn.optim.kfac import clipped_chain, fisher_statistic
 from vogn.structures import CompressedGram, InterpolativeGram, SampledGram
 from vogn.structures.base import Structure
 
-COMPRESSIONS: dict[str, Callable[[int | float, int], Structure]] = {
-    "nystrom": lambda rank, seed: CompressedGram(rank=rank),
-    "kid": lambda rank, seed: InterpolativeGram(rank=rank),
-    "kis": lambda rank, seed: SampledGram(rank=rank, seed=seed),
+COMPRESSIONS: dict[str, Callable[[int | float, int, int], Structure]] = {
+    "nystrom": lambda rank, window, seed: CompressedGram(rank=rank, window=window),
+    "kid": lambda rank, window, seed: InterpolativeGram(rank=rank, window=window),
+    "kis": lambda rank, window, seed: SampledGram(rank=rank, window=window, seed=seed),
 }
 """Name of a compression to its structure."""
 
@@ -53,6 +53,7 @@ class HyLo(NaturalGradient):
         curvature_decay: 0 keeps the rows of one batch, as in the paper.
         fisher: ``"empirical"`` as in the paper, ``"mc"`` or ``"ggn"``.
         ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
+        window: rows of a batch that are compressed; more are merged first.
         kl_clip: bound on ``lr^2 <update, gradient>`` per step, ``None`` for none.
         observe_every: steps between batches that are looked at for curvature.
         mc_samples, variational, seed, **options: see :class:`NaturalGradient`. The seed is also that of the draws.
@@ -83,6 +84,7 @@ class HyLo(NaturalGradient):
         curvature_decay: float = 0.0,
         fisher: Literal["empirical", "mc", "ggn"] = "empirical",
         ggn_samples: int | None = None,
+        window: int = 256,
         kl_clip: float | None = 1e-2,
         observe_every: int = 100,
         mc_samples: int = 1,
@@ -94,7 +96,7 @@ class HyLo(NaturalGradient):
             raise ValueError(f"compression={compression!r}: choose one of {', '.join(COMPRESSIONS)}")
         super().__init__(
             params,
-            make_selection(structure, COMPRESSIONS[compression](rank, seed)),
+            make_selection(structure, COMPRESSIONS[compression](rank, window, seed)),
             fisher_statistic(fisher, ggn_samples),
             lr=lr,
             ess=ess,

@@ -48,6 +48,7 @@ class SENG(NaturalGradient):
         ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
         coordinates: coordinates per layer of the paper's sketch; ``None`` for none.
         rows: rows that are drawn, a share or a number; ``None`` for all.
+        window: rows that are held of a batch, at most; more are merged.
         observe_every: steps between batches that are looked at for curvature.
         mc_samples, variational, seed, **options: see :class:`NaturalGradient`. The seed is also that of the sketches.
 
@@ -76,6 +77,7 @@ class SENG(NaturalGradient):
         ggn_samples: int | None = None,
         coordinates: int | None = None,
         rows: int | float | None = None,
+        window: int = 256,
         observe_every: int = 50,
         mc_samples: int = 1,
         variational: bool = True,
@@ -84,7 +86,7 @@ class SENG(NaturalGradient):
     ) -> None:
         super().__init__(
             params,
-            make_selection(structure, _sketched(coordinates, rows, seed)),
+            make_selection(structure, _sketched(coordinates, rows, window, seed)),
             fisher_statistic(fisher, ggn_samples),
             lr=lr,
             ess=ess,
@@ -101,7 +103,7 @@ class SENG(NaturalGradient):
         )
 
 
-def _sketched(coordinates: int | None, rows: int | float | None, seed: int) -> Structure:
+def _sketched(coordinates: int | None, rows: int | float | None, window: int, seed: int) -> Structure:
     """The structure of the sketch that is asked for.
 
     Raises:
@@ -110,5 +112,5 @@ def _sketched(coordinates: int | None, rows: int | float | None, seed: int) -> S
     if coordinates is not None and rows is not None:
         raise ValueError(f"coordinates={coordinates} and rows={rows}: SENG has one sketch at a time; leave one out")
     if coordinates is not None:
-        return SketchedGram(coordinates=coordinates, seed=seed)
-    return Gram() if rows is None else SampledGram(rank=rows, seed=seed)
+        return SketchedGram(coordinates=coordinates, window=window, seed=seed)
+    return Gram(window) if rows is None else SampledGram(rank=rows, window=window, seed=seed)

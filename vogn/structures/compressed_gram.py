@@ -25,7 +25,8 @@ class CompressedGram(Structure):
     HyLo's direction ``(g - U_S M U_S^T g) / lambda``, ``Y = P^T (Res + lambda I)^-1 P``, ``M = Y - Y (I + K_SS Y)^-1
     K_SS Y``, with the Nystrom ``P``: it is symmetric positive definite, so it has a Gaussian; that of HyLo's own
     interpolation is not (:class:`InterpolativeGram`). It is exact, ``U U^T + lambda I``, if ``rank`` is at least the
-    rank of ``U``; what is missed makes it smaller, the more so the smaller ``lambda``.
+    rank of ``U``. Otherwise ``C`` grows with ``lambda``, from at least ``U_S U_S^T`` to the part of ``U U^T``
+    inside the span of ``U_S``; there is none outside.
 
     With ``curvature_decay > 0`` the old curvature, as it is at the shift of the update, enters as further rows. The
     shift is one number, because ``C`` depends on it.
