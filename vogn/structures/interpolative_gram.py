@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -63,11 +62,10 @@ class InterpolativeGram(Structure):
 
     def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
         """No columns."""
-        most = min(self.window, math.prod(shape))
-        count = sample_space.number_of_columns(self.rank, most, type(self).__name__)
+        count = sample_space.number_of_columns(self.rank, self.window, type(self).__name__)
         state = Gram(window=count).init(shape, initial=initial, dtype=dtype, device=device)
         zeros = state["U"].new_zeros
-        return state | {"P": zeros(most, count), "R": zeros(most, most)}
+        return state | {"P": zeros(self.window, state["U"].shape[-1]), "R": zeros(self.window, self.window)}
 
     def observe(self, state: State, rows: AnyRows) -> Observation:
         """The rows themselves, ``(K N, D)``."""
@@ -79,10 +77,11 @@ class InterpolativeGram(Structure):
         if decay:
             old = sample_space.merge_columns(old, state["P"][:, : old.shape[1]].double())
         rows = sample_space.weighted_rows(old, observation["J"], decay=decay, weight=weight)
-        if len(rows) > len(state["P"]):
-            rows = low_rank.compress(rows[:0].T, rows, decay=1.0, weight=1.0, rank=len(state["P"]))[0].T
+        if len(rows) > self.window:
+            rank = min(self.window, rows.shape[1])
+            rows = low_rank.compress(rows[:0].T, rows, decay=1.0, weight=1.0, rank=rank)[0].T
         wide = rows.double()
-        count = sample_space.number_of_columns(self.rank, len(rows), type(self).__name__)
+        count = min(sample_space.number_of_columns(self.rank, len(rows), type(self).__name__), state["U"].shape[-1])
         index, p, rest = sample_space.interpolation(wide @ wide.T, count)
         new = {key: torch.zeros_like(state[key]) for key in ("U", "P", "R")}
         new["U"][..., : len(index)] = rows[index].T.reshape(*state["U"].shape[:-1], len(index))
