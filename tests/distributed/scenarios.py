@@ -62,7 +62,7 @@ def result(model, opt):
                     out[f"{kind} {names[parameter]} {key}"] = tensor.clone()
     # bases and low-rank roots are unique only up to signs: their products stand for them
     roots = ("U", "UA", "US")
-    return {name: tensor for name, tensor in out.items() if name.split()[-1] not in ("QA", "QS", "F", *roots)} | {
+    return {name: tensor for name, tensor in out.items() if name.split()[-1] not in ("QA", "QS", "F", "P", *roots)} | {
         f"{name} squared": tensor.flatten(0, -2) @ tensor.flatten(0, -2).T
         for name, tensor in out.items()
         if name.split()[-1] in roots

@@ -175,7 +175,7 @@ def _merged(old: Tensor, fresh: Tensor, rank: int) -> Tensor:
 
 def _squared(d: Tensor, u: Tensor, gram: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """``sqrt(d)``, ``V`` and ``V^T V``, in double precision; ``None`` for the last where it would lose too much."""
-    _require_positive(d)
+    require_positive(d)
     root = d.double().sqrt()
     scaled = u.double() / root.unsqueeze(-1)
     gram = scaled.T @ scaled if gram is None else gram / d[0].double()
@@ -221,7 +221,7 @@ def function_on_basis(basis: Tensor, values: Tensor, v: Tensor) -> Tensor:
     return torch.addmm(outside, inside * values, basis.T)
 
 
-def _require_positive(d: Tensor) -> None:
+def require_positive(d: Tensor) -> None:
     """Raise unless every element of the diagonal is positive."""
     smallest = d.min()
     if bool(smallest > 0):

@@ -8,12 +8,14 @@ from vogn.optim.ekfac import EKFAC
 from vogn.optim.evon import EVON
 from vogn.optim.ggt import GGT
 from vogn.optim.gram_gauss_newton import GramGaussNewton
+from vogn.optim.hylo import HyLo
 from vogn.optim.ivon import IVON
 from vogn.optim.kalman import KalmanNaturalGradient
 from vogn.optim.kfac import KFAC
 from vogn.optim.lissa import LiSSA
 from vogn.optim.methods import METHODS, MethodInfo
 from vogn.optim.mfac import MFAC
+from vogn.optim.seng import SENG
 from vogn.optim.skfac import SKFAC
 from vogn.optim.slang import SLANG
 from vogn.optim.smw import SMW
@@ -29,6 +31,7 @@ __all__ = [
     "EVON",
     "GGT",
     "GramGaussNewton",
+    "HyLo",
     "IVON",
     "KFAC",
     "KalmanNaturalGradient",
@@ -37,6 +40,7 @@ __all__ = [
     "MFAC",
     "MethodInfo",
     "NaturalGradient",
+    "SENG",
     "SKFAC",
     "SLANG",
     "SMW",
