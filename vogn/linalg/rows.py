@@ -282,7 +282,10 @@ class JoinedRows:
 
     def gram(self) -> Tensor:
         """Sum of the members' Gram matrices."""
-        return torch.stack([rows.gram() for rows in self.members]).sum(0)
+        total = self.members[0].gram()
+        for rows in self.members[1:]:
+            total = total + rows.gram()
+        return total
 
     def matvec(self, v: Tensor) -> Tensor:
         """``J v`` for ``v`` of shape ``(D, 1)``."""
