@@ -14,6 +14,7 @@ from vogn.structures import (
     Kronecker,
     LocalFisher,
     SwiftKronecker,
+    SampleSpace,
 )
 from vogn.testing import StructureConformance
 
@@ -70,6 +71,7 @@ CONFIGURATIONS = {
     "SwiftKroneckerStride": SwiftKronecker(rank=2, sharing="expand", stride=2),
     "SwiftKroneckerOneSided": SwiftKronecker(rank=2, max_dim=3),
     "SwiftKroneckerTwoDiagonals": SwiftKronecker(rank=None, max_dim=0, damping="exact"),
+    "SampleSpace": SampleSpace(),
 }
 
 for _name, _structure in CONFIGURATIONS.items():

@@ -21,6 +21,7 @@ from vogn.structures.identity import Identity
 from vogn.structures.kronecker import Kronecker
 from vogn.structures.local_fisher import LocalFisher
 from vogn.structures.swift_kronecker import SwiftKronecker
+from vogn.structures.sample_space import SampleSpace
 
 REGISTRY: dict[str, type[Structure]] = {
     "identity": Identity,
@@ -33,6 +34,7 @@ REGISTRY: dict[str, type[Structure]] = {
     "gradient_window": GradientWindow,
     "swift_kronecker": SwiftKronecker,
     "local_fisher": LocalFisher,
+    "sample_space": SampleSpace,
 }
 """Name to structure. A third party adds its own line: ``REGISTRY["mine"] = Mine``."""
 
@@ -78,6 +80,7 @@ __all__ = [
     "Kronecker",
     "LocalFisher",
     "Negative",
+    "SampleSpace",
     "Shift",
     "Structure",
     "SwiftKronecker",
