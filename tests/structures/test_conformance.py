@@ -13,8 +13,8 @@ from vogn.structures import (
     Identity,
     Kronecker,
     LocalFisher,
-    SwiftKronecker,
     SampleSpace,
+    SwiftKronecker,
 )
 from vogn.testing import StructureConformance
 

@@ -10,6 +10,7 @@ from torch import nn
 from vogn.optim.base import NaturalGradient
 from vogn.optim.ekfac import EKFAC
 from vogn.optim.evon import EVON
+from vogn.optim.fngd import FNGD
 from vogn.optim.ggt import GGT
 from vogn.optim.gram_gauss_newton import GramGaussNewton
 from vogn.optim.ivon import IVON
@@ -84,4 +85,5 @@ METHODS: dict[str, MethodInfo] = {
     "tonga": MethodInfo(TONGA, "decayed gradients, few directions", "Le Roux, Manzagol, Bengio 2008"),
     "skfac": MethodInfo(SKFAC, "Kronecker factors of low rank, as rows", "Tang et al. 2021"),
     "sngd": MethodInfo(SNGD, "metric of the layer inputs, no labels", "Liu et al. 2024"),
+    "fngd": MethodInfo(FNGD, "a coefficient per example instead of an inverse", "Ou et al. 2024"),
 }

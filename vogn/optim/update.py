@@ -135,7 +135,9 @@ def _stage(
     for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
         optimizer._evidence.check_block(table, collector, block, group, observation, gradient)
         new, mean = staged_curvature(table, block, group, observation), table.mean(block)
-        views.append(BlockView(block.name, block.structure, new["curvature"], new["memory"], group, mean, gradient))
+        terms = float(collector.loss_terms(block)) if observation else 0.0
+        view = BlockView(block.name, block.structure, new["curvature"], new["memory"], group, mean, gradient, terms)
+        views.append(view)
         rates.append(float(group["lr"]) / anneal(group))
     context = StepContext(
         views, optimizer.param_groups[0]["steps_done"], objective=objective, average=optimizer.replicas.average
@@ -157,4 +159,7 @@ def _commit(optimizer: NaturalGradient, table: BlockTable, staged: StagedUpdate)
         step.after(staged.means, staged.context)
     optimizer._evidence.record.add(staged.context.notes)
     for group in optimizer.param_groups:
+        group["examples_done"] += optimizer._contexts.examples
+        if not table.without_curvature(group):
+            group["examples_measured"] = group["examples_done"]
         group["steps_done"] += 1

@@ -20,8 +20,8 @@ from vogn.structures.gram import Gram
 from vogn.structures.identity import Identity
 from vogn.structures.kronecker import Kronecker
 from vogn.structures.local_fisher import LocalFisher
-from vogn.structures.swift_kronecker import SwiftKronecker
 from vogn.structures.sample_space import SampleSpace
+from vogn.structures.swift_kronecker import SwiftKronecker
 from vogn.types import Shape
 
 

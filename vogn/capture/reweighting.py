@@ -1,0 +1,185 @@
+"""Backward passes whose gradients are weighted sums over the examples, with weights of their own in every block.
+
+While a context is open, ``.grad`` of a block receives ``sum_n c_n u_n`` instead of ``sum_n u_n``. All that follows works
+on ``.grad``: accumulation, averaging over processes, loss scaling and clipping need nothing of their own. Linear layers
+and convolutions run a forward whose backward weighs the output gradient on its way to the parameters
+(:mod:`vogn.layers.weighted`); of other layers the taps keep the rows, and a hook on the parameter adds
+``sum_n (c_n - 1) u_n`` before the gradient is accumulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vogn.capture.partition import Block, Member
+from vogn.capture.places import Places
+from vogn.capture.replication import check_not_sharded
+from vogn.capture.taps import Call, Taps, is_muted, join_calls
+from vogn.layers.weighted import WEIGHTED, Weights
+
+ExampleWeights = Callable[[Tensor | None], Tensor]
+"""From the places of examples ``(N,)`` to ``c (N,)``; ``None`` asks for one number ``()`` that stands for all."""
+
+_WEIGHTS = "_example_weights"
+
+
+class _Bound:
+    """The weights of a bound module. A copy of the module is another model, which nobody weighs."""
+
+    def __init__(self, weights: Weights | None = None) -> None:
+        self.weights = weights
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Bound, ())
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def forward(module: nn.Module, x: Tensor) -> Any:
+    """The weighted forward; without gradients, or in a copy, the stock one.
+
+    Its name is ``forward`` because bound methods are pickled by name: the stock one is then found.
+    """
+    bound = vars(module).get(_WEIGHTS)
+    if bound is None or bound.weights is None:
+        _unbind(module)
+    if bound is None or bound.weights is None or not torch.is_grad_enabled():
+        return type(module).forward(module, x)
+    return WEIGHTED[type(module)](module, x, bound.weights)
+
+
+def _bind(module: nn.Module, weights: Weights) -> None:
+    vars(module)[_WEIGHTS] = _Bound(weights)
+    vars(module)["forward"] = MethodType(forward, module)
+
+
+def _unbind(module: nn.Module) -> None:
+    vars(module).pop(_WEIGHTS, None)
+    vars(module).pop("forward", None)
+
+
+class Reweighting:
+    """Weighs the examples of the user's backward passes.
+
+    Args:
+        blocks: the optimizer's blocks.
+        notice: called when a backward pass reaches a layer, so that its end can be noticed.
+    """
+
+    def __init__(self, blocks: Sequence[Block], notice: Callable[[], None]) -> None:
+        self._blocks = list(blocks)
+        self._notice = notice
+        self._taps: Taps | None = None
+        self._calls: dict[Member, list[Call]] = {}
+        self._sums: dict[Member, dict[str, Tensor]] = {}
+        self._bound: list[nn.Module] = []
+        self._hooks: list[Any] = []
+
+    def attach(self, weights: Mapping[str, ExampleWeights], places: Places) -> None:
+        """Begin to weigh.
+
+        Args:
+            weights: block name to its weights; other blocks are left alone.
+            places: of the context's examples.
+
+        Raises:
+            UnsupportedObservationError: naming a sharded block whose layer is neither linear nor a convolution.
+        """
+        tapped = []
+        for block in self._blocks:
+            if block.name not in weights:
+                continue
+            of = weights[block.name]
+            for member in block.members:
+                if _has_weighted_forward(member):
+                    assert member.module is not None
+                    _bind(member.module, self._weights_of(of, places))
+                    self._bound.append(member.module)
+                    continue
+                check_not_sharded([block], "a weighted gradient", ())
+                if member.rule is None:
+                    self._hook(member, self._scaled(of))
+                    continue
+                tapped.append(member)
+                self._hook(member, self._corrected(member, of, places))
+        if tapped:
+            self._taps = Taps(tapped, self._receive)
+            self._taps.attach()
+
+    def detach(self) -> None:
+        """The context is over."""
+        for module in self._bound:
+            _unbind(module)
+        for hook in self._hooks:
+            hook.remove()
+        if self._taps is not None:
+            self._taps.detach()
+        self._bound.clear()
+        self._hooks.clear()
+        self._taps = None
+        self.finish_pass()
+
+    def finish_pass(self) -> None:
+        """A backward pass has ended."""
+        self._calls.clear()
+        self._sums.clear()
+
+    def _hook(self, member: Member, change: Callable[[str, Tensor], Tensor]) -> None:
+        for name, parameter in zip(member.layout.names, member.parameters, strict=True):
+            if parameter.requires_grad:
+                self._hooks.append(
+                    parameter.register_hook(
+                        lambda grad, name=name: None if is_muted() else change(name, grad)  # type: ignore[misc]
+                    )
+                )
+
+    def _weights_of(self, of: ExampleWeights, places: Places) -> Weights:
+        def weights(grad: Tensor) -> Tensor | None:
+            if is_muted():
+                return None
+            self._notice()
+            return of(places.take(len(grad), grad.device)).to(grad)
+
+        return weights
+
+    def _scaled(self, of: ExampleWeights) -> Callable[[str, Tensor], Tensor]:
+        """A parameter without rows: one number stands for all examples."""
+        return lambda name, grad: grad * of(None).to(grad)
+
+    def _corrected(self, member: Member, of: ExampleWeights, places: Places) -> Callable[[str, Tensor], Tensor]:
+        """A parameter of a tapped layer: all calls of the layer in this pass are behind its gradient."""
+
+        def change(name: str, grad: Tensor) -> Tensor:
+            if member not in self._sums:
+                total = None
+                for rows in join_calls(self._calls.pop(member)) if member in self._calls else ():
+                    c = of(places.take(rows.count, grad.device)).to(rows.g)
+                    part = rows.rmatvec((c - 1.0).expand(rows.columns, -1))
+                    total = part if total is None else total + part
+                self._sums[member] = {} if total is None else member.layout.unpack(total)
+            found = self._sums[member].get(name)
+            return grad * of(None).to(grad) if found is None else grad + found.to(grad)
+
+        return change
+
+    def _receive(self, call: Call) -> None:
+        self._notice()
+        assert self._taps is not None
+        if call in self._taps.calls:
+            self._taps.calls.remove(call)
+        self._calls.setdefault(call.member, []).append(call)
+
+
+def _has_weighted_forward(member: Member) -> bool:
+    """Whether the member is all there is of a layer with a weighted forward that nobody has replaced."""
+    module = member.module
+    if member.rule is None or module is None or member.uses or member.site or member.axes != "examples":
+        return False
+    if type(module) not in WEIGHTED or "forward" in vars(module):
+        return False
+    own = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return all(any(parameter is mine for mine in member.parameters) for parameter in own)
