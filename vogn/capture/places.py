@@ -26,10 +26,17 @@ class Places:
         if given is not None and given.numel() and int(given.min()) < 0:
             raise ValueError(f"indices are places in the data set, counted from 0; got {int(given.min())}")
         self.given = given
+        self._limit = int(given.max()) + 1 if given is not None and given.numel() else 0
         self.start, self.stride = start, stride
         self.done = 0
         """Examples of the backward passes that have ended."""
         self._taken = 0
+        self._cut: tuple[int, int, Tensor] | None = None
+
+    @property
+    def limit(self) -> int:
+        """A number that no place of an ended or the present backward pass reaches."""
+        return self._limit if self.given is not None else self.start + self.stride * (self.done + self._taken)
 
     def take(self, count: int, device: torch.device) -> Tensor:
         """The places of the ``count`` examples of the present backward pass, ``(count,)``.
@@ -46,7 +53,9 @@ class Places:
                 f"indices has {len(self.given)} places, but backward has come to example {stop}: give one for every "
                 "example of the context, in the order of the backward passes"
             )
-        return self.given[self.done : stop].to(device)
+        if self._cut is None or self._cut[:2] != (self.done, stop) or self._cut[2].device != device:
+            self._cut = (self.done, stop, self.given[self.done : stop].to(device))
+        return self._cut[2]
 
     def finish_pass(self) -> None:
         """A backward pass has ended."""

@@ -10,6 +10,7 @@ and convolutions run a forward whose backward weighs the output gradient on its 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -22,8 +23,28 @@ from vogn.capture.replication import check_not_sharded
 from vogn.capture.taps import Call, Taps, is_muted, join_calls
 from vogn.layers.weighted import WEIGHTED, Weights
 
-ExampleWeights = Callable[[Tensor | None], Tensor]
-"""From the places of examples ``(N,)`` to ``c (N,)``; ``None`` asks for one number ``()`` that stands for all."""
+
+@dataclass(frozen=True)
+class ExampleWeights:
+    """The weights of a block's examples.
+
+    Args:
+        table: ``c`` by place in the data set, ``(examples,)``.
+        rest: the weight of examples beyond the table, and of parameters without rows.
+    """
+
+    table: Tensor
+    rest: float
+
+    def of(self, places: Tensor, limit: int) -> Tensor:
+        """``c (N,)`` of the examples at these places, all of which are below ``limit``."""
+        size = len(self.table)
+        if limit <= size:
+            return self.table[places]
+        if not size:
+            return self.table.new_full(places.shape, self.rest)
+        return torch.where(places < size, self.table[places.clamp_max(size - 1)], self.rest)
+
 
 _WEIGHTS = "_example_weights"
 
@@ -78,6 +99,7 @@ class Reweighting:
         self._sums: dict[Member, dict[str, Tensor]] = {}
         self._bound: list[nn.Module] = []
         self._hooks: list[Any] = []
+        self._noticed = False
 
     def attach(self, weights: Mapping[str, ExampleWeights], places: Places) -> None:
         """Begin to weigh.
@@ -93,19 +115,19 @@ class Reweighting:
         for block in self._blocks:
             if block.name not in weights:
                 continue
-            of = weights[block.name]
+            c = weights[block.name]
             for member in block.members:
                 if _has_weighted_forward(member):
                     assert member.module is not None
-                    _bind(member.module, self._weights_of(of, places))
+                    _bind(member.module, self._weights_of(c, places))
                     self._bound.append(member.module)
                     continue
                 check_not_sharded([block], "a weighted gradient", ())
                 if member.rule is None:
-                    self._hook(member, self._scaled(of))
+                    self._hook(member, lambda name, grad, rest=c.rest: grad * rest)  # type: ignore[misc]
                     continue
                 tapped.append(member)
-                self._hook(member, self._corrected(member, of, places))
+                self._hook(member, self._corrected(member, c, places))
         if tapped:
             self._taps = Taps(tapped, self._receive)
             self._taps.attach()
@@ -125,6 +147,7 @@ class Reweighting:
 
     def finish_pass(self) -> None:
         """A backward pass has ended."""
+        self._noticed = False
         self._calls.clear()
         self._sums.clear()
 
@@ -137,37 +160,40 @@ class Reweighting:
                     )
                 )
 
-    def _weights_of(self, of: ExampleWeights, places: Places) -> Weights:
+    def _weights_of(self, c: ExampleWeights, places: Places) -> Weights:
         def weights(grad: Tensor) -> Tensor | None:
             if is_muted():
                 return None
-            self._notice()
-            return of(places.take(len(grad), grad.device)).to(grad)
+            self._reached()
+            return c.of(places.take(len(grad), grad.device), places.limit).to(grad)
 
         return weights
 
-    def _scaled(self, of: ExampleWeights) -> Callable[[str, Tensor], Tensor]:
-        """A parameter without rows: one number stands for all examples."""
-        return lambda name, grad: grad * of(None).to(grad)
+    def _reached(self) -> None:
+        """A backward pass has come to a layer."""
+        if not self._noticed:
+            self._noticed = True
+            self._notice()
 
-    def _corrected(self, member: Member, of: ExampleWeights, places: Places) -> Callable[[str, Tensor], Tensor]:
+    def _corrected(self, member: Member, c: ExampleWeights, places: Places) -> Callable[[str, Tensor], Tensor]:
         """A parameter of a tapped layer: all calls of the layer in this pass are behind its gradient."""
 
         def change(name: str, grad: Tensor) -> Tensor:
             if member not in self._sums:
-                total = None
-                for rows in join_calls(self._calls.pop(member)) if member in self._calls else ():
-                    c = of(places.take(rows.count, grad.device)).to(rows.g)
-                    part = rows.rmatvec((c - 1.0).expand(rows.columns, -1))
-                    total = part if total is None else total + part
-                self._sums[member] = {} if total is None else member.layout.unpack(total)
+                parts = join_calls(self._calls.pop(member)) if member in self._calls else []
+                self._sums[member] = {}
+                if len(parts) == 1:  # calls on different numbers of examples: nobody knows which
+                    (rows,) = parts
+                    weights = c.of(places.take(rows.count, grad.device), places.limit).to(rows.g)
+                    total = rows.rmatvec((weights - 1.0).expand(rows.columns, -1))
+                    self._sums[member] = member.layout.unpack(total)
             found = self._sums[member].get(name)
-            return grad * of(None).to(grad) if found is None else grad + found.to(grad)
+            return grad * c.rest if found is None else grad + found.to(grad)
 
         return change
 
     def _receive(self, call: Call) -> None:
-        self._notice()
+        self._reached()
         assert self._taps is not None
         if call in self._taps.calls:
             self._taps.calls.remove(call)

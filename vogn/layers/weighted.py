@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm as _BatchNormModule
 from torch.nn.modules.conv import _ConvNd
 
 from vogn.layers.convolution import padding_pairs
@@ -57,7 +57,6 @@ class _Linear(torch.autograd.Function):
         return F.linear(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
@@ -87,7 +86,6 @@ class _Convolution(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -119,3 +117,92 @@ def convolution(module: _ConvNd, x: Tensor, weights: Weights) -> Tensor:
     batch, weight, bias = _autocast(batch, module.weight, module.bias)
     output: Tensor = _Convolution.apply(batch, weight, bias, options, weights)
     return output.squeeze(0) if x.ndim == dims + 1 else output
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: tuple[Tensor | None, Tensor | None],
+        batch: bool,
+        factor: float,
+        eps: float,
+        weights: Weights,
+    ) -> Tensor:
+        output, mean, scale = torch.native_batch_norm(x, weight, bias, *running, batch, factor, eps)
+        ctx.save_for_backward(x, weight, mean, scale, *(() if batch else running))
+        ctx.batch, ctx.eps, ctx.weights = batch, eps, weights
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale, *running = ctx.saved_tensors
+        mean_and_var = running or [None, None]
+
+        def gradients(grad: Tensor, mask: list[bool]) -> tuple[Tensor | None, ...]:
+            operands = (grad, x, weight, *mean_and_var, mean, scale, ctx.batch, ctx.eps, mask)
+            found: tuple[Tensor | None, ...] = torch.ops.aten.native_batch_norm_backward(*operands)
+            return found
+
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_x = gradients(grad, [True, False, False])[0] if needs_x else None
+        others: tuple[Tensor | None, ...] = (None, None)
+        if needs_weight or needs_bias:
+            others = gradients(_weigh(ctx.weights, grad), [False, needs_weight, needs_bias])[1:]
+        return (grad_x, *others, None, None, None, None, None)
+
+
+@register_weighted(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+def batch_norm(module: _BatchNormModule, x: Tensor, weights: Weights) -> Tensor:
+    """``nn.BatchNorm1d``, ``nn.BatchNorm2d``, ``nn.BatchNorm3d``, running statistics included.
+
+    In training mode every example's normalised values are its own part of the gradient, as in the layer's rows.
+    """
+    module._check_input_dim(x)
+    tracked = module.running_mean, module.running_var
+    batch = module.training or tracked == (None, None)
+    factor = module.momentum or 0.0
+    if module.training and module.track_running_stats and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+        if module.momentum is None:  # a cumulative average
+            factor = 1.0 / float(module.num_batches_tracked)
+    running = tracked if not module.training or module.track_running_stats else (None, None)
+    operands = (x, module.weight, module.bias, running, batch, factor, module.eps, weights)
+    output: Tensor = _BatchNorm.apply(*operands)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: list[int], eps: float, weights: Weights
+    ) -> Tensor:
+        output, mean, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.save_for_backward(x, weight, bias, mean, scale)
+        ctx.shape, ctx.weights = shape, weights
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, scale = ctx.saved_tensors
+        backward = torch.ops.aten.native_layer_norm_backward
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_x, others = None, (None, None)
+        if needs_x:
+            grad_x = backward(grad, x, ctx.shape, mean, scale, weight, bias, [True, False, False])[0]
+        if needs_weight or needs_bias:
+            mask = [False, needs_weight, needs_bias]
+            weighted = _weigh(ctx.weights, grad)
+            others = backward(weighted, x, ctx.shape, mean, scale, weight, bias, mask)[1:]
+        return (grad_x, *others, None, None, None)
+
+
+@register_weighted(nn.LayerNorm)
+def layer_norm(module: nn.LayerNorm, x: Tensor, weights: Weights) -> Tensor:
+    """``nn.LayerNorm`` on ``(N, *middle, *normalised)``."""
+    operands = (x, module.weight, module.bias, list(module.normalized_shape), module.eps, weights)
+    output: Tensor = _LayerNorm.apply(*operands)  # type: ignore[no-untyped-call]
+    return output

@@ -130,7 +130,9 @@ def _stage(
         NotPositiveDefiniteError: if a curvature plus its shift has no inverse.
     """
     observations = [collector.finish(block, optimizer._contexts.divisor(group)) for block, group, _ in taking_part]
-    check_finite(evidence_tensors(taking_part, observations))
+    measured = any(observations)
+    if measured:  # else what is not finite shows in the result
+        check_finite(evidence_tensors(taking_part, observations))
     views, rates = [], []
     for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
         optimizer._evidence.check_block(table, collector, block, group, observation, gradient)
@@ -145,7 +147,8 @@ def _stage(
     means = natural_gradient_step(context, optimizer.chain, rates)
     blocks = [block for block, _, _ in taking_part]
     olds = [table.state(block)["curvature"] for block in blocks]
-    check_finite(result_tensors(zip(views, means, olds, strict=True)))
+    suspects = [] if measured else list(evidence_tensors(taking_part, observations))
+    check_finite(result_tensors(zip(views, means, olds, strict=True)), suspects)
     return StagedUpdate(blocks, views, means, context)
 
 

@@ -79,8 +79,8 @@ class Step(ABC):
 
     @abstractmethod
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
-        """Transform the updates; may put new tensors into ``context.blocks[i].memory``, never change old ones in place:
-        a refused step keeps them."""
+        """Transform the updates; may put new tensors into ``context.blocks[i].memory``, never change old ones, or the
+        updates that are given, in place: a refused step keeps them."""
 
     def prepare(self, memory: dict[str, Tensor], mean: Tensor, group: Mapping[str, Any]) -> None:  # noqa: B027
         """Make what the step keeps of a block before the block's first step, so that states are whole.

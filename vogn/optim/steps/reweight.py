@@ -89,15 +89,7 @@ class Reweight(Step):
         """See :meth:`Step.example_weights`."""
         if group["share"] == "mean" or not self.without_curvature(group):
             return None
-        table, mean = memory["coefficients"], _mean(memory)
-
-        def weights(places: Tensor | None) -> Tensor:
-            if places is None or not len(table):
-                return table.new_tensor(mean) if places is None else table.new_full((len(places),), mean)
-            found = table[places.clamp_max(len(table) - 1)]
-            return torch.where(found.isnan() | (places >= len(table)), mean, found)
-
-        return weights
+        return ExampleWeights(memory["coefficients"], _mean(memory))
 
 
 def _mean(memory: Mapping[str, Tensor]) -> float:
@@ -153,7 +145,8 @@ def _remember(block: BlockView, c: Tensor, places: Tensor) -> None:
 
 
 def _let_go(block: BlockView) -> None:
-    """Nobody will ask for the curvature any more."""
+    """Nobody will ask for the curvature any more; examples without a coefficient get the mean."""
+    block.memory["coefficients"] = block.memory["coefficients"].nan_to_num(nan=_mean(block.memory))
     block.state = block.structure.init(
         tuple(block.mean.shape), initial=0.0, dtype=block.mean.dtype, device=block.mean.device
     )
