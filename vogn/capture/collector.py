@@ -79,7 +79,7 @@ class Collector:
         self._spent: list[weakref.ref[Tensor]] = []
         self._gradients = ContextGradients(gradient_of, self.replicas)
         self._row_sums = RowSums(blocks)
-        self._reweighting = Reweighting(blocks, self._in_backward)
+        self._reweighting = Reweighting(blocks, self._in_backward, self.replicas)
         self.seen: set[Member] = set()
         """Members whose rows have ever been observed."""
         self._streams: dict[str, torch.Generator] = {}

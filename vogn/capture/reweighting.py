@@ -4,7 +4,8 @@ While a context is open, ``.grad`` of a block receives ``sum_n c_n u_n`` instead
 on ``.grad``: accumulation, averaging over processes, loss scaling and clipping need nothing of their own. Linear layers
 and convolutions run a forward whose backward weighs the output gradient on its way to the parameters
 (:mod:`vogn.layers.weighted`); of other layers the taps keep the rows, and a hook on the parameter adds
-``sum_n (c_n - 1) u_n`` before the gradient is accumulated.
+``sum_n (c_n - 1) u_n`` before the gradient is accumulated. Modules with an explicit forward may hear of a site after
+its parameters have their gradient: theirs is corrected when the backward pass has ended.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from vogn.capture.partition import Block, Member
 from vogn.capture.places import Places
 from vogn.capture.replication import check_not_sharded
 from vogn.capture.taps import Call, Taps, is_muted, join_calls
+from vogn.distributed import Replicas
+from vogn.errors import UnsupportedObservationError
 from vogn.layers.weighted import WEIGHTED, Weights
 
 
@@ -89,11 +92,15 @@ class Reweighting:
     Args:
         blocks: the optimizer's blocks.
         notice: called when a backward pass reaches a layer, so that its end can be noticed.
+        replicas: the processes that train copies of the model.
     """
 
-    def __init__(self, blocks: Sequence[Block], notice: Callable[[], None]) -> None:
+    def __init__(self, blocks: Sequence[Block], notice: Callable[[], None], replicas: Replicas) -> None:
         self._blocks = list(blocks)
         self._notice = notice
+        self._replicas = replicas
+        self._late: dict[Member, ExampleWeights] = {}
+        self._places = Places()
         self._taps: Taps | None = None
         self._calls: dict[Member, list[Call]] = {}
         self._sums: dict[Member, dict[str, Tensor]] = {}
@@ -109,9 +116,11 @@ class Reweighting:
             places: of the context's examples.
 
         Raises:
-            UnsupportedObservationError: naming a sharded block whose layer is neither linear nor a convolution.
+            UnsupportedObservationError: naming a sharded block without a weighted forward, or one of a module with an
+                explicit forward where several processes average their gradients during backward.
         """
         tapped = []
+        self._places = places
         for block in self._blocks:
             if block.name not in weights:
                 continue
@@ -127,7 +136,11 @@ class Reweighting:
                     self._hook(member, lambda name, grad, rest=c.rest: grad * rest)  # type: ignore[misc]
                     continue
                 tapped.append(member)
-                self._hook(member, self._corrected(member, c, places))
+                if member.site:
+                    self._check_not_averaged(block, member)
+                    self._late[member] = c
+                else:
+                    self._hook(member, self._corrected(member, c))
         if tapped:
             self._taps = Taps(tapped, self._receive)
             self._taps.attach()
@@ -143,10 +156,20 @@ class Reweighting:
         self._bound.clear()
         self._hooks.clear()
         self._taps = None
-        self.finish_pass()
+        self._late.clear()
+        self._forget()
 
     def finish_pass(self) -> None:
         """A backward pass has ended."""
+        with torch.no_grad():
+            for member, c in self._late.items():
+                found = self._sum(member, c)
+                for name, parameter in zip(member.layout.names, member.parameters, strict=True):
+                    if name in found and parameter.grad is not None:
+                        parameter.grad.add_(found[name])
+        self._forget()
+
+    def _forget(self) -> None:
         self._noticed = False
         self._calls.clear()
         self._sums.clear()
@@ -175,22 +198,35 @@ class Reweighting:
             self._noticed = True
             self._notice()
 
-    def _corrected(self, member: Member, c: ExampleWeights, places: Places) -> Callable[[str, Tensor], Tensor]:
+    def _corrected(self, member: Member, c: ExampleWeights) -> Callable[[str, Tensor], Tensor]:
         """A parameter of a tapped layer: all calls of the layer in this pass are behind its gradient."""
 
         def change(name: str, grad: Tensor) -> Tensor:
-            if member not in self._sums:
-                parts = join_calls(self._calls.pop(member)) if member in self._calls else []
-                self._sums[member] = {}
-                if len(parts) == 1:  # calls on different numbers of examples: nobody knows which
-                    (rows,) = parts
-                    weights = c.of(places.take(rows.count, grad.device), places.limit).to(rows.g)
-                    total = rows.rmatvec((weights - 1.0).expand(rows.columns, -1))
-                    self._sums[member] = member.layout.unpack(total)
-            found = self._sums[member].get(name)
+            found = self._sum(member, c).get(name)
             return grad * c.rest if found is None else grad + found.to(grad)
 
         return change
+
+    def _sum(self, member: Member, c: ExampleWeights) -> dict[str, Tensor]:
+        """``sum_n (c_n - 1) u_n`` of this pass, by parameter; nothing where calls on different numbers of examples do
+        not tell which these are."""
+        if member not in self._sums:
+            parts = join_calls(self._calls.pop(member)) if member in self._calls else []
+            self._sums[member] = {}
+            if len(parts) == 1:
+                (rows,) = parts
+                weights = c.of(self._places.take(rows.count, rows.g.device), self._places.limit).to(rows.g)
+                total = rows.rmatvec((weights - 1.0).expand(rows.columns, -1))
+                self._sums[member] = member.layout.unpack(total)
+        return self._sums[member]
+
+    def _check_not_averaged(self, block: Block, member: Member) -> None:
+        if self._replicas.size > 1:
+            raise UnsupportedObservationError(
+                f"block {block.name!r}: weights of examples cannot enter the gradients of {type(member.module).__name__} "
+                "before they are averaged over the processes: use share='mean' or freeze_after=None, or freeze its "
+                "parameters"
+            )
 
     def _receive(self, call: Call) -> None:
         self._reached()

@@ -45,7 +45,6 @@ class Gram(Structure):
     )
     REDUCE: ClassVar[Literal["sum", "concat"]] = "concat"
     DEGREE: ClassVar[dict[str, int]] = {"J": 1}
-    GROWS: ClassVar[dict[str, int]] = {"U": -1}
 
     def __post_init__(self) -> None:
         if self.window < 1:
