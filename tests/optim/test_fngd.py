@@ -665,18 +665,12 @@ def test_losses_of_two_batches_in_one_backward_cannot_be_told_apart():
         (Categorical()(model(x[:4]), y[:4]) + Categorical()(model(x[4:]), y[4:])).backward()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"freeze_after": 0}, "freeze_after=0 must be a whole number >= 1"),
-        ({"freeze_after": 1.5}, "freeze_after=1.5 must be"),
-        ({"examples": 0}, "examples=0 must be"),
-        ({"share": "row"}, "share='row' is unknown; choose one of index, batch, mean"),
-    ],
-)
-def test_options_have_ranges(options, message):
-    with pytest.raises(ValueError, match=message):
-        FNGD(network(), **(DETERMINISTIC | options))
+def test_old_rows_have_no_coefficients():
+    model = network()
+    opt = build(model)
+    opt.param_groups[0]["curvature_decay"] = 0.5
+    with pytest.raises(ValueError, match="must be 0: coefficients are those of the present batch"):
+        run(opt, model, *batch(8))
 
 
 def test_a_regression_with_frozen_coefficients_converges():

@@ -38,7 +38,8 @@ def results(tools, opt, model):
     """Weights and all curvature, flat. Eigenbases may differ by signs, rows by order: they are left to the weights."""
     parts = [p.flatten() for p in tools.weights(model).values()]
     for state in tools.curvature(opt).values():
-        parts += [leaf.flatten() for key, leaf in state.items() if key not in ("QA", "QS", "U", "UA", "US", "columns")]
+        ambiguous = {"QA", "QS", "U", "UA", "US", "columns", *opt.structure.GROWS}
+        parts += [leaf.flatten() for key, leaf in state.items() if key not in ambiguous]
     return torch.cat(parts)
 
 

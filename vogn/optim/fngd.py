@@ -9,7 +9,7 @@ from torch import nn
 
 from vogn.optim.base import NaturalGradient
 from vogn.optim.steps import Momentum, Reweight
-from vogn.optim.steps.reweight import SHARES
+from vogn.optim.steps.reweight import SHARES, check_no_memory
 from vogn.structures import SampleSpace
 
 
@@ -53,10 +53,11 @@ class FNGD(NaturalGradient):
         weight_decay: ``prior_precision / ess``.
         damping: lambda.
         momentum: on the direction.
-        mc_samples, variational, seed, **options: see :class:`NaturalGradient`. There is no memory of old curvature.
+        curvature_decay: 0, for coefficients are those of the present batch.
+        mc_samples, variational, seed, **options: see :class:`NaturalGradient`.
 
     Raises:
-        ValueError: if ``freeze_after`` or ``share`` is out of range.
+        ValueError: if ``freeze_after``, ``share``, ``examples`` or ``curvature_decay`` is out of range.
 
     Example:
         >>> import torch, vogn
@@ -87,6 +88,7 @@ class FNGD(NaturalGradient):
         weight_decay: float = 1e-4,
         damping: float = 1.0,
         momentum: float = 0.9,
+        curvature_decay: float = 0.0,
         mc_samples: int = 1,
         variational: bool = True,
         seed: int = 0,
@@ -106,13 +108,14 @@ class FNGD(NaturalGradient):
             weight_decay=weight_decay,
             damping=damping,
             momentum=momentum,
-            curvature_decay=0.0,
+            curvature_decay=curvature_decay,
             mc_samples=mc_samples,
             variational=variational,
             seed=seed,
             steps=(Reweight(), Momentum()),
             **options,
         )
+        check_no_memory(self.param_groups)
         entries = {"freeze_after": freeze_after, "share": share, "examples": examples}
         self.defaults.update(entries)
         for group in self.param_groups:

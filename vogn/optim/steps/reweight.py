@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ class Reweight(Step):
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""
+        check_no_memory([block.group for block in context.blocks])
         directions = []
         for update, block in zip(updates, context.blocks, strict=True):
             with in_block(block.name):
@@ -90,6 +91,15 @@ class Reweight(Step):
         if group["share"] == "mean" or not self.without_curvature(group):
             return None
         return ExampleWeights(memory["coefficients"], _mean(memory))
+
+
+def check_no_memory(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ``ValueError`` if a group's curvature would hold rows of former batches."""
+    for group in groups:
+        if group["curvature_decay"] != 0.0:
+            raise ValueError(
+                f"curvature_decay={group['curvature_decay']} must be 0: coefficients are those of the present batch"
+            )
 
 
 def _mean(memory: Mapping[str, Tensor]) -> float:
