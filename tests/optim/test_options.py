@@ -85,7 +85,7 @@ ILLEGAL = {
         ({"freeze_after": 1.5}, ValueError, r"freeze_after=1\.5 must be a whole number"),
         ({"examples": 0}, ValueError, r"examples=0 must be a whole number >= 1, or None"),
         ({"share": "row"}, ValueError, r"share='row' is unknown; choose one of index, batch, mean"),
-        ({"curvature_decay": 0.5}, ValueError, r"curvature_decay=0\.5 must be 0: coefficients are those of the present"),
+        ({"curvature_decay": 0.5}, ValueError, r"curvature_decay=0\.5 must be 0: coefficients are those of the"),
     ],
     "smw": [
         ({"window": 0}, ValueError, r"Gram: window=0 must be at least 1"),

@@ -81,7 +81,8 @@ def test_growing_damping_tends_to_equal_coefficients(rows):
 
 def test_every_row_keeps_its_place():
     """Also where rows of both kinds come in turn, and with several columns per example."""
-    long, short = random_rows((6, 7), seed=0, examples=2, positions=9), random_rows((6, 7), seed=1, examples=3, columns=2)
+    long = random_rows((6, 7), seed=0, examples=2, positions=9)
+    short = random_rows((6, 7), seed=1, examples=3, columns=2)
     with_places = [
         Rows(long.a, long.g, places=torch.tensor([7, 5])),
         Rows(short.a, short.g, places=torch.tensor([0, 9, 2])),

@@ -1,8 +1,8 @@
 """Backward passes whose gradients are weighted sums over the examples, with weights of their own in every block.
 
-While a context is open, ``.grad`` of a block receives ``sum_n c_n u_n`` instead of ``sum_n u_n``. All that follows works
-on ``.grad``: accumulation, averaging over processes, loss scaling and clipping need nothing of their own. Linear layers
-and convolutions run a forward whose backward weighs the output gradient on its way to the parameters
+While a context is open, ``.grad`` of a block receives ``sum_n c_n u_n`` instead of ``sum_n u_n``. All that follows
+works on ``.grad``: accumulation, averaging over processes, loss scaling and clipping need nothing of their own. Linear
+layers, convolutions and norms run a forward whose backward weighs the output gradient on its way to the parameters
 (:mod:`vogn.layers.weighted`); of other layers the taps keep the rows, and a hook on the parameter adds
 ``sum_n (c_n - 1) u_n`` before the gradient is accumulated. Modules with an explicit forward may hear of a site after
 its parameters have their gradient: theirs is corrected when the backward pass has ended.
@@ -62,7 +62,7 @@ class _Bound:
         return (_Bound, ())
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable
 def forward(module: nn.Module, x: Tensor) -> Any:
     """The weighted forward; without gradients, or in a copy, the stock one.
 
@@ -179,7 +179,7 @@ class Reweighting:
             if parameter.requires_grad:
                 self._hooks.append(
                     parameter.register_hook(
-                        lambda grad, name=name: None if is_muted() else change(name, grad)  # type: ignore[misc]
+                        lambda grad, name=name: None if is_muted() else change(name, grad)
                     )
                 )
 
@@ -223,9 +223,9 @@ class Reweighting:
     def _check_not_averaged(self, block: Block, member: Member) -> None:
         if self._replicas.size > 1:
             raise UnsupportedObservationError(
-                f"block {block.name!r}: weights of examples cannot enter the gradients of {type(member.module).__name__} "
-                "before they are averaged over the processes: use share='mean' or freeze_after=None, or freeze its "
-                "parameters"
+                f"block {block.name!r}: weights of examples cannot enter the gradients of "
+                f"{type(member.module).__name__} before they are averaged over the processes: use share='mean' or "
+                "freeze_after=None, or freeze its parameters"
             )
 
     def _receive(self, call: Call) -> None:

@@ -114,8 +114,7 @@ def convolution(module: _ConvNd, x: Tensor, weights: Weights) -> Tensor:
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         batch, padding = F.pad(batch, flat, mode=mode), [0] * dims
     options = (list(module.stride), padding, list(module.dilation), False, [0] * dims, module.groups)
-    batch, weight, bias = _autocast(batch, module.weight, module.bias)
-    output: Tensor = _Convolution.apply(batch, weight, bias, options, weights)
+    output: Tensor = _Convolution.apply(*_autocast(batch, module.weight, module.bias), options, weights)
     return output.squeeze(0) if x.ndim == dims + 1 else output
 
 
@@ -171,7 +170,7 @@ def batch_norm(module: _BatchNormModule, x: Tensor, weights: Weights) -> Tensor:
             factor = 1.0 / float(module.num_batches_tracked)
     running = tracked if not module.training or module.track_running_stats else (None, None)
     operands = (x, module.weight, module.bias, running, batch, factor, module.eps, weights)
-    output: Tensor = _BatchNorm.apply(*operands)  # type: ignore[no-untyped-call]
+    output: Tensor = _BatchNorm.apply(*operands)
     return output
 
 
@@ -204,5 +203,5 @@ class _LayerNorm(torch.autograd.Function):
 def layer_norm(module: nn.LayerNorm, x: Tensor, weights: Weights) -> Tensor:
     """``nn.LayerNorm`` on ``(N, *middle, *normalised)``."""
     operands = (x, module.weight, module.bias, list(module.normalized_shape), module.eps, weights)
-    output: Tensor = _LayerNorm.apply(*operands)  # type: ignore[no-untyped-call]
+    output: Tensor = _LayerNorm.apply(*operands)
     return output
