@@ -23,10 +23,11 @@ class Places:
             raise ValueError(
                 f"indices must be whole numbers of shape (examples,), got {given.dtype} of shape {tuple(given.shape)}"
             )
-        if given is not None and given.numel() and int(given.min()) < 0:
-            raise ValueError(f"indices are places in the data set, counted from 0; got {int(given.min())}")
+        low, high = given.aminmax() if given is not None and given.numel() else (0, -1)
+        if int(low) < 0:
+            raise ValueError(f"indices are places in the data set, counted from 0; got {int(low)}")
         self.given = given
-        self._limit = int(given.max()) + 1 if given is not None and given.numel() else 0
+        self._limit = int(high) + 1
         self.start, self.stride = start, stride
         self.done = 0
         """Examples of the backward passes that have ended."""

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from vogn.capture.partition import Block, Member
 from vogn.capture.places import Places
-from vogn.capture.replication import check_not_sharded
+from vogn.capture.replication import sharded_block
 from vogn.capture.taps import Call, Taps, is_muted, join_calls
 from vogn.distributed import Replicas
 from vogn.errors import UnsupportedObservationError
-from vogn.layers.weighted import WEIGHTED, Weights
+from vogn.layers.weighted import Weights, find_weighted
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def forward(module: nn.Module, x: Tensor) -> Any:
         _unbind(module)
     if bound is None or bound.weights is None or not torch.is_grad_enabled():
         return type(module).forward(module, x)
-    return WEIGHTED[type(module)](module, x, bound.weights)
+    weighted = find_weighted(module)
+    assert weighted is not None
+    return weighted(module, x, bound.weights)
 
 
 def _bind(module: nn.Module, weights: Weights) -> None:
@@ -100,6 +102,7 @@ class Reweighting:
         self._notice = notice
         self._replicas = replicas
         self._late: dict[Member, ExampleWeights] = {}
+        self._whole: dict[Member, bool] = {}
         self._places = Places()
         self._taps: Taps | None = None
         self._calls: dict[Member, list[Call]] = {}
@@ -126,12 +129,16 @@ class Reweighting:
                 continue
             c = weights[block.name]
             for member in block.members:
-                if _has_weighted_forward(member):
-                    assert member.module is not None
+                if member.module is not None and self._has_weighted_forward(member):
                     _bind(member.module, self._weights_of(c, places))
                     self._bound.append(member.module)
                     continue
-                check_not_sharded([block], "a weighted gradient", ())
+                if sharded_block([block]):
+                    raise UnsupportedObservationError(
+                        f"block {block.name!r} is sharded (fully_shard): weights of examples reach sharded parameters "
+                        "in linear layers, convolutions and norms only. Use share='mean' or freeze_after=None, keep "
+                        "the parameter whole with fully_shard(..., ignored_params=...), or freeze it"
+                    )
                 if member.rule is None:
                     self._hook(member, lambda name, grad, rest=c.rest: grad * rest)  # type: ignore[misc]
                     continue
@@ -220,6 +227,12 @@ class Reweighting:
                 self._sums[member] = member.layout.unpack(total)
         return self._sums[member]
 
+    def _has_weighted_forward(self, member: Member) -> bool:
+        """Whether the member is all there is of a layer with a weighted forward that nobody has replaced."""
+        if member not in self._whole:
+            self._whole[member] = _is_whole_layer(member)
+        return self._whole[member] and "forward" not in vars(member.module)
+
     def _check_not_averaged(self, block: Block, member: Member) -> None:
         if self._replicas.size > 1:
             raise UnsupportedObservationError(
@@ -236,12 +249,12 @@ class Reweighting:
         self._calls.setdefault(call.member, []).append(call)
 
 
-def _has_weighted_forward(member: Member) -> bool:
-    """Whether the member is all there is of a layer with a weighted forward that nobody has replaced."""
+def _is_whole_layer(member: Member) -> bool:
+    """Whether the member is all there is of a layer whose type has a weighted forward."""
     module = member.module
     if member.rule is None or module is None or member.uses or member.site or member.axes != "examples":
         return False
-    if type(module) not in WEIGHTED or "forward" in vars(module):
+    if find_weighted(module) is None:
         return False
     own = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return all(any(parameter is mine for mine in member.parameters) for parameter in own)

@@ -55,7 +55,7 @@ RECIPES: dict[str, Recipe] = {
     "kalman": Recipe(100.0, 1e-2, {"damping": 1e-2, "partition": "layer", "structure": {"*": "kronecker"}}),
     "skfac": Recipe(100.0, 1e-2, _KRONECKER),
     "sngd": Recipe(100.0, 1e-2, {"lr": 0.1, "damping": 0.1, "refresh_every": 10}),
-    "fngd": Recipe(100.0, 1e-2, {"lr": 0.3, "damping": 1.0}, freeze_epochs=1),
+    "fngd": Recipe(3000.0, 1e-3, {"lr": 0.5, "damping": 1.0}, freeze_epochs=1),
 }
 """Method to recipe: what trained image classifiers well on validation data; methods not listed use ``Recipe()``."""
 

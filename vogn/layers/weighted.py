@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as _BatchNormModule
 from torch.nn.modules.conv import _ConvNd
 
+from vogn.layers.base import nearest
 from vogn.layers.convolution import padding_pairs
 
 Weights = Callable[[Tensor], Tensor | None]
@@ -23,7 +24,7 @@ WeightedForward = Callable[[Any, Tensor, Weights], Tensor]
 """``output = forward(module, input, weights)``."""
 
 WEIGHTED: dict[type[nn.Module], WeightedForward] = {}
-"""Module type to forward. Looked up by exact type: a subclass may compute something else."""
+"""Module type to forward. Looked up by :func:`find_weighted`."""
 
 
 def register_weighted(*types: type[nn.Module]) -> Callable[[WeightedForward], WeightedForward]:
@@ -34,6 +35,12 @@ def register_weighted(*types: type[nn.Module]) -> Callable[[WeightedForward], We
         return function
 
     return decorate
+
+
+def find_weighted(module: nn.Module) -> WeightedForward | None:
+    """The weighted forward for ``module``: of its type or of the nearest registered base class that shares its
+    ``forward``."""
+    return nearest(WEIGHTED, module)
 
 
 def _weigh(weights: Weights, grad: Tensor) -> Tensor:
