@@ -10,6 +10,7 @@ from vogn.capture.objective import Objective
 from vogn.optim import (
     EKFAC,
     EVON,
+    FNGD,
     GGT,
     IVON,
     KFAC,
@@ -42,6 +43,7 @@ __all__ = [
     "BatchNormCalibration",
     "EKFAC",
     "EVON",
+    "FNGD",
     "GGT",
     "GaussianPosterior",
     "GramGaussNewton",

@@ -80,6 +80,13 @@ ILLEGAL = {
         ({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn"),
         ({"anneal_power": -0.5}, ValueError, r"anneal_power=-0\.5 is out of range"),
     ],
+    "fngd": [
+        ({"freeze_after": 0}, ValueError, r"freeze_after=0 must be a whole number >= 1, or None"),
+        ({"freeze_after": 1.5}, ValueError, r"freeze_after=1\.5 must be a whole number"),
+        ({"examples": 0}, ValueError, r"examples=0 must be a whole number >= 1, or None"),
+        ({"share": "row"}, ValueError, r"share='row' is unknown; choose one of index, batch, mean"),
+        ({"curvature_decay": 0.5}, ValueError, r"curvature_decay=0\.5 must be 0: coefficients are those of the"),
+    ],
     "smw": [
         ({"window": 0}, ValueError, r"Gram: window=0 must be at least 1"),
         ({"curvature_examples": 0}, ValueError, r"curvature_examples=0 must be at least 1, or None"),
@@ -177,6 +184,12 @@ LEGAL = {
     "kfac": [{"factored": False}, {"kfac_approx": "reduce"}, {"kl_clip": None}, {"fisher": "ggn"}],
     "ekfac": [{"kl_clip": None}, {"fisher": "empirical"}],
     "slang": [{"rank": 1}, {"rank": 100}, {"partition": "layer"}, {"anneal_power": 0.51}, {"fisher": "mc"}],
+    "fngd": [
+        {"share": "mean"},
+        {"examples": 50},
+        {"freeze_after": 1, "share": "mean", "variational": False},
+        {"freeze_after": 1, "share": "batch", "variational": False},
+    ],
     "smw": [{"window": 3}, {"fisher": "ggn"}, {"curvature_examples": 2}, {"partition": "layer"}, {"momentum": 0.0}],
     "seng": [{"rows": 0.5}, {"rows": 3}, {"coordinates": 5, "variational": False}, {"fisher": "mc"}, {"window": 3}],
     "hylo": [{"compression": "kis"}, {"compression": "kid", "variational": False}, {"rank": 3}, {"kl_clip": None}],

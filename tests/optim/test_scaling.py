@@ -42,7 +42,8 @@ def results(tools, opt, model):
     """Weights and all curvature, flat."""
     parts = [p.flatten() for p in tools.weights(model).values()]
     for state in tools.curvature(opt).values():
-        parts += [leaf.flatten() for key, leaf in state.items() if key not in LEFT_OUT]
+        ambiguous = {*LEFT_OUT, *opt.structure.GROWS}
+        parts += [leaf.flatten() for key, leaf in state.items() if key not in ambiguous]
     return torch.cat(parts)
 
 

@@ -19,6 +19,7 @@ from vogn.structures import (
     Kronecker,
     LocalFisher,
     SampledGram,
+    SampleSpace,
     SketchedGram,
     SwiftKronecker,
 )
@@ -81,6 +82,7 @@ CONFIGURATIONS = {
     "SketchedGramOfSmallBlocks": SketchedGram(coordinates=12),
     "CompressedGramWhole": CompressedGram(rank=1.0),
     "InterpolativeGramWhole": InterpolativeGram(rank=1.0),
+    "SampleSpace": SampleSpace(),
 }
 
 for _name, _structure in CONFIGURATIONS.items():

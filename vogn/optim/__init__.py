@@ -6,6 +6,7 @@ from vogn.optim.base import NaturalGradient
 from vogn.optim.coverage import Coverage
 from vogn.optim.ekfac import EKFAC
 from vogn.optim.evon import EVON
+from vogn.optim.fngd import FNGD
 from vogn.optim.ggt import GGT
 from vogn.optim.gram_gauss_newton import GramGaussNewton
 from vogn.optim.hylo import HyLo
@@ -29,6 +30,7 @@ __all__ = [
     "Coverage",
     "EKFAC",
     "EVON",
+    "FNGD",
     "GGT",
     "GramGaussNewton",
     "HyLo",

@@ -10,6 +10,7 @@ from torch import nn
 from vogn.optim.base import NaturalGradient
 from vogn.optim.ekfac import EKFAC
 from vogn.optim.evon import EVON
+from vogn.optim.fngd import FNGD
 from vogn.optim.ggt import GGT
 from vogn.optim.gram_gauss_newton import GramGaussNewton
 from vogn.optim.hylo import HyLo
@@ -88,4 +89,5 @@ METHODS: dict[str, MethodInfo] = {
     "sngd": MethodInfo(SNGD, "metric of the layer inputs, no labels", "Liu et al. 2024"),
     "seng": MethodInfo(SENG, "inner products of the rows of each layer, exact or sketched", "Yang et al. 2020"),
     "hylo": MethodInfo(HyLo, "a few rows of each layer that stand for all", "Mu et al. 2022"),
+    "fngd": MethodInfo(FNGD, "a coefficient per example instead of an inverse", "Ou et al. 2024"),
 }

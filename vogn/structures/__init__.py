@@ -22,6 +22,7 @@ from vogn.structures.identity import Identity
 from vogn.structures.interpolative_gram import InterpolativeGram
 from vogn.structures.kronecker import Kronecker
 from vogn.structures.local_fisher import LocalFisher
+from vogn.structures.sample_space import SampleSpace
 from vogn.structures.sampled_gram import SampledGram
 from vogn.structures.sketched_gram import SketchedGram
 from vogn.structures.swift_kronecker import SwiftKronecker
@@ -41,6 +42,7 @@ REGISTRY: dict[str, type[Structure]] = {
     "sampled_gram": SampledGram,
     "compressed_gram": CompressedGram,
     "interpolative_gram": InterpolativeGram,
+    "sample_space": SampleSpace,
 }
 """Name to structure. A third party adds its own line: ``REGISTRY["mine"] = Mine``."""
 
@@ -89,6 +91,7 @@ __all__ = [
     "LocalFisher",
     "Negative",
     "SampledGram",
+    "SampleSpace",
     "Shift",
     "SketchedGram",
     "Structure",

@@ -20,6 +20,7 @@ from vogn.structures.gram import Gram
 from vogn.structures.identity import Identity
 from vogn.structures.kronecker import Kronecker
 from vogn.structures.local_fisher import LocalFisher
+from vogn.structures.sample_space import SampleSpace
 from vogn.structures.swift_kronecker import SwiftKronecker
 from vogn.types import Shape
 
@@ -73,9 +74,10 @@ def _(structure: DiagonalLowRank, shape: Shape) -> Costs:
     return Costs(None, 0.0, size * rank * (rank + 4))
 
 
-@costs.register
-def _(structure: Gram, shape: Shape) -> Costs | None:
-    return None  # n^2 (D + n) for n rows: a matter of the batch
+@costs.register(Gram)
+@costs.register(SampleSpace)
+def _(structure: Structure, shape: Shape) -> Costs | None:
+    return None  # n^2 (D + n) for n rows at most: a matter of the batch
 
 
 @costs.register
