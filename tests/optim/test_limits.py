@@ -8,7 +8,7 @@ from vogn import METHODS, NaturalGradient
 from vogn.capture.statistics import REGISTRY as STATISTICS
 from vogn.capture.statistics import Price
 from vogn.errors import UnsupportedObservationError
-from vogn.structures import Dense, Diagonal, DiagonalLowRank, EigenKronecker, Identity, Kronecker
+from vogn.structures import Dense, Diagonal, DiagonalLowRank, EigenKronecker, GradientWindow, Identity, Kronecker
 
 PRICE = {"ivon", "evon"}
 
@@ -21,9 +21,11 @@ STRUCTURES = {
     "eigen kronecker": EigenKronecker(negative="retract"),
     "eigen contraction": EigenKronecker(basis="contraction", restart=False, negative="retract"),
     "diagonal low rank": DiagonalLowRank(rank=3),
+    "gradient window": GradientWindow(window=4, columns=2),
+    "truncated gradient window": GradientWindow(window=4, law="average", keep=2),
 }
 PAIRS_ONLY = {"kronecker exact", "kronecker factored", "eigen kronecker"}  # need layer inputs and output gradients
-ROWS_ONLY = {"kronecker exact", "kronecker factored", "diagonal low rank"}
+ROWS_ONLY = {"kronecker exact", "kronecker factored", "diagonal low rank", "gradient window", "truncated gradient window"}
 TIKHONOV = 0.05
 
 

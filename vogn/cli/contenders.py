@@ -44,6 +44,9 @@ RECIPES: dict[str, Recipe] = {
     "kfac": Recipe(100.0, 1e-2, _KRONECKER),
     "ekfac": Recipe(100.0, 1e-2, _KRONECKER),
     "slang": Recipe(1000.0, 1e-3, {"lr": 0.1, "damping": 0.1, "rank": 2}),
+    "mfac": Recipe(1000.0, 1e-3, {"lr": 0.1, "damping": 0.1}),
+    "ggt": Recipe(1000.0, 1e-3, {"lr": 1.0, "damping": 1.0}),
+    "tonga": Recipe(1000.0, 1e-3, {"lr": 0.01, "damping": 0.01}),
 }
 """Method to recipe: what trained image classifiers well on validation data; methods not listed use ``Recipe()``."""
 
