@@ -25,7 +25,8 @@ STRUCTURES = {
     "truncated gradient window": GradientWindow(window=4, law="average", keep=2),
 }
 PAIRS_ONLY = {"kronecker exact", "kronecker factored", "eigen kronecker"}  # need layer inputs and output gradients
-ROWS_ONLY = {"kronecker exact", "kronecker factored", "diagonal low rank", "gradient window", "truncated gradient window"}
+ROWS_ONLY = {"kronecker exact", "kronecker factored", "diagonal low rank"}
+ROWS_ONLY |= {"gradient window", "truncated gradient window"}
 TIKHONOV = 0.05
 
 
