@@ -56,6 +56,9 @@ RECIPES: dict[str, Recipe] = {
     "skfac": Recipe(100.0, 1e-2, _KRONECKER),
     "sngd": Recipe(100.0, 1e-2, {"lr": 0.1, "damping": 0.1, "refresh_every": 10}),
     "fngd": Recipe(3000.0, 1e-3, {"lr": 0.5, "damping": 1.0}, freeze_epochs=1),
+    "mfac": Recipe(1000.0, 1e-3, {"lr": 0.1, "damping": 0.1}),
+    "ggt": Recipe(1000.0, 1e-3, {"lr": 1.0, "damping": 1.0}),
+    "tonga": Recipe(1000.0, 1e-3, {"lr": 0.01, "damping": 0.01}),
 }
 """Method to recipe: what trained image classifiers well on validation data; methods not listed use ``Recipe()``."""
 

@@ -85,7 +85,7 @@ def _(structure: GradientWindow, shape: Shape) -> Costs:
     size = float(math.prod(shape))
     rows = structure.window * min(structure.columns, size)
     factors = {"cholesky": rows**3 / 6, "static": size * rows**2, "dynamic": 2 * rows**3 / 3}[structure.inverse]
-    return Costs(size * rows, 0.0, 13 * size * rows + factors)
+    return Costs(size * rows, 0.0, 8 * size * rows + factors)
 
 
 @costs.register
