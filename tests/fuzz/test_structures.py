@@ -20,8 +20,10 @@ from vogn.structures import (
     Gram,
     InterpolativeGram,
     Kronecker,
+    LocalFisher,
     SampledGram,
     SketchedGram,
+    SwiftKronecker,
     structure_from_dict,
     structure_to_dict,
 )
@@ -70,6 +72,32 @@ OPTIONS = {
     "sampled_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
     "compressed_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
     "interpolative_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
+    "swift_kronecker": st.fixed_dictionaries(
+        {
+            "rank": st.sampled_from([None, 1, 2, 3]),
+            "damping": st.sampled_from(["exact", "factored"]),
+            "sharing": st.sampled_from(["expand", "reduce"]),
+            "stride": st.integers(1, 3),
+            "max_dim": st.sampled_from([0, 1, 2, 3, 8192]),
+        }
+    ),
+    "local_fisher": st.one_of(
+        st.fixed_dictionaries(
+            {
+                "root": st.sampled_from(["eigh", "nystrom", "denman_beavers"]),
+                "columns": st.integers(1, 4),
+                "sharing": st.sampled_from(["expand", "reduce"]),
+                "max_dim": st.sampled_from([0, 1, 2, 3, 8192]),
+            }
+        ),
+        st.fixed_dictionaries(
+            {
+                "scope": st.just("unit"),
+                "root": st.sampled_from(["eigh", "nystrom", "denman_beavers"]),
+                "columns": st.integers(1, 4),
+            }
+        ),
+    ),
 }
 
 
@@ -85,7 +113,8 @@ def rows_of(draw, structure, shape, dtype, seed):
         mask = torch.rand((n, t), generator=torch.Generator().manual_seed(seed + 2)) < 0.7
         g = g * mask.unsqueeze(-1)
     kinds = ["rows"] if lead else ["rows", "look-up"]
-    takes_gradients = not isinstance(structure, Kronecker) and getattr(structure, "basis", "contraction") != "kfac"
+    pairs_only = isinstance(structure, Kronecker | SwiftKronecker | LocalFisher)
+    takes_gradients = not pairs_only and getattr(structure, "basis", "contraction") != "kfac"
     if takes_gradients:
         kinds.append("gradient")
         if d_in == 1 and not lead and d_out > 1:
@@ -93,7 +122,7 @@ def rows_of(draw, structure, shape, dtype, seed):
     kind = draw(st.sampled_from(kinds))
     if kind == "look-up":
         index = torch.randint(0, d_in, (n, t), generator=torch.Generator().manual_seed(seed + 3))
-        return IndexedRows(index, g * scale, d_in, mask)
+        return IndexedRows(index, g * scale, d_in, mask, g[0])
     if kind == "gradient":
         return GradientRow(normal(*shape, seed=seed + 4, dtype=dtype) * scale)
     if kind == "joined":
@@ -111,7 +140,7 @@ def rows_of(draw, structure, shape, dtype, seed):
     a = normal(*lead, n, t, d_in, seed=seed, dtype=dtype)
     if draw(st.booleans()):
         a = torch.cat([a[..., :-1], torch.ones_like(a[..., -1:])], -1)  # a bias
-    return Rows(a, g * scale, mask)
+    return Rows(a, g * scale, mask, g.select(-4, 0))
 
 
 @st.composite
@@ -244,7 +273,8 @@ def check_states(system):
 
 def zero_rows(structure, shape, dtype):
     *lead, d_out, d_in = shape
-    return Rows(torch.zeros((*lead, 2, 1, d_in), dtype=dtype), torch.zeros((*lead, 1, 2, 1, d_out), dtype=dtype))
+    a, g = torch.zeros((*lead, 2, 1, d_in), dtype=dtype), torch.zeros((*lead, 1, 2, 1, d_out), dtype=dtype)
+    return Rows(a, g, outputs=g.select(-4, 0))
 
 
 def structure_keeps(structure):
@@ -272,8 +302,11 @@ def batches(draw, name):
 def part(rows, start, stop):
     mask = None if rows.mask is None else rows.mask[start:stop]
     if isinstance(rows, IndexedRows):
-        return IndexedRows(rows.index[start:stop], rows.g[:, start:stop], rows.size, mask)
-    return Rows(rows.a[..., start:stop, :, :], rows.g[..., start:stop, :, :], mask)
+        return IndexedRows(
+            rows.index[start:stop], rows.g[:, start:stop], rows.size, mask, rows.outputs[..., start:stop, :, :]
+        )
+    outputs = rows.outputs[..., start:stop, :, :]
+    return Rows(rows.a[..., start:stop, :, :], rows.g[..., start:stop, :, :], mask, outputs)
 
 
 def check_observations(batch):

@@ -294,6 +294,8 @@ class NaturalGradient(torch.optim.Optimizer):
             raise RuntimeError("sampled_params() is already active; contexts cannot be nested")
         self._reshard()
         table, collector = self._build()
+        for block in table.blocks:  # in their order: a backward would start them in its own
+            table.state(block)
         context = draw(self, table, indices)
         due = any(table.due(block, "observe_every") for block in table.blocks)
         self._contexts.enter(table, context.displacement, self._parameters())
