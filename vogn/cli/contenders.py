@@ -44,6 +44,8 @@ RECIPES: dict[str, Recipe] = {
     "kfac": Recipe(100.0, 1e-2, _KRONECKER),
     "ekfac": Recipe(100.0, 1e-2, _KRONECKER),
     "slang": Recipe(1000.0, 1e-3, {"lr": 0.1, "damping": 0.1, "rank": 2}),
+    "seng": Recipe(1000.0, 1e-3, {"lr": 0.1, "damping": 0.1, "observe_every": 5}),
+    "hylo": Recipe(1000.0, 1e-3, {"lr": 0.1, "damping": 0.1, "observe_every": 5, "rank": 0.25}),
 }
 """Method to recipe: what trained image classifiers well on validation data; methods not listed use ``Recipe()``."""
 

@@ -70,7 +70,8 @@ def pivoted_cholesky(gram: Tensor, rank: int, *, tolerance: float = 0.0) -> tupl
     residual = gram.diagonal().clone()
     size = residual.numel()
     rank = min(rank, size)
-    factor, chosen = gram.new_zeros((rank, size)), []
+    factor = gram.new_zeros((rank, size))
+    chosen: list[int] = []
     limit = max(tolerance, size * torch.finfo(gram.dtype).eps) * float(residual.max()) if size else 0.0
     for k in range(rank):
         pivot = int(residual.argmax())
