@@ -287,7 +287,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self._reshard()
         table, collector = self._build()
         context = draw(self, table)
-        due = any(table.due(block, "observe_every") for block in table.blocks)
+        due = any([table.due(block, "observe_every") for block in table.blocks])  # a list: states are made in order
         self._contexts.enter(table, context.displacement, self._parameters())
         try:
             collector.begin(context, active=due)
