@@ -59,6 +59,8 @@ RECIPES: dict[str, Recipe] = {
     "mfac": Recipe(1000.0, 1e-3, {"lr": 0.1, "damping": 0.1}),
     "ggt": Recipe(1000.0, 1e-3, {"lr": 1.0, "damping": 1.0}),
     "tonga": Recipe(1000.0, 1e-3, {"lr": 0.01, "damping": 0.01}),
+    "seng": Recipe(1000.0, 1e-3, {"lr": 0.1, "damping": 0.1, "observe_every": 5}),
+    "hylo": Recipe(1000.0, 1e-3, {"lr": 0.1, "damping": 0.1, "observe_every": 5, "rank": 0.25}),
 }
 """Method to recipe: what trained image classifiers well on validation data; methods not listed use ``Recipe()``."""
 
