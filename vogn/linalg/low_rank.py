@@ -57,7 +57,7 @@ def solve(d: Tensor, u: Tensor, v: Tensor, gram: Tensor | None = None) -> Tensor
 
 def _solve_with_gram(d: Tensor, u: Tensor, v: Tensor, gram: Tensor) -> Tensor:
     """``(s I + U U^T)^-1 v`` with ``s = d[0]``; every pass over ``U`` is a product."""
-    _require_positive(d[:1])
+    require_positive(d[:1])
     s, columns, wide = d[0].double(), u.double(), v.double()
     factor = _capacitance_root(gram / s)
 
