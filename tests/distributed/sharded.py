@@ -1,5 +1,6 @@
 """What the ranks run with ``fully_shard``; ``scenarios.py`` holds the loop it is compared with."""
 
+import copy
 import pickle
 
 import scenarios as plain  # worker.py lies in the same folder
@@ -26,6 +27,15 @@ def whole(state):
         name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # the test may: it knows both kinds
         for name, tensor in state.items()
     }
+
+
+def result(model, opt):
+    """Weights, curvature and momentum as whole tensors under flat names: what every rank's checkpoint holds."""
+    whole_opt = copy.copy(opt)
+    saved = opt.state_dict()
+    parameters = [p for group in opt.param_groups for p in group["params"]]
+    whole_opt.__dict__ = opt.__dict__ | {"state": {parameters[k]: entry for k, entry in saved["state"].items()}}
+    return whole(plain.result(model, whole_opt))
 
 
 def train(
@@ -73,7 +83,7 @@ def train(
         opt.step()
     if save:
         return pickle.dumps((whole(model.state_dict()), opt.state_dict()))
-    return whole(plain.result(model, opt))
+    return result(model, opt)
 
 
 def posterior(me, group, /):

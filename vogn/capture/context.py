@@ -17,9 +17,11 @@ class SampleContext:
 
     Args:
         seed, step, sample: coordinates of the noise.
-        displacement: block name to ``theta - m`` as a block vector; empty in deterministic mode.
+        displacement: block name to ``theta - m`` as a block vector, as far as this process holds the block; empty in
+            deterministic mode.
         ess, shift: block name to effective sample size and prior shift.
         rank: a further coordinate of the noise where processes draw their own.
+        elsewhere: names of displaced blocks of which this process holds nothing.
     """
 
     seed: int
@@ -29,6 +31,12 @@ class SampleContext:
     ess: Mapping[str, float]
     shift: Mapping[str, float]
     rank: int = 0
+    elsewhere: frozenset[str] = frozenset()
+
+    @property
+    def displaced(self) -> frozenset[str]:
+        """Names of all blocks that a sample was drawn for."""
+        return self.elsewhere | self.displacement.keys()
 
     def generator(self, stream: str, device: torch.device) -> torch.Generator:
         """A new generator at the start of a named stream of random numbers."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vogn.distributed.placement import Placement
 from vogn.distributed.replicas import Replicas
 from vogn.types import Observation, Shape
 
@@ -30,6 +31,7 @@ class Part:
         keys: all leaves that a rank may have, in an order that all ranks share.
         concatenate: whether leaves are concatenated in dimension 0, in the order of ranks, instead of summed.
         dtype, device: of the result.
+        placement: which part of the sum each process wants; ``None``: all want all of it.
     """
 
     leaves: Observation
@@ -37,6 +39,7 @@ class Part:
     concatenate: bool
     dtype: torch.dtype
     device: torch.device
+    placement: Placement | None = None
 
 
 Slot = tuple[int, str]
@@ -61,30 +64,76 @@ def reduce_parts(parts: Sequence[Part], lengths_of: Sequence[Sequence[int]], rep
         replicas: the ranks.
 
     Returns:
-        The same tensors on every rank, one dictionary per part.
+        One dictionary per part: the same tensors on every rank, or what its placement leaves to this one.
     """
     slots: list[Slot] = [(k, key) for k, part in enumerate(parts) for key in part.keys]
     by_slot = dict(zip(slots, zip(*lengths_of, strict=True), strict=True))
     present = [slot for slot in slots if max(by_slot[slot]) > ABSENT]
     shapes = _shapes(parts, [slot for slot in present if min(by_slot[slot]) == ABSENT], replicas)
     out: list[Observation] = [{} for _ in parts]
-    for bucket in _buckets(parts, [slot for slot in present if not parts[slot[0]].concatenate], shapes):
+    for goal, bucket in _buckets(parts, [slot for slot in present if not parts[slot[0]].concatenate], shapes):
         leaves = [_leaf(parts, slot, shapes) for slot in bucket]
-        flat = torch.cat([leaf.reshape(-1) for leaf in leaves])
-        replicas.all_reduce(flat)
-        pieces = flat.split([leaf.numel() for leaf in leaves])
-        for (k, key), leaf, piece in zip(bucket, leaves, pieces, strict=True):
-            out[k][key] = piece.view(leaf.shape)
-    for bucket in _buckets(parts, [slot for slot in present if parts[slot[0]].concatenate], shapes):
+        placements = [parts[k].placement for k, _ in bucket]
+        totals = _sums(leaves, placements, goal, replicas)
+        for (k, key), total in zip(bucket, totals, strict=True) if totals is not None else ():
+            out[k][key] = total
+    for goal, bucket in _buckets(parts, [slot for slot in present if parts[slot[0]].concatenate], shapes):
         mine = [_leaf(parts, slot, shapes) for slot in bucket]
         rows = [[max(length, 0) for length in by_slot[slot]] for slot in bucket]
         widths = [leaf.shape[1:].numel() for leaf in mine]
         sizes = [[rows[j][rank] * width for j, width in enumerate(widths)] for rank in range(replicas.size)]
-        everyones = replicas.all_gather_flat(torch.cat([leaf.reshape(-1) for leaf in mine]), [sum(s) for s in sizes])
-        split = [flat.split(size) for flat, size in zip(everyones, sizes, strict=True)]
+        flat = torch.cat([leaf.reshape(-1) for leaf in mine])
+        everyones = _everyones(flat, [sum(s) for s in sizes], goal, replicas)
+        if everyones is None:
+            continue
+        split = [theirs.split(size) for theirs, size in zip(everyones, sizes, strict=True)]
         for j, ((k, key), leaf) in enumerate(zip(bucket, mine, strict=True)):
             out[k][key] = torch.cat([pieces[j].view(-1, *leaf.shape[1:]) for pieces in split])
     return out
+
+
+EVERYBODY, SHARES = -1, -2
+"""Goals of a reduction, besides the rank of an owner: all have all of it, each has its share."""
+
+
+def _goal(part: Part, leaf: Tensor) -> int:
+    """Who is to have a leaf; single numbers that no process owns go to everybody."""
+    if part.placement is None or not part.placement.divided:
+        return EVERYBODY
+    if part.placement.owner is not None:
+        return part.placement.owner
+    return SHARES if leaf.ndim else EVERYBODY
+
+
+def _sums(
+    leaves: Sequence[Tensor], placements: Sequence[Placement | None], goal: int, replicas: Replicas
+) -> list[Tensor] | None:
+    """Sums of leaves over the ranks, in one collective; ``None`` on a rank that is to have nothing."""
+    if goal == SHARES:
+        places = [place for place in placements if place is not None]
+        pieces = [
+            [place.share(leaf, rank) for leaf, place in zip(leaves, places, strict=True)]
+            for rank in range(replicas.size)
+        ]
+        flat = replicas.reduce_scatter([torch.cat([piece.reshape(-1) for piece in theirs]) for theirs in pieces])
+        shapes = [piece.shape for piece in pieces[replicas.rank]]
+    else:
+        flat = torch.cat([leaf.reshape(-1) for leaf in leaves])
+        if goal == EVERYBODY:
+            replicas.all_reduce(flat)
+        else:
+            replicas.reduce(flat, goal)
+        if goal not in (EVERYBODY, replicas.rank):
+            return None
+        shapes = [leaf.shape for leaf in leaves]
+    return [p.view(shape) for p, shape in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
+
+
+def _everyones(flat: Tensor, sizes: Sequence[int], goal: int, replicas: Replicas) -> list[Tensor] | None:
+    """Everyone's vector, by rank; ``None`` on a rank that is to have nothing."""
+    if goal == EVERYBODY:
+        return replicas.all_gather_flat(flat, sizes)
+    return replicas.gather_flat(flat, sizes, goal)
 
 
 def _shapes(parts: Sequence[Part], incomplete: Sequence[Slot], replicas: Replicas) -> dict[Slot, Shape]:
@@ -110,12 +159,16 @@ def _leaf(parts: Sequence[Part], slot: Slot, shapes: dict[Slot, Shape]) -> Tenso
     return torch.zeros((0, *shape[1:]) if part.concatenate else shape, dtype=part.dtype, device=part.device)
 
 
-def _buckets(parts: Sequence[Part], slots: Sequence[Slot], shapes: dict[Slot, Shape]) -> Iterator[list[Slot]]:
-    """Slots of one dtype and device, cut so that a bucket of leaves to be summed has a bounded size."""
-    by_kind: dict[tuple[torch.dtype, torch.device], list[Slot]] = {}
+def _buckets(
+    parts: Sequence[Part], slots: Sequence[Slot], shapes: dict[Slot, Shape]
+) -> Iterator[tuple[int, list[Slot]]]:
+    """Slots of one dtype, device and goal, cut so that a bucket of leaves to be summed has a bounded size."""
+    by_kind: dict[tuple[torch.dtype, torch.device, int], list[Slot]] = {}
     for slot in slots:
-        by_kind.setdefault((parts[slot[0]].dtype, parts[slot[0]].device), []).append(slot)
-    for same_kind in by_kind.values():
+        part = parts[slot[0]]
+        kind = (part.dtype, part.device, _goal(part, _leaf(parts, slot, shapes)))
+        by_kind.setdefault(kind, []).append(slot)
+    for (_, _, goal), same_kind in by_kind.items():
         bucket: list[Slot] = []
         elements = 0
         for slot in same_kind:
@@ -123,8 +176,8 @@ def _buckets(parts: Sequence[Part], slots: Sequence[Slot], shapes: dict[Slot, Sh
             # the sizes of leaves to be concatenated differ between ranks and must not decide about buckets
             size = 0 if part.concatenate else _leaf(parts, slot, shapes).numel()
             if bucket and elements + size > BUCKET_ELEMENTS:
-                yield bucket
+                yield goal, bucket
                 bucket, elements = [], 0
             bucket.append(slot)
             elements += size
-        yield bucket
+        yield goal, bucket

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vogn.capture.context import SampleContext
-from vogn.distributed import own_shard, placed_like
+from vogn.distributed import own_shard
 from vogn.optim.blocks import BlockTable
 from vogn.optim.checks import check_group
 from vogn.optim.functional import displacement
@@ -47,21 +47,23 @@ class SampledContexts:
         if self.open:
             raise RuntimeError(f"{what} inside a sampled context would see noisy weights; call it after the context")
 
-    def enter(self, table: BlockTable, drawn: Mapping[str, Tensor], parameters: Iterable[Tensor]) -> None:
+    def enter(self, table: BlockTable, context: SampleContext, parameters: Iterable[Tensor]) -> None:
         """Keep the mean and add a weight sample to it.
 
         Args:
             table: the optimizer's blocks.
-            drawn: block name to ``theta - m`` as a block vector.
+            context: what was drawn.
             parameters: all parameters, whose gradients tell whether the context has a backward.
         """
         self._means = []
         for block in table.blocks:
-            offsets = block.layout.unpack(drawn[block.name]) if block.name in drawn else {}
+            offsets = {}
+            if block.name in context.displaced:
+                offsets = table.placement[block].spread(context.displacement.get(block.name))
             for name, parameter in zip(block.layout.names, block.parameters, strict=True):
                 if name in offsets and parameter.requires_grad:
                     self._means.append((parameter, parameter.detach().clone()))
-                    parameter.copy_(parameter + placed_like(parameter, offsets[name]))
+                    parameter.copy_(parameter + offsets[name])
         self._marks = _gradient_marks(parameters)
 
     def leave(self) -> None:
@@ -105,27 +107,33 @@ def draw(optimizer: NaturalGradient, table: BlockTable) -> SampleContext:
     """A weight sample of all blocks that are sampled now, and its coordinates; nothing is written."""
     sample = optimizer._contexts.draws
     drawn: dict[str, Tensor] = {}
-    for block, group in table:
-        if not (group["variational"] and group["sampled"]):
-            continue
-        check_group(optimizer, group)
-        if not table.known(block):
-            continue  # no evidence yet: never a draw from the bare prior
-        drawn[block.name] = displacement(
-            block.structure,
-            table.state(block)["curvature"],
-            block.layout.block_shape,
-            ess=group["ess"],
-            shift=group["weight_decay"],
-            seed=optimizer.seed,
-            step=group["steps_done"],
-            sample=sample,
-            name=block.name,
-            antithetic=optimizer.antithetic,
-            dtype=block.curvature_dtype,
-            device=block.parameters[0].device,
-            rank=optimizer.replicas.noise_rank,
-        )
+    elsewhere: set[str] = set()
+    with table.together():
+        for block, group in table:
+            if not (group["variational"] and group["sampled"]):
+                continue
+            check_group(optimizer, group)
+            if not table.known(block):
+                continue  # no evidence yet: never a draw from the bare prior
+            if not table.placement[block].held:
+                elsewhere.add(block.name)
+                continue
+            drawn[block.name] = displacement(
+                block.structure,
+                table.state(block)["curvature"],
+                block.layout.block_shape,
+                ess=group["ess"],
+                shift=group["weight_decay"],
+                seed=optimizer.seed,
+                step=group["steps_done"],
+                sample=sample,
+                name=block.name,
+                antithetic=optimizer.antithetic,
+                dtype=block.curvature_dtype,
+                device=block.parameters[0].device,
+                rank=optimizer.replicas.noise_rank,
+                part=table.placement[block].cut,
+            )
     return SampleContext(
         seed=optimizer.seed,
         step=optimizer.param_groups[0]["steps_done"],
@@ -134,6 +142,7 @@ def draw(optimizer: NaturalGradient, table: BlockTable) -> SampleContext:
         ess={block.name: group["ess"] for block, group in table},
         shift={block.name: group["weight_decay"] for block, group in table},
         rank=optimizer.replicas.noise_rank,
+        elsewhere=frozenset(elsewhere),
     )
 
 

@@ -35,6 +35,12 @@ class Structure(ABC):
         REDUCE: how observations of micro-batches merge: ``"sum"`` or ``"concat"`` (first dimension).
         DEGREE: observation leaf to its degree in the output gradients (0, 1 or 2).
         REFRESHED: state keys that :meth:`refresh` writes.
+        ELEMENTWISE: whether any choice of a block's elements is a block of its own: all tensors of a state or an
+            observation are block vectors (with batch dimensions in front) or single numbers, every method but
+            :meth:`observe` works on them element by element, and :meth:`observe` reads no numbers of the state.
+            Processes that hold shards of the parameters then hold these shards of the state.
+        READ_BY_OBSERVE: state keys whose numbers :meth:`observe` reads; of the others it may read the shape. A process
+            that owns the block sends them to all.
     """
 
     OBSERVES: ClassVar[frozenset[str]] = frozenset({"rows"})
@@ -42,6 +48,8 @@ class Structure(ABC):
     REDUCE: ClassVar[Literal["sum", "concat"]] = "sum"
     DEGREE: ClassVar[dict[str, int]] = {}
     REFRESHED: ClassVar[tuple[str, ...]] = ()
+    ELEMENTWISE: ClassVar[bool] = False
+    READ_BY_OBSERVE: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:

@@ -26,6 +26,7 @@ class Identity(Structure):
         {"shift", "tensor_shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal", "eigenvalue_bounds"}
     )
     DEGREE: ClassVar[dict[str, int]] = {"count": 0}
+    ELEMENTWISE: ClassVar[bool] = True
 
     def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
         """An empty tensor ``(0, *lead, o, i)``."""

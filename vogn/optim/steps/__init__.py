@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vogn.optim.steps.base import BlockView, Step, StepContext
+from vogn.optim.steps.base import BlockView, Scope, Step, StepContext
 from vogn.optim.steps.clip import ClipElements, ClipKL
 from vogn.optim.steps.momentum import Momentum
 from vogn.optim.steps.prior import Prior
@@ -16,6 +16,7 @@ __all__ = [
     "Momentum",
     "Prior",
     "RescaleToInitial",
+    "Scope",
     "Solve",
     "Step",
     "StepContext",

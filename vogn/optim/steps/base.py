@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from vogn.structures.base import Structure
 from vogn.types import State
+
+Scope = Literal["element", "block", "model"]
 
 
 @dataclass
@@ -26,6 +29,7 @@ class BlockView:
         group: the param group: lr, weight_decay, damping, momentum ...
         mean: current mean.
         gradient: likelihood gradient of the mean loss.
+        counts: ``False`` if another process holds the same and counts it in sums over all blocks.
     """
 
     name: str
@@ -35,6 +39,7 @@ class BlockView:
     group: dict[str, Any]
     mean: Tensor
     gradient: Tensor
+    counts: bool = True
 
 
 @dataclass
@@ -42,22 +47,48 @@ class StepContext:
     """What the whole chain shares.
 
     Args:
-        blocks: views of all blocks that take part in this step, in the order of the updates.
+        blocks: views of all blocks that take part in this step, in the order of the updates; where processes divide the
+            blocks among themselves, of the blocks or parts of blocks that this one holds.
         step: number of finished optimizer steps.
         notes: single numbers, by name, that steps leave for :meth:`vogn.NaturalGradient.diagnostics`, which reports
             their averages over the steps; tensors stay on their device.
+        groups: param groups of all blocks that take part, whoever holds them; by default those of ``blocks``.
+        over_processes: sum of everybody's number where processes divide the blocks among themselves, else ``None``.
     """
 
     blocks: Sequence[BlockView]
     step: int
     notes: dict[str, Tensor] = field(default_factory=dict)
+    groups: Sequence[Mapping[str, Any]] = ()
+    over_processes: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        self.groups = self.groups or [block.group for block in self.blocks]
+
+    def total(self, numbers: Sequence[Tensor]) -> Tensor:
+        """The sum over all blocks, whoever holds them, of one number per block in ``blocks``.
+
+        Every process must come here equally often: let nothing but ``groups`` and the step's own fields decide.
+        """
+        if self.over_processes is None:
+            return torch.stack([number.to(numbers[0]) for number in numbers]).sum()
+        mine = [number.double() for number, block in zip(numbers, self.blocks, strict=True) if block.counts]
+        return self.over_processes(torch.stack(mine).sum() if mine else torch.zeros((), dtype=torch.float64))
 
 
 class Step(ABC):
     """One transform over the updates of *all* blocks (a KL clip sums them). Frozen configuration, no tensors.
 
     The update that leaves the chain is subtracted from the mean, times ``lr``.
+
+    Class attributes:
+        SCOPE: what one element of the result depends on, beside :meth:`StepContext.total`: the same ``"element"`` of
+            the block's tensors (through an elementwise structure), the whole ``"block"``, or all blocks (``"model"``).
+            Where processes hold shards, they divide no more than that allows. What a step keeps in a block's memory are
+            block vectors and single numbers.
     """
+
+    SCOPE: ClassVar[Scope] = "model"
 
     @abstractmethod
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from vogn.optim.steps.base import Step, StepContext
+from vogn.optim.steps.base import Scope, Step, StepContext
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Momentum(Step):
     ``b`` is the group's ``momentum`` in [0, 1). The average carries its own weight, so a changed ``b`` or a skipped
     step stays exactly debiased.
     """
+
+    SCOPE: ClassVar[Scope] = "element"
 
     debias: bool = True
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from vogn.errors import in_block
-from vogn.optim.steps.base import BlockView, Step, StepContext
+from vogn.optim.steps.base import BlockView, Scope, Step, StepContext
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Solve(Step):
         exponent: 1 for a natural gradient, 1/2 for Adam-like roots.
         debias: divide ``C`` by the total weight of its evidence first (Adam's second bias correction).
     """
+
+    SCOPE: ClassVar[Scope] = "element"
 
     exponent: float = 1.0
     debias: bool = False
