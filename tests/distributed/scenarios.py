@@ -23,6 +23,15 @@ def network(dtype=torch.float64):
     return fill(model.to(dtype), seed=2)
 
 
+def uneven_network(dtype=torch.float64):
+    """Numbers of rows that 2 or 4 ranks cannot share equally, one of them smaller than 4."""
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2), nn.Tanh(), nn.Linear(2, 3))
+    return fill(model.to(dtype), seed=2)
+
+
+NETWORKS = {"square": network, "uneven": uneven_network}
+
+
 class Branches(nn.Module):
     """Examples of one batch take one of two branches, chosen by the sign of its first number; one is never used."""
 
@@ -97,6 +106,8 @@ def train(
     only=None,
     checkpoint=None,
     save=False,
+    network="square",
+    switch=None,
     **options,
 ):
     """The loop of the documentation.
@@ -105,12 +116,13 @@ def train(
     per step. All backward passes of a step but the last run under ``no_sync``, unless ``sync_all``. ``scale``: of the
     loss, undone before the step. ``inner``: the optimizer gets the inner module.
     ``apart``: every rank trains a model of its own. ``only``: one process sees this rank's share. ``checkpoint``,
-    ``save``: states of model and optimizer to start from, and whether to return them.
+    ``save``: states of model and optimizer to start from, and whether to return them. ``switch``: the step from which
+    on the other mode is used.
     """
     warnings.filterwarnings("error", message="block ")
     part = me if group is not None else only
     group = None if apart else group
-    model = wrap(network(dtype), group, **(ddp or {}))
+    model = wrap(NETWORKS[network](dtype), group, **(ddp or {}))
     module = model if group is None else model.module
     opt = build(method, module if inner else model, mc_samples=contexts, loss_reduction=reduction, **options)
     if checkpoint is not None:
@@ -121,6 +133,8 @@ def train(
         opt.grad_scaler = FixedScale(scale)
     quiet = contextlib.nullcontext if group is None or sync_all else model.no_sync
     for step in range(start, start + steps):
+        if step == switch:
+            opt.param_groups[0]["variational"] ^= True
         opt.zero_grad()
         for context in range(contexts):
             with opt.sampled_params():
