@@ -21,7 +21,10 @@ from vogn.structures import Kronecker
 
 def shard(model, group, outer_only=False, shape=None):
     """``shape``: of a mesh of all four ranks, replicas first."""
-    mesh = DeviceMesh.from_group(group, "cpu") if shape is None else init_device_mesh("cpu", shape, mesh_dim_names=("copies", "shards"))
+    if shape is None:
+        mesh = DeviceMesh.from_group(group, "cpu")
+    else:
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("copies", "shards"))
     for module in model.modules():
         if isinstance(module, nn.Linear) and not outer_only:
             fully_shard(module, mesh=mesh)

@@ -204,7 +204,7 @@ class Replicas:
         longest = max(piece.numel() for piece in pieces)
         padded = torch.stack([nn.functional.pad(piece, (0, longest - piece.numel())) for piece in pieces])
         mine = torch.empty_like(padded[0])
-        dist.reduce_scatter_tensor(mine, padded.flatten(), group=self.group)
+        dist.reduce_scatter_single(mine, padded.flatten(), group=self.group)
         return mine[: pieces[self.rank].numel()]
 
     def gather_flat(self, flat: Tensor, sizes: Sequence[int], owner: int) -> list[Tensor] | None:
