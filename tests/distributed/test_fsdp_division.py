@@ -118,25 +118,36 @@ def test_a_distributed_checkpoint_resumes_on_any_number_of_ranks(ranks, case, tm
 @pytest.mark.parametrize("arguments", [{"method": "ivon"}, {"method": "vogn"}, {"method": "vadam"}])
 def test_a_rank_holds_its_share_of_elementwise_state(ranks, arguments, size):
     whole, _ = ranks.alone("memory", file="sharded.py", **arguments)
+    assert whole == 44288  # the numbers of the documentation
     for held, saved in ranks.run("memory", size, file="sharded.py", **arguments):
         assert saved == whole and held == whole // size
 
 
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("arguments", [{"method": "kfac"}, {"method": "slang", "partition": "layer"}])
-def test_the_ranks_together_hold_one_copy_of_other_state(ranks, arguments, size):
-    whole, _ = ranks.alone("memory", file="sharded.py", **arguments)
-    results = ranks.run("memory", size, file="sharded.py", **arguments)
-    held = [rank for rank, _ in results]
-    assert {saved for _, saved in results} == {whole}
-    assert sum(held) == whole and 0 < max(held) < 1.5 * whole / min(size, 3)  # two of four layers are of one size
+@pytest.mark.parametrize(
+    ("arguments", "whole", "two", "four"),
+    [
+        ({"method": "kfac"}, 129640, [68912, 60728], [42776, 42776, 26136, 17952]),
+        ({"method": "slang", "partition": "layer"}, 398592, [228096, 170496], [152064, 152064, 76032, 18432]),
+        ({"method": "slang"}, 398592, [398592, 0], [398592, 0, 0, 0]),
+    ],
+    ids=["kfac", "slang by layer", "slang"],
+)
+def test_the_ranks_together_hold_one_copy_of_other_state(ranks, arguments, whole, two, four):
+    """The numbers of the documentation."""
+    assert ranks.alone("memory", file="sharded.py", **arguments) == (whole, whole)
+    for expected in (two, four):
+        results = ranks.run("memory", len(expected), file="sharded.py", **arguments)
+        assert [held for held, _ in results] == expected and sum(expected) == whole
+        assert {saved for _, saved in results} == {whole}
 
 
 def test_every_rank_knows_an_eigenbasis_and_one_rank_the_rest(ranks):
     whole, _ = ranks.alone("memory", file="sharded.py", method="ekfac")
-    held = [rank for rank, _ in ranks.run("memory", 2, file="sharded.py", method="ekfac")]
     bases = 8 * sum(o**2 + i**2 for o, i in ((32, 4), (32, 33), (32, 33), (16, 33)))
-    assert sum(held) == whole + bases
+    for expected in ([105896, 97056], [86688, 86688, 72096, 63256]):  # the numbers of the documentation
+        results = ranks.run("memory", len(expected), file="sharded.py", method="ekfac")
+        assert [held for held, _ in results] == expected
+        assert sum(expected) == whole + (len(expected) - 1) * bases
 
 
 @pytest.mark.parametrize("method", ["vogn", "kfac"])

@@ -13,8 +13,8 @@ import torch
 
 from vogn.capture.ledger import Ledger, Record, Source
 from vogn.capture.partition import Block, Member
-from vogn.distributed import Part, Placement, Replicas, is_sharded, lengths, reduce_parts
-from vogn.distributed.reduction import ABSENT
+from vogn.distributed import ABSENT, Part, Placement, Replicas, is_sharded, lengths, reduce_parts
+from vogn.types import Observation
 
 POOLED: tuple[Source, ...] = ("user", "own", "exit")
 """Sources whose evidence belongs to one rank; the finished gradient is already everybody's."""
@@ -80,23 +80,13 @@ def pool(
             record = ledger.records.get(source, {}).get(block.name, Record())
             scale, degree = scale_of(source, block) if record.leaves else 1.0, block.structure.DEGREE
             leaves = {key: leaf if scale == 1.0 else leaf * scale ** degree[key] for key, leaf in record.leaves.items()}
-            device, place = block.parameters[0].device, None if placement_of is None else placement_of(block)
+            place = None if placement_of is None else placement_of(block)
             if source == "exit" and place is not None and place.divided:
-                # products with a gradient that is the average of all: each rank has its part of them already
-                pooled_here = {key: leaf * replicas.size for key, leaf in leaves.items()}
                 if block.name in ledger.records.get(source, {}):
-                    divided[block.name] = Record(pooled_here, record.rows * replicas.size)
+                    divided[block.name] = _of_all(record, leaves, replicas.size)
                 leaves = {}
-            parts.append(
-                Part(
-                    leaves,
-                    tuple(sorted(degree)),
-                    block.structure.REDUCE == "concat",
-                    block.curvature_dtype,
-                    device,
-                    place,
-                )
-            )
+            keys, concatenate = tuple(sorted(degree)), block.structure.REDUCE == "concat"
+            parts.append(Part(leaves, keys, concatenate, block.curvature_dtype, block.parameters[0].device, place))
             rows.append(record.rows)
     members = [member for block in blocks for member in block.members]
     facts = [
@@ -116,9 +106,9 @@ def pool(
     pooled.count = sum(next(theirs))
     pooled.probed = {block.name for block in blocks if any(next(theirs))}
     everyone = {member for member in members if any(next(theirs))}
-    merged = reduce_parts(parts, [row[len(mine) :] for row in table], replicas)
-    found = _found(parts, [row[len(mine) :] for row in table])
-    for position, leaves in enumerate(merged):
+    lengths_of = [row[len(mine) :] for row in table]
+    found = _found(parts, lengths_of)
+    for position, leaves in enumerate(reduce_parts(parts, lengths_of, replicas)):
         block, source = blocks[position // len(POOLED)], POOLED[position % len(POOLED)]
         total = sum(next(theirs))
         if found[position]:
@@ -128,6 +118,11 @@ def pool(
     if "step" in ledger.records:
         pooled.records["step"] = dict(ledger.records["step"])
     return pooled, everyone
+
+
+def _of_all(record: Record, leaves: Observation, processes: int) -> Record:
+    """Products with a gradient that is the average over all ranks: the part here is as if every rank had found it."""
+    return Record({key: leaf * processes for key, leaf in leaves.items()}, record.rows * processes)
 
 
 def _found(parts: Sequence[Part], lengths_of: Sequence[Sequence[int]]) -> list[bool]:

@@ -24,9 +24,9 @@ class ClipKL(Step):
     Sec. 5; Wu et al. (2017), ACKTR.
     """
 
-    SCOPE: ClassVar[Scope] = "element"
-
     kappa: float
+
+    SCOPE: ClassVar[Scope] = "element"
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""
@@ -59,9 +59,9 @@ class ClipElements(Step):
     Source: Shen et al. (2024), IVON, the clipping radius.
     """
 
-    SCOPE: ClassVar[Scope] = "element"
-
     radius: float
+
+    SCOPE: ClassVar[Scope] = "element"
 
     def __post_init__(self) -> None:
         if not self.radius > 0:

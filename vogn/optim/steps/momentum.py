@@ -20,9 +20,9 @@ class Momentum(Step):
     step stays exactly debiased.
     """
 
-    SCOPE: ClassVar[Scope] = "element"
-
     debias: bool = True
+
+    SCOPE: ClassVar[Scope] = "element"
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""

@@ -20,10 +20,10 @@ class Solve(Step):
         debias: divide ``C`` by the total weight of its evidence first (Adam's second bias correction).
     """
 
-    SCOPE: ClassVar[Scope] = "element"
-
     exponent: float = 1.0
     debias: bool = False
+
+    SCOPE: ClassVar[Scope] = "element"
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""
