@@ -29,7 +29,14 @@ def uneven_network(dtype=torch.float64):
     return fill(model.to(dtype), seed=2)
 
 
-NETWORKS = {"square": network, "uneven": uneven_network}
+def convolutional_network(dtype=torch.float64):
+    """Layers whose parameters are not rows of their block as they stand, and norms."""
+    layers = [nn.Unflatten(1, (3, 1, 1)), nn.ConvTranspose2d(3, 4, 2), nn.Tanh(), nn.Conv2d(4, 6, 2, groups=2)]
+    layers += [nn.GroupNorm(2, 6), nn.Flatten(), nn.LayerNorm(6), nn.Linear(6, 3)]
+    return fill(nn.Sequential(*layers).to(dtype), seed=2)
+
+
+NETWORKS = {"square": network, "uneven": uneven_network, "convolutional": convolutional_network}
 
 
 class Branches(nn.Module):

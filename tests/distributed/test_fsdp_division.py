@@ -37,6 +37,14 @@ def test_uneven_shards_of_methods_that_learn_from_their_noise_equal_one_process(
     ranks.assert_equal(results[0], ranks.alone("train", **arguments), 1e-12)
 
 
+@pytest.mark.parametrize("method", ["vogn", "ivon", "kfac"])
+def test_convolutions_and_norms_equal_one_process(ranks, method):
+    arguments = {"method": method, "sizes": (2, 2, 2, 2), "network": "convolutional"}
+    results = ranks.run("train", 4, file="sharded.py", **arguments)
+    ranks.assert_identical(results)
+    ranks.assert_equal(results[0], ranks.alone("train", **arguments), 1e-12)
+
+
 @pytest.mark.parametrize("case", ["ekfac", "evon"])
 def test_four_ranks_know_the_eigenbasis_of_the_owner(ranks, case):
     arguments = {"method": case, "sizes": (2, 2, 2, 2), "refresh_every": 2, "steps": 6}

@@ -142,7 +142,7 @@ class Collector:
                         statistic.on_exit(self)
                 kept = self._ledger
         finally:
-            self._ledger = kept
+            self._ledger, self._before = kept, Ledger()
             self._waiting.clear()
             self._row_counts.clear()
             self._spent.clear()

@@ -14,7 +14,6 @@ import torch
 from vogn.capture.ledger import Ledger, Record, Source
 from vogn.capture.partition import Block, Member
 from vogn.distributed import ABSENT, Part, Placement, Replicas, is_sharded, lengths, reduce_parts
-from vogn.types import Observation
 
 POOLED: tuple[Source, ...] = ("user", "own", "exit")
 """Sources whose evidence belongs to one rank; the finished gradient is already everybody's."""
@@ -60,7 +59,7 @@ def pool(
     """Evidence, counts and seen members of all ranks together.
 
     Args:
-        ledger: this rank's evidence; it is left as it is.
+        ledger: this rank's evidence; used up, unless the ranks do not agree.
         blocks: the same on all ranks.
         seen: members that this rank has ever seen.
         agreement: what must be equal.
@@ -79,14 +78,15 @@ def pool(
         for source in POOLED:
             record = ledger.records.get(source, {}).get(block.name, Record())
             scale, degree = scale_of(source, block) if record.leaves else 1.0, block.structure.DEGREE
-            leaves = {key: leaf if scale == 1.0 else leaf * scale ** degree[key] for key, leaf in record.leaves.items()}
+            leaves, factors = record.leaves, {key: scale ** degree[key] for key in record.leaves}
             place = None if placement_of is None else placement_of(block)
             if source == "exit" and place is not None and place.divided:
                 if block.name in ledger.records.get(source, {}):
-                    divided[block.name] = _of_all(record, leaves, replicas.size)
+                    divided[block.name] = _of_all(record, factors, replicas.size)
                 leaves = {}
             keys, concatenate = tuple(sorted(degree)), block.structure.REDUCE == "concat"
-            parts.append(Part(leaves, keys, concatenate, block.curvature_dtype, block.parameters[0].device, place))
+            device = block.parameters[0].device
+            parts.append(Part(leaves, keys, concatenate, block.curvature_dtype, device, factors, place))
             rows.append(record.rows)
     members = [member for block in blocks for member in block.members]
     facts = [
@@ -120,9 +120,10 @@ def pool(
     return pooled, everyone
 
 
-def _of_all(record: Record, leaves: Observation, processes: int) -> Record:
+def _of_all(record: Record, factors: Mapping[str, float], processes: int) -> Record:
     """Products with a gradient that is the average over all ranks: the part here is as if every rank had found it."""
-    return Record({key: leaf * processes for key, leaf in leaves.items()}, record.rows * processes)
+    leaves = {key: leaf * (factors[key] * processes) for key, leaf in record.leaves.items()}
+    return Record(leaves, record.rows * processes)
 
 
 def _found(parts: Sequence[Part], lengths_of: Sequence[Sequence[int]]) -> list[bool]:

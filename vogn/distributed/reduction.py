@@ -5,8 +5,8 @@ The order of collectives depends only on what all ranks know: they first exchang
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,10 +27,11 @@ class Part:
     """Leaves that are merged over the ranks.
 
     Args:
-        leaves: what this rank has.
+        leaves: what this rank has; used up, for a leaf is let go as soon as it has been merged.
         keys: all leaves that a rank may have, in an order that all ranks share.
         concatenate: whether leaves are concatenated in dimension 0, in the order of ranks, instead of summed.
         dtype, device: of the result.
+        factors: what this rank's leaves are to be multiplied by, 1 where nothing is said.
         placement: which part of the sum each process wants; ``None``: all want all of it.
     """
 
@@ -39,6 +40,7 @@ class Part:
     concatenate: bool
     dtype: torch.dtype
     device: torch.device
+    factors: Mapping[str, float] = field(default_factory=dict)
     placement: Placement | None = None
 
 
@@ -96,13 +98,13 @@ EVERYBODY, SHARES = -1, -2
 """Goals of a reduction, besides the rank of an owner: all have all of it, each has its share."""
 
 
-def _goal(part: Part, leaf: Tensor) -> int:
+def _goal(part: Part, shape: Shape) -> int:
     """Who is to have a leaf; single numbers that no process owns go to everybody."""
     if part.placement is None or not part.placement.divided:
         return EVERYBODY
     if part.placement.owner is not None:
         return part.placement.owner
-    return SHARES if leaf.ndim else EVERYBODY
+    return SHARES if shape else EVERYBODY
 
 
 def _sums(
@@ -150,13 +152,22 @@ def _shapes(parts: Sequence[Part], incomplete: Sequence[Slot], replicas: Replica
 
 
 def _leaf(parts: Sequence[Part], slot: Slot, shapes: dict[Slot, Shape]) -> Tensor:
-    """This rank's leaf, or the neutral one."""
+    """This rank's leaf, which its part lets go, or the neutral one."""
     k, key = slot
     part = parts[k]
     if key in part.leaves:
-        return part.leaves[key].to(part.dtype)
+        leaf, factor = part.leaves.pop(key), part.factors.get(key, 1.0)
+        return (leaf if factor == 1.0 else leaf * factor).to(part.dtype)
+    return torch.zeros(_shape(parts, slot, shapes), dtype=part.dtype, device=part.device)
+
+
+def _shape(parts: Sequence[Part], slot: Slot, shapes: dict[Slot, Shape]) -> torch.Size:
+    """The shape of this rank's leaf, or of the neutral one."""
+    k, key = slot
+    if key in parts[k].leaves:
+        return parts[k].leaves[key].shape
     shape = shapes[slot]
-    return torch.zeros((0, *shape[1:]) if part.concatenate else shape, dtype=part.dtype, device=part.device)
+    return torch.Size((0, *shape[1:]) if parts[k].concatenate else shape)
 
 
 def _buckets(
@@ -166,7 +177,7 @@ def _buckets(
     by_kind: dict[tuple[torch.dtype, torch.device, int], list[Slot]] = {}
     for slot in slots:
         part = parts[slot[0]]
-        kind = (part.dtype, part.device, _goal(part, _leaf(parts, slot, shapes)))
+        kind = (part.dtype, part.device, _goal(part, _shape(parts, slot, shapes)))
         by_kind.setdefault(kind, []).append(slot)
     for (_, _, goal), same_kind in by_kind.items():
         bucket: list[Slot] = []
@@ -174,7 +185,7 @@ def _buckets(
         for slot in same_kind:
             part = parts[slot[0]]
             # the sizes of leaves to be concatenated differ between ranks and must not decide about buckets
-            size = 0 if part.concatenate else _leaf(parts, slot, shapes).numel()
+            size = 0 if part.concatenate else _shape(parts, slot, shapes).numel()
             if bucket and elements + size > BUCKET_ELEMENTS:
                 yield goal, bucket
                 bucket, elements = [], 0

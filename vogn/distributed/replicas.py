@@ -239,20 +239,20 @@ class Replicas:
 
         Args:
             tensors: on rank ``owner``; not looked at on the others.
-            device: of the tensors that have more than one element; single numbers stay on the CPU.
+            device: of those that are not on the CPU, and of what is sent.
             owner: the rank that has them.
         """
-        mine, source = self.rank == owner, self.global_ranks[owner]
-        kinds = [{k: (tuple(t.shape), t.dtype) for k, t in tensors.items()} if mine and tensors is not None else None]
-        dist.broadcast_object_list(kinds, source, group=self.group)
+        known = tensors if self.rank == owner and tensors is not None else {}
+        kinds = [{key: (tuple(t.shape), t.dtype, t.device.type == "cpu") for key, t in known.items()}]
+        dist.broadcast_object_list(kinds, self.global_ranks[owner], group=self.group)
         out = {}
-        for key, (shape, dtype) in (kinds[0] or {}).items():
-            own = tensors[key] if mine and tensors is not None else None
-            home = torch.device("cpu") if not shape else device
-            sent = torch.empty(shape, dtype=dtype, device=device) if own is None else own.to(device).contiguous()
+        for key, (shape, dtype, at_home) in kinds[0].items():
+            sent = torch.empty(shape, dtype=dtype, device=device)
+            if key in known:
+                sent = known[key].to(device).contiguous()
             if sent.numel():
-                dist.broadcast(sent, source, group=self.group)
-            out[key] = sent.to(home) if own is None else own
+                dist.broadcast(sent, self.global_ranks[owner], group=self.group)
+            out[key] = known[key] if key in known else sent.cpu() if at_home else sent
         return out
 
     @property
