@@ -23,6 +23,22 @@ def network(dtype=torch.float64):
     return fill(model.to(dtype), seed=2)
 
 
+def uneven_network(dtype=torch.float64):
+    """Numbers of rows that 2 or 4 ranks cannot share equally, one of them smaller than 4."""
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2), nn.Tanh(), nn.Linear(2, 3))
+    return fill(model.to(dtype), seed=2)
+
+
+def convolutional_network(dtype=torch.float64):
+    """Layers whose parameters are not rows of their block as they stand, and norms."""
+    layers = [nn.Unflatten(1, (3, 1, 1)), nn.ConvTranspose2d(3, 4, 2), nn.Tanh(), nn.Conv2d(4, 6, 2, groups=2)]
+    layers += [nn.GroupNorm(2, 6), nn.Flatten(), nn.LayerNorm(6), nn.Linear(6, 3)]
+    return fill(nn.Sequential(*layers).to(dtype), seed=2)
+
+
+NETWORKS = {"square": network, "uneven": uneven_network, "convolutional": convolutional_network}
+
+
 class Branches(nn.Module):
     """Examples of one batch take one of two branches, chosen by the sign of its first number; one is never used."""
 
@@ -100,6 +116,8 @@ def train(
     checkpoint=None,
     save=False,
     places=0,
+    network="square",
+    switch=None,
     **options,
 ):
     """The loop of the documentation.
@@ -109,12 +127,13 @@ def train(
     loss, undone before the step. ``inner``: the optimizer gets the inner module.
     ``apart``: every rank trains a model of its own. ``only``: one process sees this rank's share. ``checkpoint``,
     ``save``: states of model and optimizer to start from, and whether to return them. ``places``: steps after which the
-    places of the examples in the data set begin anew; 0 tells none.
+    places of the examples in the data set begin anew; 0 tells none. ``switch``: the step from which on the other mode
+    is used.
     """
     warnings.filterwarnings("error", message="block ")
     part = me if group is not None else only
     group = None if apart else group
-    model = wrap(network(dtype), group, **(ddp or {}))
+    model = wrap(NETWORKS[network](dtype), group, **(ddp or {}))
     module = model if group is None else model.module
     opt = build(method, module if inner else model, mc_samples=contexts, loss_reduction=reduction, **options)
     if checkpoint is not None:
@@ -125,6 +144,8 @@ def train(
         opt.grad_scaler = FixedScale(scale)
     quiet = contextlib.nullcontext if group is None or sync_all else model.no_sync
     for step in range(start, start + steps):
+        if step == switch:
+            opt.param_groups[0]["variational"] ^= True
         opt.zero_grad()
         for context in range(contexts):
             indices = None

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from vogn.structures import Dense, Diagonal, DiagonalLowRank, Kronecker
+from vogn.structures import Dense, Diagonal, DiagonalLowRank, EigenKronecker, Kronecker
 from vogn.testing import StructureConformance
 
 
@@ -92,6 +92,16 @@ class ClaimsTooLittle(DiagonalLowRank):
     SUPPORTS: ClassVar[frozenset[str]] = frozenset({"shift", "apply", "sample", "logdet", "inverse_diagonal"})
 
 
+class KeepsItsBasisSecret(EigenKronecker):
+    READ_BY_OBSERVE: ClassVar[tuple[str, ...]] = ()
+
+
+class NotElementwise(Diagonal):
+    def update(self, state, observation, *, decay, weight, shift):
+        new = super().update(state, observation, decay=decay, weight=weight, shift=shift)
+        return {"c": new["c"].mean().expand_as(new["c"]).clone()}
+
+
 BROKEN = [
     (WrongRoot(), "test_sample_is_an_inverse_root_of_to_dense"),
     (WrongDeterminant(), "test_logdet_is_that_of_to_dense"),
@@ -108,6 +118,8 @@ BROKEN = [
     (LosesBatch(), "test_batch_dimensions_are_carried_along"),
     (Doubles(), "test_single_precision_stays_single"),
     (Undeclared(), "test_refresh_writes_only_what_it_declares"),
+    (KeepsItsBasisSecret(), "test_observe_reads_no_other_numbers_than_it_declares"),
+    (NotElementwise(), "test_parts_of_an_elementwise_block_are_blocks"),
     (ClaimsTooLittle(), "test_features_that_are_not_declared_raise"),
 ]
 

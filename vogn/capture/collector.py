@@ -28,7 +28,7 @@ from vogn.capture.reweighting import Reweighting
 from vogn.capture.row_sums import RowSums
 from vogn.capture.statistics.base import Statistic
 from vogn.capture.taps import Call, Taps, is_muted, join_calls
-from vogn.distributed import Replicas
+from vogn.distributed import Placement, Replicas
 from vogn.errors import UnsupportedObservationError
 from vogn.linalg.rows import AnyRows
 from vogn.types import Observation, State
@@ -40,11 +40,12 @@ class Collector:
     Args:
         blocks: the optimizer's blocks.
         statistics: what is measured.
-        state_of: block to its curvature state.
-        gradient_of: block to its packed ``.grad`` (zeros where a parameter has none).
+        state_of: block to its curvature state, as far as this process holds it.
+        gradient_of: block to its packed ``.grad`` (zeros where a parameter has none), as far as this process holds it.
         loss_reduction: ``"mean"`` or ``"sum"`` over the loss terms.
         loss_scale: returns the factor on the loss during backward (gradient scaling), 1 if there is none.
         replicas: the processes that train copies of the model.
+        placement_of: block to what of it each of them holds; ``None``: all hold everything.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class Collector:
         statistics: Sequence[Statistic],
         *,
         state_of: Callable[[Block], State],
-        gradient_of: Callable[[Block], Tensor],
+        gradient_of: Callable[[Block], Tensor | None],
         loss_reduction: Literal["mean", "sum"],
         loss_scale: Callable[[], float],
         replicas: Replicas | None = None,
+        placement_of: Callable[[Block], Placement] | None = None,
     ) -> None:
         self.blocks = list(blocks)
         self.statistics = tuple(statistics)
@@ -65,6 +67,7 @@ class Collector:
         self.loss_reduction = loss_reduction
         self.loss_scale = loss_scale
         self.replicas = replicas or Replicas(process_group=None)
+        self._placement_of = placement_of
         self.context: SampleContext | None = None
         members = [member for block in blocks for member in block.members if member.rule is not None]
         self._block_of = {member: block for block in blocks for member in block.members}
@@ -113,7 +116,7 @@ class Collector:
 
         ``active=False`` only counts loss terms (steps between two observations).
         """
-        check_noise(self.blocks, context.displacement, self.replicas)
+        check_noise(self.blocks, context.displaced, self.replicas)
         if self._normalisation.processes > 1:
             self.clear()  # left by a step that failed: it is not this process's alone
         self.context = context
@@ -150,7 +153,7 @@ class Collector:
                         statistic.on_exit(self)
                 kept = self._ledger
         finally:
-            self._ledger = kept
+            self._ledger, self._before = kept, Ledger()
             self._waiting.clear()
             self._row_counts.clear()
             self._spent.clear()
@@ -272,12 +275,13 @@ class Collector:
         return self._gradients.at_entry
 
     def context_gradient(self, block: Block) -> Tensor | None:
-        """What this context has added to a block's gradient on this process; ``None`` if nothing."""
+        """What this context has added to a block's gradient on this process; ``None`` if nothing, or nothing here."""
         return self._gradients.of(block)
 
     def note_sum(self, block: Block, rows: AnyRows) -> None:
         """Keep the sum of the rows of a block's first context: it must be the block's gradient."""
-        self._row_sums.add(block, rows)
+        if not self._gradients.averaged(block):
+            self._row_sums.add(block, rows)
 
     def own_rows(self, call: LikelihoodCall, columns: Tensor, blocks: Sequence[Block]) -> list[tuple[Block, AnyRows]]:
         """Rows of a pass of our own from ``call.outputs`` with the given gradient columns ``(K, *outputs.shape)``.
@@ -337,6 +341,7 @@ class Collector:
             agreement=agreement,
             scale_of=lambda source, block: self._normalisation.scale(self._ledger, source, block, samples_of[block]),
             replicas=self.replicas,
+            placement_of=self._placement_of,
         )
         self._normalisation.processes = self.replicas.size
 
@@ -349,13 +354,21 @@ class Collector:
         """Number of loss terms behind the gradients: announced by a likelihood, else the number of rows."""
         return self._ledger.loss_terms(block)
 
+    def observed(self, block: Block) -> bool:
+        """Whether there is evidence about a block, on whichever process."""
+        return self._counts(block) and self._ledger.observed(block)
+
+    def _counts(self, block: Block) -> bool:
+        """Rows beside a probe only turn its basis; alone they are no evidence."""
+        return block.name in self._ledger.probed or all(statistic.CHANNEL != "probe" for statistic in self.statistics)
+
     def finish(self, block: Block, mc_samples: int) -> Observation:
-        """The normalised observation of a block, empty if nothing was observed.
+        """The normalised observation of a block, as far as this process holds it; empty if nothing was observed.
 
         Args:
             block: one of the collector's blocks.
             mc_samples: number of weight samples that the gradients were summed over.
         """
-        if block.name not in self._ledger.probed and any(statistic.CHANNEL == "probe" for statistic in self.statistics):
-            return {}  # rows beside a probe only turn its basis; alone they are no evidence
+        if not self._counts(block):
+            return {}
         return self._normalisation.observation(self._ledger, block, mc_samples)

@@ -19,11 +19,13 @@ class SampleContext:
 
     Args:
         seed, step, sample: coordinates of the noise.
-        displacement: block name to ``theta - m`` as a block vector; empty in deterministic mode.
+        displacement: block name to ``theta - m`` as a block vector, as far as this process holds the block; empty in
+            deterministic mode.
         ess, shift: block name to effective sample size and prior shift.
         rank: a further coordinate of the noise where processes draw their own.
         places: where the context's examples stand in the data set; ``None`` if nobody asks.
         weights: block name to the weights of the examples in the user's gradients; empty where all count alike.
+        elsewhere: names of displaced blocks of which this process holds nothing.
     """
 
     seed: int
@@ -35,6 +37,12 @@ class SampleContext:
     rank: int = 0
     places: Places | None = None
     weights: Mapping[str, ExampleWeights] = field(default_factory=dict)
+    elsewhere: frozenset[str] = frozenset()
+
+    @property
+    def displaced(self) -> frozenset[str]:
+        """Names of all blocks that a sample was drawn for."""
+        return self.elsewhere | self.displacement.keys()
 
     def generator(self, stream: str, device: torch.device) -> torch.Generator:
         """A new generator at the start of a named stream of random numbers."""

@@ -17,14 +17,14 @@ class ContextGradients:
     """``.grad`` accumulates over contexts, and may be an average over processes: here is the context's own part.
 
     Args:
-        gradient_of: block to its packed ``.grad`` (zeros where a parameter has none).
+        gradient_of: block to its packed ``.grad`` (zeros where a parameter has none), as far as this process holds it.
         replicas: the processes that train copies of the model.
 
     Attributes:
         at_entry: block name to the packed gradient that was there when the context began.
     """
 
-    def __init__(self, gradient_of: Callable[[Block], Tensor], replicas: Replicas) -> None:
+    def __init__(self, gradient_of: Callable[[Block], Tensor | None], replicas: Replicas) -> None:
         self._gradient_of = gradient_of
         self._replicas = replicas
         self._local: LocalGradients | None = None
@@ -70,4 +70,6 @@ class ContextGradients:
         if all(parameter.grad is None for parameter in block.parameters):
             return None
         gradient = self._gradient_of(block)
+        if gradient is None:
+            return None
         return gradient - self.at_entry[block.name] if block.name in self.at_entry else gradient

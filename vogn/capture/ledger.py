@@ -82,6 +82,10 @@ class Ledger:
         """Whether nothing has been observed."""
         return not self.records
 
+    def observed(self, block: Block) -> bool:
+        """Whether there is evidence about a block; where another process holds it, a record without leaves."""
+        return any(block.name in records for records in self.records.values())
+
     def loss_terms(self, block: Block) -> int:
         """Number of loss terms behind the gradients: announced by a likelihood, else the number of rows."""
         record = self.records.get("user", {}).get(block.name)

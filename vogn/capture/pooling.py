@@ -13,7 +13,7 @@ import torch
 
 from vogn.capture.ledger import Ledger, Record, Source
 from vogn.capture.partition import Block, Member
-from vogn.distributed import Part, Replicas, is_sharded, lengths, reduce_parts
+from vogn.distributed import ABSENT, Part, Placement, Replicas, is_sharded, lengths, reduce_parts
 
 POOLED: tuple[Source, ...] = ("user", "own", "exit")
 """Sources whose evidence belongs to one rank; the finished gradient is already everybody's."""
@@ -54,31 +54,39 @@ def pool(
     agreement: Agreement,
     scale_of: Callable[[Source, Block], float],
     replicas: Replicas,
+    placement_of: Callable[[Block], Placement] | None = None,
 ) -> tuple[Ledger, set[Member]]:
     """Evidence, counts and seen members of all ranks together.
 
     Args:
-        ledger: this rank's evidence; it is left as it is.
+        ledger: this rank's evidence; used up, unless the ranks do not agree.
         blocks: the same on all ranks.
         seen: members that this rank has ever seen.
         agreement: what must be equal.
         scale_of: the factor on output gradients that undoes this rank's loss scale and reduction.
         replicas: the ranks.
+        placement_of: block to what of it each rank holds; ``None``: all hold everything. Evidence of a block that a
+            rank holds nothing of becomes a record without leaves.
 
     Raises:
         RuntimeError: on all ranks, if they do not agree.
     """
     parts = []
     rows = []
+    divided: dict[str, Record] = {}
     for block in blocks:
         for source in POOLED:
             record = ledger.records.get(source, {}).get(block.name, Record())
             scale, degree = scale_of(source, block) if record.leaves else 1.0, block.structure.DEGREE
-            leaves = {key: leaf if scale == 1.0 else leaf * scale ** degree[key] for key, leaf in record.leaves.items()}
+            leaves, factors = record.leaves, {key: scale ** degree[key] for key in record.leaves}
+            place = None if placement_of is None else placement_of(block)
+            if source == "exit" and place is not None and place.divided:
+                if block.name in ledger.records.get(source, {}):
+                    divided[block.name] = _of_all(record, factors, replicas.size)
+                leaves = {}
+            keys, concatenate = tuple(sorted(degree)), block.structure.REDUCE == "concat"
             device = block.parameters[0].device
-            parts.append(
-                Part(leaves, tuple(sorted(degree)), block.structure.REDUCE == "concat", block.curvature_dtype, device)
-            )
+            parts.append(Part(leaves, keys, concatenate, block.curvature_dtype, device, factors, place))
             rows.append(record.rows)
     members = [member for block in blocks for member in block.members]
     facts = [
@@ -98,15 +106,30 @@ def pool(
     pooled.count = sum(next(theirs))
     pooled.probed = {block.name for block in blocks if any(next(theirs))}
     everyone = {member for member in members if any(next(theirs))}
-    merged = reduce_parts(parts, [row[len(mine) :] for row in table], replicas)
-    for position, leaves in enumerate(merged):
+    lengths_of = [row[len(mine) :] for row in table]
+    found = _found(parts, lengths_of)
+    for position, leaves in enumerate(reduce_parts(parts, lengths_of, replicas)):
         block, source = blocks[position // len(POOLED)], POOLED[position % len(POOLED)]
         total = sum(next(theirs))
-        if leaves:
+        if found[position]:
             pooled.records.setdefault(source, {})[block.name] = Record(leaves, total)
+    if divided:
+        pooled.records.setdefault("exit", {}).update(divided)
     if "step" in ledger.records:
         pooled.records["step"] = dict(ledger.records["step"])
     return pooled, everyone
+
+
+def _of_all(record: Record, factors: Mapping[str, float], processes: int) -> Record:
+    """Products with a gradient that is the average over all ranks: the part here is as if every rank had found it."""
+    leaves = {key: leaf * (factors[key] * processes) for key, leaf in record.leaves.items()}
+    return Record(leaves, record.rows * processes)
+
+
+def _found(parts: Sequence[Part], lengths_of: Sequence[Sequence[int]]) -> list[bool]:
+    """Whether any rank has a leaf of each part."""
+    longest = iter([max(column) for column in zip(*lengths_of, strict=True)])
+    return [any([next(longest) > ABSENT for _ in part.keys]) for part in parts]
 
 
 def _check_agreement(agreement: Agreement, blocks: Sequence[Block], theirs: Iterator[tuple[int, ...]]) -> None:

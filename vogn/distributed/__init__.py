@@ -6,18 +6,28 @@ Nothing here knows blocks or statistics: tensors and numbers in, tensors and num
 from __future__ import annotations
 
 from vogn.distributed.local_gradients import LocalGradients
-from vogn.distributed.reduction import Part, lengths, reduce_parts
+from vogn.distributed.placement import Divided, Everywhere, Owned, Placement, Shares
+from vogn.distributed.reduction import ABSENT, Part, lengths, reduce_parts
 from vogn.distributed.replicas import ProcessGroupChoice, Replicas, SampleSync, has_static_graph, inner_module
-from vogn.distributed.sharding import is_sharded, own_shard, placed_like, reshard, whole
+from vogn.distributed.sharding import is_cut_evenly, is_sharded, own_shard, placed_like, reshard, whole
+from vogn.distributed.unanimity import Unanimity
 
 __all__ = [
+    "ABSENT",
+    "Divided",
+    "Everywhere",
     "LocalGradients",
+    "Owned",
     "Part",
+    "Placement",
     "ProcessGroupChoice",
     "Replicas",
     "SampleSync",
+    "Shares",
+    "Unanimity",
     "has_static_graph",
     "inner_module",
+    "is_cut_evenly",
     "is_sharded",
     "lengths",
     "own_shard",

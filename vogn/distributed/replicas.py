@@ -198,3 +198,72 @@ class Replicas:
     def all_reduce(self, tensor: Tensor) -> None:
         """Sum over all ranks, in place."""
         dist.all_reduce(tensor, group=self.group)
+
+    def reduce(self, tensor: Tensor, owner: int) -> None:
+        """Sum over all ranks, in place on rank ``owner``; on the others the tensor is used up."""
+        dist.reduce(tensor, self.global_ranks[owner], group=self.group)
+
+    def reduce_scatter(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The sum over all ranks of the vector that each has for this one.
+
+        Args:
+            pieces: this rank's vectors for every rank; those for one rank are equally long everywhere.
+        """
+        longest = max(piece.numel() for piece in pieces)
+        padded = torch.stack([nn.functional.pad(piece, (0, longest - piece.numel())) for piece in pieces])
+        mine = torch.empty_like(padded[0])
+        dist.reduce_scatter_single(mine, padded.flatten(), group=self.group)
+        return mine[: pieces[self.rank].numel()]
+
+    def gather_flat(self, flat: Tensor, sizes: Sequence[int], owner: int) -> list[Tensor] | None:
+        """On rank ``owner`` everyone's vector, by rank, else ``None``; ``sizes`` are their lengths."""
+        longest = max(sizes)
+        padded = nn.functional.pad(flat, (0, longest - flat.numel()))
+        everyones = [torch.empty_like(padded) for _ in sizes] if self.rank == owner else None
+        dist.gather(padded, everyones, self.global_ranks[owner], group=self.group)
+        if everyones is None:
+            return None
+        return [vector[:size] for vector, size in zip(everyones, sizes, strict=True)]
+
+    def scatter_flat(self, pieces: Sequence[Tensor] | None, out: Tensor, sizes: Sequence[int], owner: int) -> Tensor:
+        """This rank's of the vectors that rank ``owner`` has for every rank.
+
+        Args:
+            pieces: on rank ``owner`` the vectors, else ``None``.
+            out: an empty tensor of their dtype and device.
+            sizes: their lengths.
+            owner: the rank that has them.
+        """
+        longest = max(sizes)
+        padded = None if pieces is None else [nn.functional.pad(p, (0, longest - p.numel())) for p in pieces]
+        mine = out.new_empty(longest)
+        dist.scatter(mine, padded, self.global_ranks[owner], group=self.group)
+        return mine[: sizes[self.rank]]
+
+    def broadcast_tensors(
+        self, tensors: dict[str, Tensor] | None, device: torch.device, owner: int
+    ) -> dict[str, Tensor]:
+        """The tensors of rank ``owner`` on every rank.
+
+        Args:
+            tensors: on rank ``owner``; not looked at on the others.
+            device: of those that are not on the CPU, and of what is sent.
+            owner: the rank that has them.
+        """
+        known = tensors if self.rank == owner and tensors is not None else {}
+        kinds = [{key: (tuple(t.shape), t.dtype, t.device.type == "cpu") for key, t in known.items()}]
+        dist.broadcast_object_list(kinds, self.global_ranks[owner], group=self.group)
+        out = {}
+        for key, (shape, dtype, at_home) in kinds[0].items():
+            sent = torch.empty(shape, dtype=dtype, device=device)
+            if key in known:
+                sent = known[key].to(device).contiguous()
+            if sent.numel():
+                dist.broadcast(sent, self.global_ranks[owner], group=self.group)
+            out[key] = known[key] if key in known else sent.cpu() if at_home else sent
+        return out
+
+    @property
+    def global_ranks(self) -> list[int]:
+        """The processes by their rank in the default group."""
+        return dist.get_process_group_ranks(self.group)

@@ -195,23 +195,35 @@ class NaturalGradient(torch.optim.Optimizer):
             raise
         self._forget_blocks()
 
-    def _build(self) -> tuple[BlockTable, Collector]:
-        """Blocks and collector of the current groups; made anew when groups are added or parameters unfrozen."""
+    def _build(self, *, divide: bool = True) -> tuple[BlockTable, Collector]:
+        """Blocks and collector of the current groups; made anew when groups are added or parameters unfrozen.
+
+        ``divide=False``: the caller lets processes divide the states, where they do.
+        """
         if self._table is not None and self._collector is not None and not self._table.outdated():
             return self._table, self._collector
         self._reshard()
         self.replicas.check_shards(self._parameters(), has_model=self._model is not None)
         old, self._collector = self._table, None
+        self._gather_states()
         table = self._table = new_table(self, tracked=frozenset() if old is None else old.tracked)
         check_blocks(self, table)
         announce_fallbacks(self, table, self._announced)
         if old is not None:
             table.forget_changed(old)
+        if divide:
+            table.divide_states()
         self._collector = new_collector(self, table)
         return table, self._collector
 
     def _forget_blocks(self) -> None:
+        self._gather_states()
         self._table, self._collector = None, None
+
+    def _gather_states(self) -> None:
+        """States are divided among processes as the table says; without one they are whole."""
+        if self._table is not None and self._table.divided:
+            self.state.update(self._table.gathered_states())
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -298,7 +310,7 @@ class NaturalGradient(torch.optim.Optimizer):
             table.state(block)
         context = draw(self, table, indices)
         due = any(table.due(block, "observe_every") for block in table.blocks)
-        self._contexts.enter(table, context.displacement, self._parameters())
+        self._contexts.enter(table, context, self._parameters())
         try:
             collector.begin(context, active=due)
         except BaseException:
@@ -387,7 +399,8 @@ class NaturalGradient(torch.optim.Optimizer):
         """The Gaussian ``N(m, (ess (C + weight_decay I))^-1)`` at the current mean and curvature.
 
         In deterministic mode this is the Laplace approximation read from the tracked curvature. The object is
-        independent of the optimizer. Blocks without any evidence have the prior.
+        independent of the optimizer. Blocks without any evidence have the prior. With ``fully_shard`` all processes
+        must call this, and all get everything.
 
         Raises:
             RuntimeError: inside a sampled context.
@@ -401,13 +414,21 @@ class NaturalGradient(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers; loads with ``torch.load(..., weights_only=True)``.
 
+        With ``fully_shard`` all processes must call this, and all get everything.
+
         Raises:
             RuntimeError: inside a sampled context.
         """
         self._contexts.require_mean("state_dict()")
         for group in self.param_groups:
             group["engine"], group["seed"] = describe(self), self.seed
-        return super().state_dict()
+        if self._table is None or not self._table.divided:
+            return super().state_dict()
+        divided, self.state = self.state, self._table.gathered_states()
+        try:
+            return super().state_dict()
+        finally:
+            self.state = divided
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of the same method; curvature keeps its own dtype. The seed, the mode and all other group
@@ -423,13 +444,16 @@ class NaturalGradient(torch.optim.Optimizer):
             super().load_state_dict(state_dict)
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"the checkpoint does not fit this optimizer: {error}") from error
-        self._forget_blocks()
-        table, _ = self._build()
+        self._table = None  # what was loaded is whole
+        table, _ = self._build(divide=False)
         table.restore_dtypes(state_dict)
+        table.divide_states()
         self.seed = next((int(group["seed"]) for group in self.param_groups), self.seed)
         self._contexts.reset()
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but hooks and caches, so that ``copy.deepcopy`` of a model together with its optimizer works."""
         self._contexts.require_mean("a copy")
-        return self.__dict__ | {"_table": None, "_collector": None}
+        table = self._table
+        state = table.gathered_states() if table is not None and table.divided else self.state
+        return self.__dict__ | {"state": state, "_table": None, "_collector": None}

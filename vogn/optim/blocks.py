@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,14 +13,20 @@ from torch import Tensor, nn
 from vogn.capture.collector import Collector
 from vogn.capture.partition import Block, Partition, partition
 from vogn.capture.selection import Selection
-from vogn.distributed import placed_like, whole
+from vogn.distributed import Placement, Replicas, Unanimity, own_shard
 from vogn.errors import UnsupportedObservationError
+from vogn.optim.placing import placements
+from vogn.optim.steps import Step
 from vogn.structures.base import Structure
+from vogn.types import State
 
 if TYPE_CHECKING:
     from vogn.optim.base import NaturalGradient
 
 Group = dict[str, Any]
+
+COUNTERS = ("observations", "curvature_weight")
+"""Numbers in a block's memory that every process knows, whoever owns the block."""
 
 
 class BlockTable:
@@ -29,7 +37,8 @@ class BlockTable:
         groups: the optimizer's param groups.
         state: the optimizer's state by parameter; a block's is kept under its first parameter.
         structure, fallback, kind: see :func:`vogn.capture.partition.partition`.
-        prepare: makes the steps' own tensors of a block whose state is new.
+        chain: the steps, which prepare their own tensors of a block whose state is new.
+        replicas: the processes, which may divide blocks among themselves (:mod:`vogn.optim.placing`).
         tracked: parameters that were tracked before and stay so although they are frozen now.
         without_curvature: why a group has no curvature, ``""`` if it has.
     """
@@ -43,14 +52,16 @@ class BlockTable:
         structure: Structure | Selection,
         fallback: Structure,
         kind: Partition,
-        prepare: Callable[[dict[str, Tensor], Tensor, Group], None] = lambda memory, mean, group: None,
+        chain: Sequence[Step] = (),
+        replicas: Replicas | None = None,
         tracked: frozenset[Tensor] = frozenset(),
         without_curvature: Callable[[Group], str] = lambda group: "",
     ) -> None:
         self._state = state
         self.without_curvature = without_curvature
         self._groups = list(groups)
-        self._prepare = prepare
+        self._chain = tuple(chain)
+        replicas = replicas or Replicas(process_group=None)
         self.items: list[tuple[Block, Group]] = []
         for group in self._groups:
             wanted = [
@@ -62,6 +73,12 @@ class BlockTable:
             self.items += [(block, group) for block in blocks]
         self._group_of = {block: group for block, group in self.items}
         self.tracked = frozenset(parameter for block in self.blocks for parameter in block.parameters)
+        self.placement: dict[Block, Placement] = placements(self.blocks, replicas, chain)
+        """Which part of each block this process holds."""
+        self.divided = any(place.divided for place in self.placement.values())
+        self._unanimity = Unanimity(replicas, own_shard(self.blocks[0].parameters[0]).device) if self.divided else None
+        self._replicas = replicas
+        self._shapes: dict[Block, State] = {}
 
     @property
     def blocks(self) -> list[Block]:
@@ -87,7 +104,13 @@ class BlockTable:
         """``{"curvature": ..., "memory": ...}``, made at first use."""
         state = self._state[block.parameters[0]]
         if "curvature" not in state:
-            state.update(self.start(block, self.mean(block)))
+            mean = self.mean(block)
+            if mean is None:  # another process owns the block
+                device = own_shard(block.parameters[0]).device
+                mean = torch.empty(block.layout.block_shape, dtype=block.curvature_dtype, device=device)
+            state.update(self.start(block, mean))
+            if not self.placement[block].held:
+                self._keep(block)
             for place, parameter in enumerate(block.parameters[1:], start=1):
                 # distributed checkpoints want a state of every parameter
                 self._state[parameter] = {"place_in_block": torch.tensor(place)}
@@ -104,13 +127,14 @@ class BlockTable:
         initial = group["initial_curvature"]
         start = 0.0 if initial == "first_batch" else float(initial)
         curvature = block.structure.init(
-            block.layout.block_shape, initial=start, dtype=block.curvature_dtype, device=mean.device
+            tuple(mean.shape), initial=start, dtype=block.curvature_dtype, device=mean.device
         )
         memory = {
             "observations": torch.zeros((), dtype=torch.int64),
             "curvature_weight": torch.tensor(float(start > 0.0), dtype=torch.float64),
         }
-        self._prepare(memory, mean, group)
+        for step in self._chain:
+            step.prepare(memory, mean, group)
         return {"curvature": curvature, "memory": memory}
 
     def known(self, block: Block) -> bool:
@@ -126,8 +150,8 @@ class BlockTable:
             return False
         return not self.state(block)["memory"]["observations"] or group["steps_done"] % group[every] == 0
 
-    def gradient(self, block: Block) -> Tensor:
-        """The packed ``.grad``; a parameter without one counts as zero.
+    def gradient(self, block: Block) -> Tensor | None:
+        """The packed ``.grad``, as far as this process holds the block; a parameter without one counts as zero.
 
         Raises:
             UnsupportedObservationError: for a sparse gradient.
@@ -137,20 +161,121 @@ class BlockTable:
             grad = parameter.grad
             if grad is not None and grad.is_sparse:
                 raise UnsupportedObservationError(f"parameter {name!r} has a sparse gradient; use a dense one")
-            named[name] = whole(torch.zeros_like(parameter) if grad is None else grad.detach())
-        return block.layout.pack(named).to(block.curvature_dtype)
+            named[name] = torch.zeros_like(parameter) if grad is None else grad.detach()
+        return self._collect(block, named)
 
-    def mean(self, block: Block) -> Tensor:
-        """The packed parameters."""
-        named = {n: whole(p.detach()) for n, p in zip(block.layout.names, block.parameters, strict=True)}
-        return block.layout.pack(named).to(block.curvature_dtype)
+    def mean(self, block: Block) -> Tensor | None:
+        """The packed parameters, as far as this process holds the block."""
+        named = zip(block.layout.names, block.parameters, strict=True)
+        return self._collect(block, {name: parameter.detach() for name, parameter in named})
 
-    def write(self, block: Block, mean: Tensor) -> None:
-        """Put a block vector into the parameters that have a gradient."""
-        values = block.layout.unpack(mean)
+    def _collect(self, block: Block, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        vector = self.placement[block].collect(tensors)
+        return None if vector is None else vector.to(block.curvature_dtype)
+
+    def write(self, block: Block, mean: Tensor | None) -> None:
+        """Put what this process holds of a block vector into the parameters that have a gradient."""
+        values = self.placement[block].spread(mean)
         for name, parameter in zip(block.layout.names, block.parameters, strict=True):
             if parameter.grad is not None:
-                parameter.copy_(placed_like(parameter, values[name]))
+                parameter.copy_(values[name])
+
+    # ------------------------------------------------------------------ blocks that processes divide
+
+    def observed_with(self, block: Block) -> State:
+        """The curvature as :meth:`Structure.observe` may read it: without numbers where another process owns it."""
+        curvature: State = self.state(block)["curvature"]
+        if self.placement[block].held:
+            return curvature
+        if block not in self._shapes:
+            shape, dtype = block.layout.block_shape, block.curvature_dtype
+            self._shapes[block] = block.structure.init(shape, initial=0.0, dtype=dtype, device="meta")
+        return self._shapes[block] | curvature
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """An error inside is raised by all processes that divide blocks; nothing else is communicated inside."""
+        if self._unanimity is None:
+            yield
+            return
+        with self._unanimity.section():
+            yield
+
+    @property
+    def total(self) -> Callable[[Tensor], Tensor] | None:
+        """Sum of the numbers of the processes that divide blocks, inside :meth:`together`; ``None`` if none do."""
+        return None if self._unanimity is None else self._unanimity.total
+
+    def gathered(self, block: Block) -> dict[str, Any]:
+        """The block's whole state, on every process."""
+        state, place = self.state(block), self.placement[block]
+        return {kind: place.gather(state[kind]) for kind in ("curvature", "memory")} if place.divided else state
+
+    def gathered_states(self) -> defaultdict[Any, Any]:
+        """The whole optimizer state, on every process; block by block."""
+        out: defaultdict[Any, Any] = defaultdict(dict, self._state)
+        out.update({block.parameters[0]: self.gathered(block) for block in self.blocks if self._known_state(block)})
+        return out
+
+    def divide_states(self) -> None:
+        """Keep this process's part of states that are whole, and start those that are missing."""
+        for block, place in self.placement.items():
+            if place.divided and self._known_state(block):
+                self._keep(block)
+        for block in self.blocks if self.divided else ():
+            self.state(block)  # here, where all processes are, for it communicates
+
+    def _keep(self, block: Block) -> None:
+        """Let go of what this process does not hold of a whole state."""
+        state, place = self._state[block.parameters[0]], self.placement[block]
+        kept = {"curvature": block.structure.READ_BY_OBSERVE, "memory": COUNTERS}
+        state.update({kind: place.keep(state[kind], names) for kind, names in kept.items()})
+
+    def _known_state(self, block: Block) -> bool:
+        return "curvature" in self._state.get(block.parameters[0], {})
+
+    def moving(self, gradients: Mapping[Block, Tensor]) -> Callable[[Block], bool]:
+        """Whether a block's gradient has an element that is not zero, on any process.
+
+        Args:
+            gradients: of the blocks that this process holds.
+        """
+        if not self.divided:
+            return lambda block: bool(gradients[block].any())
+        mine = [block in gradients and bool(gradients[block].any()) for block in self.blocks]
+        found = torch.tensor(mine, dtype=torch.int64, device=own_shard(self.blocks[0].parameters[0]).device)
+        self._replicas.all_reduce(found)
+        moving = dict(zip(self.blocks, found.tolist(), strict=True))
+        return lambda block: bool(moving[block])
+
+    def publish(self, olds: Mapping[Block, State]) -> None:
+        """Tell all processes what they keep of blocks that others own.
+
+        Args:
+            olds: the curvature before the step of the blocks that this process holds.
+        """
+        owned = [block for block in self.blocks if self.placement[block].owner is not None]
+        if not owned:
+            return
+        rows = []
+        for block in owned:
+            state = self.state(block)
+            new, old = state["curvature"], olds.get(block, {})
+            changed = any(new[key] is not old.get(key, new[key]) for key in block.structure.READ_BY_OBSERVE)
+            held = self.placement[block].held
+            rows.append([float(state["memory"][key]) if held else 0.0 for key in COUNTERS] + [float(held and changed)])
+        table = torch.tensor(rows, dtype=torch.float64, device=own_shard(owned[0].parameters[0]).device)
+        self._replicas.all_reduce(table)
+        for block, (observations, weight, changed) in zip(owned, table.tolist(), strict=True):
+            state = self.state(block)
+            if not self.placement[block].held:
+                numbers = torch.tensor(int(observations)), torch.tensor(weight, dtype=torch.float64)
+                state["memory"] = dict(zip(COUNTERS, numbers, strict=True))
+            if changed:
+                read = {key: state["curvature"][key] for key in block.structure.READ_BY_OBSERVE}
+                state["curvature"] = state["curvature"] | self.placement[block].gather(read)
+
+    # ------------------------------------------------------------------ checkpoints
 
     def restore_dtypes(self, saved: Mapping[str, Any]) -> None:
         """Undo ``load_state_dict``'s cast of every state tensor to its parameter's dtype."""
@@ -177,11 +302,6 @@ def new_table(optimizer: NaturalGradient, *, tracked: frozenset[Tensor] = frozen
         optimizer: whose groups are cut into blocks.
         tracked: parameters that were tracked before and stay so although they are frozen now.
     """
-
-    def prepare(memory: dict[str, Tensor], mean: Tensor, group: Group) -> None:
-        for step in optimizer.chain:
-            step.prepare(memory, mean, group)
-
     return BlockTable(
         optimizer._model,
         optimizer.param_groups,
@@ -189,7 +309,8 @@ def new_table(optimizer: NaturalGradient, *, tracked: frozenset[Tensor] = frozen
         structure=optimizer.selection,
         fallback=optimizer.fallback,
         kind=optimizer.partition,
-        prepare=prepare,
+        chain=optimizer.chain,
+        replicas=optimizer.replicas,
         tracked=tracked,
         without_curvature=lambda group: without_curvature(optimizer, group),
     )
@@ -205,8 +326,9 @@ def new_collector(optimizer: NaturalGradient, table: BlockTable) -> Collector:
     return Collector(
         table.blocks,
         optimizer.statistics,
-        state_of=lambda block: table.state(block)["curvature"],
+        state_of=table.observed_with,
         gradient_of=table.gradient,
+        placement_of=table.placement.__getitem__,
         loss_reduction=optimizer.loss_reduction,
         loss_scale=lambda: 1.0 if optimizer.grad_scaler is None else float(optimizer.grad_scaler.get_scale()),
         replicas=optimizer.replicas,

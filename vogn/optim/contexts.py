@@ -11,7 +11,7 @@ from torch import Tensor
 from vogn.capture.context import SampleContext
 from vogn.capture.places import Places
 from vogn.capture.reweighting import ExampleWeights
-from vogn.distributed import own_shard, placed_like
+from vogn.distributed import own_shard
 from vogn.errors import MissingCurvatureError
 from vogn.optim.blocks import BlockTable
 from vogn.optim.checks import check_group
@@ -51,21 +51,23 @@ class SampledContexts:
         if self.open:
             raise RuntimeError(f"{what} inside a sampled context would see noisy weights; call it after the context")
 
-    def enter(self, table: BlockTable, drawn: Mapping[str, Tensor], parameters: Iterable[Tensor]) -> None:
+    def enter(self, table: BlockTable, context: SampleContext, parameters: Iterable[Tensor]) -> None:
         """Keep the mean and add a weight sample to it.
 
         Args:
             table: the optimizer's blocks.
-            drawn: block name to ``theta - m`` as a block vector.
+            context: what was drawn.
             parameters: all parameters, whose gradients tell whether the context has a backward.
         """
         self._means = []
         for block in table.blocks:
-            offsets = block.layout.unpack(drawn[block.name]) if block.name in drawn else {}
+            offsets = {}
+            if block.name in context.displaced:
+                offsets = table.placement[block].spread(context.displacement.get(block.name))
             for name, parameter in zip(block.layout.names, block.parameters, strict=True):
                 if name in offsets and parameter.requires_grad:
                     self._means.append((parameter, parameter.detach().clone()))
-                    parameter.copy_(parameter + placed_like(parameter, offsets[name]))
+                    parameter.copy_(parameter + offsets[name])
         self._marks = _gradient_marks(parameters)
 
     def leave(self) -> None:
@@ -115,29 +117,35 @@ def draw(optimizer: NaturalGradient, table: BlockTable, indices: Tensor | None =
     """
     sample = optimizer._contexts.draws
     drawn: dict[str, Tensor] = {}
-    for block, group in table:
-        if not (group["variational"] and group["sampled"]):
-            continue
-        check_group(optimizer, group)
-        if reason := table.without_curvature(group):
-            raise MissingCurvatureError(f"weights cannot be sampled: {reason}")
-        if not table.known(block):
-            continue  # no evidence yet: never a draw from the bare prior
-        drawn[block.name] = displacement(
-            block.structure,
-            table.state(block)["curvature"],
-            block.layout.block_shape,
-            ess=group["ess"],
-            shift=group["weight_decay"],
-            seed=optimizer.seed,
-            step=group["steps_done"],
-            sample=sample,
-            name=block.name,
-            antithetic=optimizer.antithetic,
-            dtype=block.curvature_dtype,
-            device=block.parameters[0].device,
-            rank=optimizer.replicas.noise_rank,
-        )
+    elsewhere: set[str] = set()
+    with table.together():
+        for block, group in table:
+            if not (group["variational"] and group["sampled"]):
+                continue
+            check_group(optimizer, group)
+            if reason := table.without_curvature(group):
+                raise MissingCurvatureError(f"weights cannot be sampled: {reason}")
+            if not table.known(block):
+                continue  # no evidence yet: never a draw from the bare prior
+            if not table.placement[block].held:
+                elsewhere.add(block.name)
+                continue
+            drawn[block.name] = displacement(
+                block.structure,
+                table.state(block)["curvature"],
+                block.layout.block_shape,
+                ess=group["ess"],
+                shift=group["weight_decay"],
+                seed=optimizer.seed,
+                step=group["steps_done"],
+                sample=sample,
+                name=block.name,
+                antithetic=optimizer.antithetic,
+                dtype=block.curvature_dtype,
+                device=block.parameters[0].device,
+                rank=optimizer.replicas.noise_rank,
+                part=table.placement[block].cut,
+            )
     return SampleContext(
         seed=optimizer.seed,
         step=optimizer.param_groups[0]["steps_done"],
@@ -148,6 +156,7 @@ def draw(optimizer: NaturalGradient, table: BlockTable, indices: Tensor | None =
         rank=optimizer.replicas.noise_rank,
         places=_places(optimizer, indices),
         weights=_example_weights(optimizer, table),
+        elsewhere=frozenset(elsewhere),
     )
 
 

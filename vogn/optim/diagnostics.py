@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from vogn.capture.partition import Block
+from vogn.distributed import whole
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.types import State
 
@@ -84,7 +85,8 @@ def diagnostics(optimizer: NaturalGradient, *, per_block: bool = False) -> dict[
     for block, group in table:
         entry = optimizer.state.get(block.parameters[0], {})  # table.state() would make one where there is none yet
         known = "curvature" in entry and table.known(block)
-        reports.append(_report(block, group, place[id(group)], table.mean(block), entry if known else {}))
+        mean = block.layout.pack({n: whole(p) for n, p in zip(block.layout.names, block.parameters, strict=True)})
+        reports.append(_report(block, group, place[id(group)], mean, table.gathered(block) if known else {}))
     out = {"steps": float(max((group["steps_done"] for group in optimizer.param_groups), default=0))}
     out |= optimizer._evidence.record.shares()
     out |= _summary(reports)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,20 @@ from vogn.types import Observation
 
 REMEDY = "run forward and backward inside `with opt.sampled_params():`"
 
-TakingPart = Sequence[tuple[Block, Group, Tensor]]
-"""Blocks with a gradient, their groups and gradients."""
+
+@dataclass(frozen=True)
+class TakingPart:
+    """What takes part in a step.
+
+    Args:
+        blocks: those with a gradient, and their groups; the same on all processes.
+        gradients: as far as this process holds the blocks.
+        moves: whether a gradient has an element that is not zero, on any process.
+    """
+
+    blocks: Sequence[tuple[Block, Group]]
+    gradients: Mapping[Block, Tensor]
+    moves: Callable[[Block], bool]
 
 
 @dataclass
@@ -84,10 +96,10 @@ class EvidenceCheck:
             MissingCurvatureError: if there are gradients but the curvature has never been observed.
         """
         if not collector.empty or all("step" in statistic.WHEN for statistic in self.statistics):
-            return bool(taking_part)
-        if taking_part and all(table.without_curvature(group) for _, group, _ in taking_part):
+            return bool(taking_part.blocks)
+        if taking_part.blocks and all(table.without_curvature(group) for _, group in taking_part.blocks):
             return True
-        moving = [block for block, _, gradient in taking_part if bool(gradient.any())]
+        moving = [block for block, _ in taking_part.blocks if taking_part.moves(block)]
         if not moving:
             return False
         if not any(table.state(block)["memory"]["observations"] for block in table.blocks):
@@ -97,13 +109,13 @@ class EvidenceCheck:
             raise MissingCurvatureError(
                 f"block {moving[0].name!r} has a gradient but its curvature has never been observed: {REMEDY}{hint}"
             )
-        if any(table.due(block, "observe_every") for block, _, _ in taking_part):
+        if any(table.due(block, "observe_every") for block, _ in taking_part.blocks):
             self.record.tolerated += 1
             self._warn("", f"this step observed no curvature and uses the old one: {REMEDY}")
         return True
 
     def check_block(
-        self, table: BlockTable, collector: Collector, block: Block, group: Group, observation: Observation, g: Tensor
+        self, table: BlockTable, collector: Collector, block: Block, group: Group, moves: Callable[[Block], bool]
     ) -> None:
         """A block that moves has evidence, or at least a start; so has every layer of a joined block.
 
@@ -112,16 +124,17 @@ class EvidenceCheck:
         """
         if table.without_curvature(group):
             return
-        if observation or table.state(block)["memory"]["observations"]:
-            watched = block.members if observation and block.joined else ()
+        observed = collector.observed(block)
+        if observed or table.state(block)["memory"]["observations"]:
+            watched = block.members if observed and block.joined else ()
             unseen = [m for m in watched if m.rule is not None and m not in collector.seen]
             moving = [m for m in unseen if any(p.grad is not None and bool(p.grad.any()) for p in m.parameters)]
             if moving and any(statistic.NEEDS_PAIRS for statistic in self.statistics):
                 self._raise_unseen(moving[0].layout.names[0])
-            if not observation and table.due(block, "observe_every") and bool(g.any()):
+            if not observed and table.due(block, "observe_every") and moves(block):
                 self._warn(block.name, f"block {block.name!r} moves but was not observed; it keeps its old curvature")
             return
-        if not bool(g.any()):
+        if not moves(block):
             return
         if not table.known(block):
             self._raise_unseen(block.name)

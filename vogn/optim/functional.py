@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,15 +30,18 @@ def displacement(
     dtype: torch.dtype,
     device: torch.device,
     rank: int = 0,
+    part: Callable[[Tensor], Tensor] = lambda noise: noise,
 ) -> Tensor:
     """``(ess (C + shift I))^(-1/2) eps``: a draw from the posterior minus its mean, as a block vector.
 
-    With ``antithetic`` the samples ``2 k`` and ``2 k + 1`` are each other's mirror images.
+    With ``antithetic`` the samples ``2 k`` and ``2 k + 1`` are each other's mirror images. ``part`` is what ``state``
+    holds of the noise of the whole block: no element's noise depends on who holds it.
     """
     index = sample // 2 if antithetic else sample
     noise = normal(
         shape, seed=seed, stream="weights", step=step, sample=index, name=name, rank=rank, dtype=dtype, device=device
     )
+    noise = part(noise)
     if antithetic and sample % 2:
         noise = -noise
     with in_block(name):
@@ -75,12 +77,12 @@ def check_finite(
 
 
 def evidence_tensors(
-    taking_part: Iterable[tuple[Block, Any, Tensor]], observations: Iterable[Observation]
+    gradients: Mapping[Block, Tensor], observations: Mapping[Block, Observation]
 ) -> Iterator[tuple[str, str, Tensor]]:
     """What :func:`check_finite` looks at before a step: gradient and observation of every block."""
-    for (block, _, gradient), observation in zip(taking_part, observations, strict=True):
+    for block, gradient in gradients.items():
         yield block.name, "gradient", gradient
-        for key, leaf in observation.items():
+        for key, leaf in observations[block].items():
             yield block.name, f"curvature statistic {key!r}", leaf
 
 

@@ -47,7 +47,7 @@ def posterior_of(optimizer: NaturalGradient, table: BlockTable, collector: Colle
                 name=block.name,
                 layout=block.layout,
                 structure=block.structure,
-                state=table.state(block)["curvature"],
+                state=table.gathered(block)["curvature"],
                 shift=float(group["weight_decay"]),
                 ess=float(group["ess"] or math.inf),
                 sampled=bool(group["sampled"]),

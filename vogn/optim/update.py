@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from vogn.capture.collector import Collector
 from vogn.capture.normalisation import require_count
 from vogn.capture.objective import Objective
 from vogn.capture.partition import Block
+from vogn.capture.statistics import Statistic
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.optim.blocks import BlockTable, Group
 from vogn.optim.evidence import TakingPart, anneal, staged_curvature
@@ -27,15 +28,13 @@ class StagedUpdate:
     """New states and means, checked but not written yet.
 
     Args:
-        blocks: the blocks that move.
-        views: their new curvature and memory.
+        views: new curvature and memory of the blocks that move, as far as this process holds them.
         means: their new means, as block vectors.
         context: what the chain's steps shared.
     """
 
-    blocks: Sequence[Block]
-    views: Sequence[BlockView]
-    means: list[Tensor]
+    views: Mapping[Block, BlockView]
+    means: Mapping[Block, Tensor]
     context: StepContext
 
 
@@ -43,11 +42,11 @@ def update(optimizer: NaturalGradient, objective: Objective | None = None) -> No
     """One update from the gradients and observations at hand; see :meth:`vogn.NaturalGradient.step`."""
     table, collector = optimizer._build()
     taking_part = _take_part(optimizer, table, collector)
-    if not taking_part:
+    if taking_part is None:
         return
     _check_requirements(optimizer, objective)
     entries = [dict(group) for group in optimizer.param_groups]
-    terms = max(collector.loss_terms(block) for block, _, _ in taking_part)
+    terms = max(collector.loss_terms(block) for block, _ in taking_part.blocks)
     for step in optimizer.chain:
         step.before(optimizer.param_groups, terms)
     try:
@@ -59,7 +58,7 @@ def update(optimizer: NaturalGradient, objective: Objective | None = None) -> No
         for group, old in zip(optimizer.param_groups, entries, strict=True):
             group.update(old)
         raise
-    _commit(optimizer, table, staged)
+    _commit(optimizer, table, taking_part, staged)
     collector.clear()
     optimizer._contexts.reset()
 
@@ -79,8 +78,8 @@ def _check_requirements(optimizer: NaturalGradient, objective: Objective | None)
             )
 
 
-def _take_part(optimizer: NaturalGradient, table: BlockTable, collector: Collector) -> TakingPart:
-    """The blocks with a gradient, the evidence of all processes behind them; none if there is nothing to do.
+def _take_part(optimizer: NaturalGradient, table: BlockTable, collector: Collector) -> TakingPart | None:
+    """The blocks with a gradient, the evidence of all processes behind them; ``None`` if there is nothing to do.
 
     Raises:
         MissingCurvatureError: if there are gradients but the curvature has never been observed.
@@ -89,30 +88,43 @@ def _take_part(optimizer: NaturalGradient, table: BlockTable, collector: Collect
     if optimizer.replicas.size > 1:
         numbers = {"seed": optimizer.seed, "the number of steps": optimizer.param_groups[0]["steps_done"]}
         collector.pool({block: optimizer._contexts.divisor(group) for block, group in table}, numbers)
-    taking_part = []
+    blocks: list[tuple[Block, Group]] = []
+    gradients: dict[Block, Tensor] = {}
     for block, group in table:
         table.state(block)
         if any(parameter.grad is not None for parameter in block.parameters):
-            taking_part.append((block, group, mean_gradient(optimizer, table, collector, block, group)))
+            blocks.append((block, group))
+            gradient = mean_gradient(optimizer, table, collector, block, group)
+            gradients |= {} if gradient is None else {block: gradient}
+    taking_part = TakingPart(blocks, gradients, table.moving(gradients))
     if not optimizer._evidence.may_step(table, collector, taking_part):
-        return []
-    for block, _, gradient in taking_part:
+        return None
+    for block, _ in blocks:
         for statistic in optimizer.statistics if table.due(block, "observe_every") else ():
-            statistic.on_step(collector, block, gradient)
+            _finished(statistic, collector, block, gradients.get(block))
     return taking_part
+
+
+def _finished(statistic: Statistic, collector: Collector, block: Block, gradient: Tensor | None) -> None:
+    """A block's gradient is complete; where another process holds it, that it is observed is all that is known."""
+    if gradient is not None:
+        statistic.on_step(collector, block, gradient)
+    elif "step" in statistic.WHEN:
+        collector.add(block, {}, "step", rows=1)
 
 
 def mean_gradient(
     optimizer: NaturalGradient, table: BlockTable, collector: Collector, block: Block, group: Group
-) -> Tensor:
-    """The gradient of the mean loss per example, averaged over weight samples, as a block vector."""
+) -> Tensor | None:
+    """The gradient of the mean loss per example, averaged over weight samples, as a block vector; ``None`` where
+    another process holds the block."""
     gradient = table.gradient(block)
     divisor = float(optimizer._contexts.divisor(group))
     if optimizer.loss_reduction == "sum":
         count = collector.loss_terms(block)
         require_count(count)
         divisor = count / optimizer.replicas.size  # averaged over the replicas
-    return gradient / divisor if divisor != 1.0 else gradient
+    return gradient / divisor if gradient is not None and divisor != 1.0 else gradient
 
 
 def _stage(
@@ -129,37 +141,57 @@ def _stage(
         NonFiniteStatisticsError: if a gradient, a statistic or the result is not finite.
         NotPositiveDefiniteError: if a curvature plus its shift has no inverse.
     """
-    observations = [collector.finish(block, optimizer._contexts.divisor(group)) for block, group, _ in taking_part]
-    measured = any(observations)
-    if measured:  # else what is not finite shows in the result
-        check_finite(evidence_tensors(taking_part, observations))
-    views, rates = [], []
-    for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
-        optimizer._evidence.check_block(table, collector, block, group, observation, gradient)
-        new, mean = staged_curvature(table, block, group, observation), table.mean(block)
-        terms = float(collector.loss_terms(block)) if observation else 0.0
-        view = BlockView(block.name, block.structure, new["curvature"], new["memory"], group, mean, gradient, terms)
-        views.append(view)
-        rates.append(float(group["lr"]) / anneal(group))
-    context = StepContext(
-        views, optimizer.param_groups[0]["steps_done"], objective=objective, average=optimizer.replicas.average
-    )
-    means = natural_gradient_step(context, optimizer.chain, rates)
-    blocks = [block for block, _, _ in taking_part]
-    olds = [table.state(block)["curvature"] for block in blocks]
-    suspects = [] if measured else list(evidence_tensors(taking_part, observations))
-    check_finite(result_tensors(zip(views, means, olds, strict=True)), suspects)
-    return StagedUpdate(blocks, views, means, context)
+    held = [(block, group) for block, group in taking_part.blocks if table.placement[block].held]
+    means = {block: mean for block, _ in taking_part.blocks if (mean := table.mean(block)) is not None}
+    with table.together():
+        observations = {block: collector.finish(block, optimizer._contexts.divisor(group)) for block, group in held}
+        measured = any(observations.values())
+        if measured:  # else what is not finite shows in the result
+            check_finite(evidence_tensors(taking_part.gradients, observations))
+        for block, group in taking_part.blocks:
+            optimizer._evidence.check_block(table, collector, block, group, taking_part.moves)
+        views, rates = {}, []
+        for block, group in held:
+            new = staged_curvature(table, block, group, observations[block])
+            views[block] = BlockView(
+                block.name,
+                block.structure,
+                new["curvature"],
+                new["memory"],
+                group,
+                means[block],
+                taking_part.gradients[block],
+                terms=float(collector.loss_terms(block)) if observations[block] else 0.0,
+                counts=table.placement[block].counts,
+            )
+            rates.append(float(group["lr"]) / anneal(group))
+        context = StepContext(
+            list(views.values()),
+            optimizer.param_groups[0]["steps_done"],
+            objective=objective,
+            average=optimizer.replicas.average,
+            groups=[group for _, group in taking_part.blocks],
+            over_processes=table.total,
+        )
+        moved = natural_gradient_step(context, optimizer.chain, rates)
+        olds = [table.state(block)["curvature"] for block in views]
+        suspects = [] if measured else list(evidence_tensors(taking_part.gradients, observations))
+        check_finite(result_tensors(zip(views.values(), moved, olds, strict=True)), suspects)
+    return StagedUpdate(views, dict(zip(views, moved, strict=True)), context)
 
 
-def _commit(optimizer: NaturalGradient, table: BlockTable, staged: StagedUpdate) -> None:
+def _commit(optimizer: NaturalGradient, table: BlockTable, taking_part: TakingPart, staged: StagedUpdate) -> None:
     """Write a checked update and count the step."""
-    for block, view, mean in zip(staged.blocks, staged.views, staged.means, strict=True):
-        table.state(block).update(curvature=view.state, memory=view.memory)
-        table.write(block, mean)
+    olds = {block: table.state(block)["curvature"] for block in staged.views}
+    for block, _ in taking_part.blocks:
+        if block in staged.views:
+            view = staged.views[block]
+            table.state(block).update(curvature=view.state, memory=view.memory)
+        table.write(block, staged.means.get(block))
+    table.publish(olds)
     optimizer._reshard()
     for step in optimizer.chain:
-        step.after(staged.means, staged.context)
+        step.after(list(staged.means.values()), staged.context)
     optimizer._evidence.record.add(staged.context.notes)
     for group in optimizer.param_groups:
         group["examples_done"] += optimizer._contexts.examples

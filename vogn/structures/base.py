@@ -45,6 +45,12 @@ class Structure(ABC):
         DEGREE: observation leaf to its degree in the output gradients (0, 1 or 2).
         REFRESHED: state keys that :meth:`refresh` writes.
         GROWS: state key to the dimension whose length depends on the data; all other sizes follow from the block.
+        ELEMENTWISE: whether any choice of a block's elements is a block of its own: all tensors of a state or an
+            observation are block vectors (with batch dimensions in front) or single numbers, every method but
+            :meth:`observe` works on them element by element, and :meth:`observe` reads no numbers of the state.
+            Processes that hold shards of the parameters then hold these shards of the state.
+        READ_BY_OBSERVE: state keys whose numbers :meth:`observe` reads; of the others it may read the shape. A process
+            that owns the block sends them to all.
     """
 
     OBSERVES: ClassVar[frozenset[str]] = frozenset({"rows"})
@@ -53,6 +59,8 @@ class Structure(ABC):
     DEGREE: ClassVar[dict[str, int]] = {}
     REFRESHED: ClassVar[tuple[str, ...]] = ()
     GROWS: ClassVar[dict[str, int]] = {}
+    ELEMENTWISE: ClassVar[bool] = False
+    READ_BY_OBSERVE: ClassVar[tuple[str, ...]] = ()
 
     @property
     def reads(self) -> frozenset[str]:

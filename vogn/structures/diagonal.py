@@ -37,6 +37,7 @@ class Diagonal(Structure):
         {"shift", "tensor_shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal", "eigenvalue_bounds"}
     )
     DEGREE: ClassVar[dict[str, int]] = {"rows": 2, "probe": 1}
+    ELEMENTWISE: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._check_option("negative", self.negative, ("raise", "retract", "clamp", "abs"))

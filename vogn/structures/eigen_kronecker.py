@@ -65,6 +65,7 @@ class EigenKronecker(Structure):
     )
     DEGREE: ClassVar[dict[str, int]] = {"inputs": 0, "positions": 0, "right": 2, "S": 2, "rows": 2, "probe": 1}
     REFRESHED: ClassVar[tuple[str, ...]] = ("QA", "QS", "s")
+    READ_BY_OBSERVE: ClassVar[tuple[str, ...]] = ("QA", "QS")
 
     def __post_init__(self) -> None:
         self._check_option("basis", self.basis, ("kfac", "contraction"))

@@ -61,12 +61,16 @@ def require_positive_without_shift(values: Tensor, shift: Shift) -> Tensor:
 
 def require_positive(values: Tensor) -> None:
     """Raise unless every eigenvalue of a curvature plus its shift is positive."""
+    if not values.numel():
+        return  # a process may hold no element of a block
     smallest = values.min()
     if not bool(smallest > 0):
         _raise(float(smallest), "set weight_decay, damping or initial_curvature above 0")
 
 
 def _require_not_negative(values: Tensor) -> None:
+    if not values.numel():
+        return
     smallest = values.min()
     if not bool(smallest >= 0):
         _raise(

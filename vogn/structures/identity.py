@@ -26,6 +26,7 @@ class Identity(Structure):
         {"shift", "tensor_shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal", "eigenvalue_bounds"}
     )
     DEGREE: ClassVar[dict[str, int]] = {"count": 0}
+    ELEMENTWISE: ClassVar[bool] = True
 
     @property
     def reads(self) -> frozenset[str]:

@@ -66,17 +66,22 @@ class SampleSpace(Structure):
 
     def observe(self, state: State, rows: AnyRows) -> Observation:
         """The rows one by one, ``k`` slow and ``n`` fast."""
-        columns, count = rows.columns, rows.count
-        unknown = state["scale"].new_full((count,), UNKNOWN)
+        leaves, length = self._leaves(rows)
+        some = next(iter(leaves.values()))  # the state may be one of shapes alone, on no device
+        unknown = some.new_full((rows.count,), UNKNOWN, dtype=state["scale"].dtype)
         places = unknown if rows.places is None else _exact(rows.places, unknown)
-        leaves = {"place": places.repeat(columns)}
+        place = places.repeat(rows.columns)
+        return leaves | {"place": place, "length": torch.full_like(place, float(length))}
+
+    @staticmethod
+    def _leaves(rows: AnyRows) -> tuple[Observation, int]:
+        """Inputs and output gradients, or explicit rows where these are smaller, and positions per pair (else 0)."""
         if isinstance(rows, (Rows, IndexedRows)) and len(rows.shape) == 2:
             positions = rows.g.shape[-2]
             if positions * sum(rows.shape) < math.prod(rows.shape):
-                a, g = rows.a.flatten(0, 1), rows.g.flatten(0, 2)
-                lengths = torch.full_like(leaves["place"], float(positions))
-                return leaves | {"a": a.repeat(columns, 1) if columns > 1 else a, "g": g, "length": lengths}
-        return leaves | {"J": rows.dense().flatten(2).flatten(0, 1), "length": torch.zeros_like(leaves["place"])}
+                a = rows.a.flatten(0, 1)
+                return {"a": a.repeat(rows.columns, 1) if rows.columns > 1 else a, "g": rows.g.flatten(0, 2)}, positions
+        return {"J": rows.dense().flatten(2).flatten(0, 1)}, 0
 
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """The new rows; before them the old ones, if they count at all."""

@@ -23,10 +23,11 @@ from vogn.linalg.rows import AnyRows, GradientRow, IndexedRows, JoinedRows, Rows
 from vogn.structures import REGISTRY, structure_from_dict, structure_to_dict
 from vogn.testing.structure_cases import assert_close, merged, normalised, raises, random_rows, some_examples
 from vogn.testing.structure_operators import OperatorConformance
+from vogn.testing.structure_parts import PartsConformance
 from vogn.types import Observation, Shape, State
 
 
-class StructureConformance(OperatorConformance):
+class StructureConformance(OperatorConformance, PartsConformance):
     """What every structure promises; subclasses set :attr:`structure`.
 
     Class attributes:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from vogn.capture.collector import Collector
 
 
+HESSIAN_PRODUCTS = "Hessian products"
+
+
 def hessian_products(collector: Collector, call: LikelihoodCall, directions: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Hessian of the *summed* loss of a likelihood call times a direction over the named blocks, as block vectors.
 
@@ -34,7 +37,7 @@ def hessian_products(collector: Collector, call: LikelihoodCall, directions: Map
             "Hessian products need the loss itself: call opt.observe(outputs, likelihood, targets)"
         )
     check_own_pass(call.outputs, collector.statistics, collector.replicas)
-    check_not_sharded(blocks, "Hessian products", collector.statistics)
+    check_not_sharded(blocks, HESSIAN_PRODUCTS, collector.statistics)
     weight = term_weights(call)
     terms = call.likelihood.terms(kept(call.outputs, call.mask), kept(call.targets, call.mask))
     if isinstance(weight, Tensor):

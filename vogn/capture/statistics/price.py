@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from vogn.announcement import LikelihoodCall
+from vogn.capture.replication import check_not_sharded
 from vogn.capture.statistics.base import Statistic
-from vogn.capture.statistics.hutchinson import hessian_products
+from vogn.capture.statistics.hutchinson import HESSIAN_PRODUCTS, hessian_products
 from vogn.linalg.noise import normal
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ class Price(Statistic):
         """Remember the gradients that are already there."""
         for block in collector.blocks:
             if any(parameter.grad is not None for parameter in block.parameters):
-                collector.entry_gradients[block.name] = collector.gradient_of(block).clone()
+                gradient = collector.gradient_of(block)
+                if gradient is not None:
+                    collector.entry_gradients[block.name] = gradient.clone()
 
     def on_exit(self, collector: Collector) -> None:
         """See :meth:`Statistic.on_exit`."""
@@ -41,10 +44,13 @@ class Price(Statistic):
         assert context is not None
         with torch.no_grad():
             for block in collector.blocks:
-                displacement = context.displacement.get(block.name)
-                response = None if displacement is None else collector.context_gradient(block)
-                if displacement is None or response is None:
+                displaced = block.name in context.displaced
+                response = collector.context_gradient(block) if displaced else None
+                if block.name in context.elsewhere:
+                    collector.add(block, {}, "exit", probe=True)
+                if response is None:
                     continue
+                displacement = context.displacement[block.name]
                 state = collector.state_of(block)
                 probe = block.structure.apply(state, displacement, context.shift[block.name]) * context.ess[block.name]
                 leaves = block.structure.observe_probe(state, probe, response)
@@ -54,9 +60,10 @@ class Price(Statistic):
         """Blocks that are not displaced (deterministic mode, norms at a point): see the class's text."""
         context = collector.context
         assert context is not None
-        still = [block for block in collector.blocks if block.name not in context.displacement]
+        still = [block for block in collector.blocks if block.name not in context.displaced]
         if not still:
             return
+        check_not_sharded(still, HESSIAN_PRODUCTS, collector.statistics)
         probes, directions = {}, {}
         with torch.no_grad():
             for block in still:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vogn.optim.steps.base import BlockView, Step, StepContext
+from vogn.optim.steps.base import BlockView, Scope, Step, StepContext
 from vogn.optim.steps.clip import ClipElements, ClipKL
 from vogn.optim.steps.kalman import KalmanSchedule
 from vogn.optim.steps.levenberg_marquardt import LevenbergMarquardt
@@ -25,6 +25,7 @@ __all__ = [
     "PseudoSolve",
     "RescaleToInitial",
     "Reweight",
+    "Scope",
     "Solve",
     "Step",
     "StepContext",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from vogn.capture.objective import Objective
@@ -15,6 +16,8 @@ from vogn.capture.reweighting import ExampleWeights
 from vogn.distributed import Replicas
 from vogn.structures.base import Structure
 from vogn.types import State
+
+Scope = Literal["element", "block", "model"]
 
 
 @dataclass
@@ -31,6 +34,7 @@ class BlockView:
         mean: current mean.
         gradient: likelihood gradient of the mean loss.
         terms: number of loss terms behind this step's observation of the block, 0 if it was not observed.
+        counts: ``False`` if another process holds the same and counts it in sums over all blocks.
     """
 
     name: str
@@ -41,6 +45,7 @@ class BlockView:
     mean: Tensor
     gradient: Tensor
     terms: float = 0.0
+    counts: bool = True
 
 
 @dataclass
@@ -48,13 +53,16 @@ class StepContext:
     """What the whole chain shares.
 
     Args:
-        blocks: views of all blocks that take part in this step, in the order of the updates.
+        blocks: views of all blocks that take part in this step, in the order of the updates; where processes divide the
+            blocks among themselves, of the blocks or parts of blocks that this one holds.
         step: number of finished optimizer steps.
         notes: single numbers, by name, that steps leave for :meth:`vogn.NaturalGradient.diagnostics`, which reports
             their averages over the steps; tensors stay on their device.
         objective: the closure of this step, if it was a :class:`vogn.Objective`.
         average: the mean of a number over all processes.
         scratch: what a step's call leaves for its :meth:`Step.after`.
+        groups: param groups of all blocks that take part, whoever holds them; by default those of ``blocks``.
+        over_processes: sum of everybody's number where processes divide the blocks among themselves, else ``None``.
     """
 
     blocks: Sequence[BlockView]
@@ -63,6 +71,21 @@ class StepContext:
     objective: Objective | None = None
     average: Callable[[Tensor], Tensor] = lambda number: number
     scratch: dict[str, Any] = field(default_factory=dict)
+    groups: Sequence[Mapping[str, Any]] = ()
+    over_processes: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        self.groups = self.groups or [block.group for block in self.blocks]
+
+    def total(self, numbers: Sequence[Tensor]) -> Tensor:
+        """The sum over all blocks, whoever holds them, of one number per block in ``blocks``.
+
+        Every process must come here equally often: let nothing but ``groups`` and the step's own fields decide.
+        """
+        if self.over_processes is None:
+            return torch.stack([number.to(numbers[0]) for number in numbers]).sum()
+        mine = [number.double() for number, block in zip(numbers, self.blocks, strict=True) if block.counts]
+        return self.over_processes(torch.stack(mine).sum() if mine else torch.zeros((), dtype=torch.float64))
 
 
 class Step(ABC):
@@ -73,9 +96,15 @@ class Step(ABC):
     Class attributes:
         REQUIRES: what the step needs beside gradients and curvature: ``"objective"`` (``opt.step`` must be given a
             :class:`vogn.Objective`).
+        SCOPE: what one element of the result depends on, beside :meth:`StepContext.total`: the same ``"element"`` of
+            the block's tensors (through an elementwise structure), the whole ``"block"``, or all blocks (``"model"``).
+            Where processes hold shards, they divide no more than that allows. What a step keeps in a block's memory are
+            block vectors and single numbers, unless its scope is ``"model"``. That scope is also for steps whose call
+            evaluates the loss or whose :meth:`example_weights` read the memory: all processes then have all blocks.
     """
 
     REQUIRES: ClassVar[frozenset[str]] = frozenset()
+    SCOPE: ClassVar[Scope] = "model"
 
     @abstractmethod
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
@@ -92,7 +121,8 @@ class Step(ABC):
         """
 
     def before(self, groups: list[dict[str, Any]], terms: int) -> None:  # noqa: B027
-        """A step begins; may change group entries (schedules). A refused step undoes the changes.
+        """A step begins; may change group entries (schedules), of all processes alike: let nothing but the arguments
+        and the step's own fields decide. A refused step undoes the changes.
 
         Args:
             groups: the param groups.
@@ -100,10 +130,11 @@ class Step(ABC):
         """
 
     def after(self, means: list[Tensor], context: StepContext) -> None:  # noqa: B027
-        """The step is done and the new means are in the model; may change group entries (damping policies).
+        """The step is done and the new means are in the model; may change group entries (damping policies), of all
+        processes alike.
 
         Args:
-            means: the new means as block vectors, in the order of the blocks.
+            means: the new means as block vectors, in the order of ``context.blocks``: of what this process holds.
             context: that of the call.
         """
 

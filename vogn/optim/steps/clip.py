@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vogn.optim.steps.base import Step, StepContext
+from vogn.optim.steps.base import Scope, Step, StepContext
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,18 @@ class ClipKL(Step):
 
     kappa: float
 
+    SCOPE: ClassVar[Scope] = "element"
+
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""
-        largest = max((float(block.group["lr"]) for block in context.blocks), default=0.0)
-        if not updates or largest == 0.0:
+        largest = max((float(group["lr"]) for group in context.groups), default=0.0)
+        if largest == 0.0:
             return updates
         products = [
             (update * block.gradient).sum() * (block.group["lr"] / largest) ** 2
             for update, block in zip(updates, context.blocks, strict=True)
         ]
-        total = torch.stack([product.to(products[0]) for product in products]).sum()
+        total = context.total(products)
         # the largest rate stays outside: its square may overflow
         limit = (self.kappa / total.clamp_min(torch.finfo(total.dtype).tiny)).sqrt() / largest
         factor = limit.clamp_max(1.0)
@@ -58,14 +61,16 @@ class ClipElements(Step):
 
     radius: float
 
+    SCOPE: ClassVar[Scope] = "element"
+
     def __post_init__(self) -> None:
         if not self.radius > 0:
             raise ValueError(f"clip_radius={self.radius} must be positive, or inf for none")
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""
-        if updates and math.isfinite(self.radius):
-            clipped = torch.stack([(update.abs() > self.radius).sum().to(updates[0].device) for update in updates])
-            elements = sum(update.numel() for update in updates)
-            context.notes["elements_clipped_share"] = clipped.sum() / elements
+        if context.groups and math.isfinite(self.radius):
+            clipped = context.total([(update.abs() > self.radius).sum() for update in updates])
+            elements = context.total([torch.tensor(update.numel()) for update in updates])
+            context.notes["elements_clipped_share"] = clipped / elements
         return [update.clamp(-self.radius, self.radius) for update in updates]

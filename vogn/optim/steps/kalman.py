@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vogn.optim.steps.base import Step, StepContext
+from vogn.optim.steps.base import Scope, Step, StepContext
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class KalmanSchedule(Step):
 
     Source: Ollivier (2018), "Online Natural Gradient as a Kalman Filter", Theorem 2 and section 3 (fading memory).
     """
+
+    SCOPE: ClassVar[Scope] = "element"
 
     def before(self, groups: list[dict[str, Any]], terms: int) -> None:
         """See :meth:`Step.before`."""

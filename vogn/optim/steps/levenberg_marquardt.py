@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vogn.optim.steps.base import Step, StepContext
+from vogn.optim.steps.base import Scope, Step, StepContext
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class LevenbergMarquardt(Step):
     largest: float = 1e10
 
     REQUIRES: ClassVar[frozenset[str]] = frozenset({"objective"})
+    SCOPE: ClassVar[Scope] = "model"  # evaluates the loss, in which all processes take part
 
     def __post_init__(self) -> None:
         if not (0.0 < self.epsilon <= 0.5 and self.boost >= 1.0 and 0.0 < self.drop <= 1.0):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from vogn.errors import NotPositiveDefiniteError, in_block
 from vogn.linalg.noise import generator
-from vogn.optim.steps.base import BlockView, Step, StepContext
+from vogn.optim.steps.base import BlockView, Scope, Step, StepContext
 
 GROWTH = 10.0
 """Terms of a converging series shrink; parts of the rows may make single terms grow, but not by this factor."""
@@ -44,6 +45,8 @@ class Neumann(Step):
     scale: float | None = None
     rows: int | None = None
     seed: int = 0
+
+    SCOPE: ClassVar[Scope] = "block"
 
     def __post_init__(self) -> None:
         if self.depth < 0 or self.chains < 1 or (self.rows is not None and self.rows < 1):

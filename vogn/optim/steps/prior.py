@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from vogn.optim.steps.base import Step, StepContext
+from vogn.optim.steps.base import Scope, Step, StepContext
 
 
 @dataclass(frozen=True)
 class Prior(Step):
     """Adds ``weight_decay * m``: the gradient of an isotropic zero-mean prior, at the mean and not at the sample."""
+
+    SCOPE: ClassVar[Scope] = "element"
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""

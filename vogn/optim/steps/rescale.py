@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from vogn.optim.steps.base import Step, StepContext
+from vogn.optim.steps.base import Scope, Step, StepContext
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class RescaleToInitial(Step):
 
     Source: Shen et al. (2024), IVON's ``rescale_lr``.
     """
+
+    SCOPE: ClassVar[Scope] = "element"
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from vogn.capture.reweighting import ExampleWeights
 from vogn.capture.row_sums import SUM_TOLERANCE
 from vogn.distributed import Replicas
 from vogn.errors import in_block
-from vogn.optim.steps.base import BlockView, Step, StepContext
+from vogn.optim.steps.base import BlockView, Scope, Step, StepContext
 
 SHARES = ("index", "batch", "mean")
 """How frozen coefficients find their examples: the group entry ``share``."""
@@ -36,6 +36,8 @@ class Reweight(Step):
 
     ``memory`` keeps ``coefficients (examples,)``, NaN where there is none yet, and their sum and number.
     """
+
+    SCOPE: ClassVar[Scope] = "model"  # every process weighs its own examples with the coefficients of all blocks
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""

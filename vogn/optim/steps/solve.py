@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from vogn.errors import in_block
-from vogn.optim.steps.base import BlockView, Step, StepContext
+from vogn.optim.steps.base import BlockView, Scope, Step, StepContext
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Solve(Step):
     exponent: float = 1.0
     debias: bool = False
     total: bool = False
+
+    SCOPE: ClassVar[Scope] = "element"
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""
@@ -57,6 +60,8 @@ class PseudoSolve(Step):
 
     exponent: float = 1.0
     total: bool = False
+
+    SCOPE: ClassVar[Scope] = "element"
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`.
