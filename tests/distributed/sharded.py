@@ -66,6 +66,7 @@ def train(
     network="square",
     switch=None,
     mesh=None,
+    dtype=torch.float64,
     **options,
 ):
     """The loop of the documentation.
@@ -73,7 +74,7 @@ def train(
     ``evaluate``: forward passes without a backward inside and after each context. Only the last micro-batch of a
     context is averaged over the ranks; with ``quiet_contexts`` only that of the last context.
     """
-    model = plain.NETWORKS[network]()
+    model = plain.NETWORKS[network](dtype)
     if checkpoint is not None:
         model.load_state_dict(pickle.loads(checkpoint)[0])
     model = shard(model, group, outer_only, mesh)
@@ -87,7 +88,7 @@ def train(
         for context in range(contexts):
             with opt.sampled_params():
                 for k in range(micro):
-                    x, y = (plain.share(tensor, sizes, me) for tensor in batch(sum(sizes), 100 * step + k))
+                    x, y = (plain.share(tensor, sizes, me) for tensor in batch(sum(sizes), 100 * step + k, dtype))
                     last = k == micro - 1 and (context == contexts - 1 or not quiet_contexts)
                     model.set_requires_gradient_sync(last)
                     (Categorical()(model(x), y) / micro).backward()
