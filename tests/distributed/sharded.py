@@ -275,3 +275,25 @@ def message(me, group, /, method, bare=False, parameters=False, steps=2, **optio
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+class Aside(nn.Module):
+    """A layer that is used without its forward: nothing is seen of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.unseen = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return nn.functional.linear(torch.tanh(self.seen(x)), self.unseen.weight, self.unseen.bias)
+
+
+def unseen(me, group, /, method, **options):
+    """What a rank raises about a layer that moves although nothing was seen of it."""
+    model = fully_shard(fill(Aside().double(), seed=1), mesh=DeviceMesh.from_group(group, "cpu"))
+    opt = plain.build(method, model, process_group=group, **options)
+    try:
+        one_step(opt, model, group.size(), me)
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

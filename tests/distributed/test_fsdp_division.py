@@ -204,3 +204,10 @@ def test_what_one_rank_cannot_do_no_rank_does(ranks, arguments, failure, text, s
     assert re.match(text, raised[0][2]) and bool(raised[0][2]) == bool(text)
     assert raised[0][:2] + raised[0][3:] == [""] * 4
     ranks.assert_identical([result for _, result in results])
+
+
+@pytest.mark.parametrize("method", ["vogn", "kfac", "slang"])
+def test_a_layer_of_which_nothing_is_seen_is_refused_on_all_ranks(ranks, method):
+    text = "MissingCurvatureError: block 'unseen.weight' has a gradient but .* saw nothing"
+    for message in ranks.run("unseen", 4, file="sharded.py", method=method):
+        assert re.match(text, message), message

@@ -119,8 +119,9 @@ def _stage(
     with table.together():
         observations = {block: collector.finish(block, optimizer._contexts.divisor(group)) for block, group in held}
         check_finite(evidence_tensors(taking_part.gradients, observations))
-        for block, group in taking_part.blocks:
-            optimizer._evidence.check_block(table, collector, block, group, taking_part.moves)
+    for block, group in taking_part.blocks:  # by what all processes know
+        optimizer._evidence.check_block(table, collector, block, group, taking_part.moves)
+    with table.together():
         views, rates = {}, []
         for block, group in held:
             new, place = staged_curvature(table, block, group, observations[block]), table.placement[block]
