@@ -66,6 +66,7 @@ def train(
     network="square",
     switch=None,
     mesh=None,
+    dtype=torch.float64,
     **options,
 ):
     """The loop of the documentation.
@@ -73,7 +74,7 @@ def train(
     ``evaluate``: forward passes without a backward inside and after each context. Only the last micro-batch of a
     context is averaged over the ranks; with ``quiet_contexts`` only that of the last context.
     """
-    model = plain.NETWORKS[network]()
+    model = plain.NETWORKS[network](dtype)
     if checkpoint is not None:
         model.load_state_dict(pickle.loads(checkpoint)[0])
     model = shard(model, group, outer_only, mesh)
@@ -87,7 +88,7 @@ def train(
         for context in range(contexts):
             with opt.sampled_params():
                 for k in range(micro):
-                    x, y = (plain.share(tensor, sizes, me) for tensor in batch(sum(sizes), 100 * step + k))
+                    x, y = (plain.share(tensor, sizes, me) for tensor in batch(sum(sizes), 100 * step + k, dtype))
                     last = k == micro - 1 and (context == contexts - 1 or not quiet_contexts)
                     model.set_requires_gradient_sync(last)
                     (Categorical()(model(x), y) / micro).backward()
@@ -272,5 +273,27 @@ def message(me, group, /, method, bare=False, parameters=False, steps=2, **optio
                 Categorical()(model(x), y).backward()
             opt.step()
     except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+class Aside(nn.Module):
+    """A layer that is used without its forward: nothing is seen of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.unseen = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return nn.functional.linear(torch.tanh(self.seen(x)), self.unseen.weight, self.unseen.bias)
+
+
+def unseen(me, group, /, method, **options):
+    """What a rank raises about a layer that moves although nothing was seen of it."""
+    model = fully_shard(fill(Aside().double(), seed=1), mesh=DeviceMesh.from_group(group, "cpu"))
+    opt = plain.build(method, model, process_group=group, **options)
+    try:
+        one_step(opt, model, group.size(), me)
+    except RuntimeError as error:
         return f"{type(error).__name__}: {error}"
     return ""

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.xdist_group("gloo")
 
@@ -43,6 +44,25 @@ def test_convolutions_and_norms_equal_one_process(ranks, method):
     results = ranks.run("train", 4, file="sharded.py", **arguments)
     ranks.assert_identical(results)
     ranks.assert_equal(results[0], ranks.alone("train", **arguments), 1e-12)
+
+
+@pytest.mark.parametrize("method", ["vogn", "ivon", "kfac"])
+def test_single_precision_equals_one_process_to_its_rounding(ranks, method):
+    arguments = {"method": method, "sizes": (4, 4), "network": "uneven", "dtype": torch.float32}
+    results = ranks.run("train", file="sharded.py", **arguments)
+    ranks.assert_identical(results)
+    ranks.assert_equal(results[0], ranks.alone("train", **arguments), 1e-6)
+
+
+@pytest.mark.parametrize("method", ["vogn", "ivon", "kfac"])
+def test_curvature_of_half_precision_weights_is_single(ranks, method):
+    """Gradients are rounded before and after they are averaged: eight bits of precision."""
+    arguments = {"method": method, "sizes": (4, 4), "network": "uneven", "dtype": torch.bfloat16}
+    results = ranks.run("train", file="sharded.py", **arguments)
+    ranks.assert_identical(results)
+    dtypes = {tensor.dtype for name, tensor in results[0].items() if name.startswith("curvature")}
+    assert dtypes == {torch.float32}
+    ranks.assert_equal(results[0], ranks.alone("train", **arguments), 2.0**-5)
 
 
 @pytest.mark.parametrize("case", ["ekfac", "evon"])
@@ -184,3 +204,10 @@ def test_what_one_rank_cannot_do_no_rank_does(ranks, arguments, failure, text, s
     assert re.match(text, raised[0][2]) and bool(raised[0][2]) == bool(text)
     assert raised[0][:2] + raised[0][3:] == [""] * 4
     ranks.assert_identical([result for _, result in results])
+
+
+@pytest.mark.parametrize("method", ["vogn", "kfac", "slang"])
+def test_a_layer_of_which_nothing_is_seen_is_refused_on_all_ranks(ranks, method):
+    text = "MissingCurvatureError: block 'unseen.weight' has a gradient but .* saw nothing"
+    for message in ranks.run("unseen", 4, file="sharded.py", method=method):
+        assert re.match(text, message), message

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vogn.capture.collector import Collector
 from vogn.capture.partition import Block, Partition, partition
 from vogn.capture.selection import Selection
-from vogn.distributed import Placement, Replicas, Unanimity, own_shard
+from vogn.distributed import Placement, Replicas, Unanimity, is_sharded, own_shard
 from vogn.errors import UnsupportedObservationError
 from vogn.optim.placing import placements
 from vogn.optim.steps import Step
@@ -247,6 +247,16 @@ class BlockTable:
         self._replicas.all_reduce(found)
         moving = dict(zip(self.blocks, found.tolist(), strict=True))
         return lambda block: bool(moving[block])
+
+    def any_moves(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether a gradient has an element that is not zero, on any process that holds a shard of it."""
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        found = any(bool(own_shard(grad).any()) for grad in grads)
+        if not any(is_sharded(grad) for grad in grads):
+            return found
+        flag = torch.tensor(int(found), device=own_shard(grads[0]).device)
+        self._replicas.all_reduce(flag)
+        return bool(flag)
 
     def publish(self, olds: Mapping[Block, State]) -> None:
         """Tell all processes what they keep of blocks that others own.

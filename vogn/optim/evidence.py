@@ -128,7 +128,7 @@ class EvidenceCheck:
         if observed or table.state(block)["memory"]["observations"]:
             watched = block.members if observed and block.joined else ()
             unseen = [m for m in watched if m.rule is not None and m not in collector.seen]
-            moving = [m for m in unseen if any(p.grad is not None and bool(p.grad.any()) for p in m.parameters)]
+            moving = [member for member in unseen if table.any_moves(member.parameters)]
             if moving and any(statistic.NEEDS_PAIRS for statistic in self.statistics):
                 self._raise_unseen(moving[0].layout.names[0])
             if not observed and table.due(block, "observe_every") and moves(block):

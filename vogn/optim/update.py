@@ -148,8 +148,9 @@ def _stage(
         measured = any(observations.values())
         if measured:  # else what is not finite shows in the result
             check_finite(evidence_tensors(taking_part.gradients, observations))
-        for block, group in taking_part.blocks:
-            optimizer._evidence.check_block(table, collector, block, group, taking_part.moves)
+    for block, group in taking_part.blocks:  # by what all processes know
+        optimizer._evidence.check_block(table, collector, block, group, taking_part.moves)
+    with table.together():
         views, rates = {}, []
         for block, group in held:
             new = staged_curvature(table, block, group, observations[block])
