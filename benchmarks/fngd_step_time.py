@@ -2,8 +2,8 @@
 
 Forward, backward and step of SGD with momentum, FNGD before and after freezing, K-FAC on two schedules (statistics
 every 5 steps and inverses every 50; the library's default, 1 and 10). All run in turn, in one process on one thread,
-and are measured in processor time, so that other processes do not count. Ratios are medians over the rounds of the ratio
-to SGD in the same round. A round is ``--steps`` steps, for K-FAC as many as its inverses are apart.
+and are measured in processor time, so that other processes do not count. Ratios are medians over the rounds of the
+ratio to SGD in the same round. A round is ``--steps`` steps, for K-FAC as many as its inverses are apart.
 
     OMP_NUM_THREADS=1 python -m benchmarks.fngd_step_time
 """

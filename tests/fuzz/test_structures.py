@@ -68,6 +68,7 @@ OPTIONS = {
         ),
         st.fixed_dictionaries({"window": st.integers(2, 3), "law": st.just("average"), "keep": st.just(1)}),
     ),
+    "sample_space": st.just({}),
     "sketched_gram": st.fixed_dictionaries({"coordinates": st.integers(1, 20), "window": st.integers(1, 12)}),
     "sampled_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
     "compressed_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
@@ -255,7 +256,8 @@ def check_states(system):
     assert structure_from_dict(json.loads(json.dumps(structure_to_dict(structure)))) == structure
     leaf = state[next(iter(state))]
     fresh = structure.init(shape, initial=0.0, dtype=leaf.dtype, device="cpu")
-    assert {k: t.shape for k, t in fresh.items()} == {k: t.shape for k, t in state.items()}
+    fixed = [key for key in fresh if key not in structure.GROWS]
+    assert fresh.keys() == state.keys() and all(fresh[key].shape == state[key].shape for key in fixed)
     assert structure.bytes_per_block(shape) == sum(4 * t.numel() for t in fresh.values())
     nothing = zero_rows(structure, shape, leaf.dtype)
     seen = normalised(structure, structure.observe(state, nothing), nothing.count)
@@ -281,7 +283,7 @@ def structure_keeps(structure):
     """With its own averaging of the basis a structure may forget it although C is kept; an average counts zeros; an
     interpolation cannot be carried along, nor what is drawn anew."""
     forgets = isinstance(structure, InterpolativeGram | SampledGram | SketchedGram)
-    forgets = forgets or getattr(structure, "law", "") == "average"
+    forgets = forgets or structure.GROWS or getattr(structure, "law", "") == "average"  # rows of one batch alone
     return getattr(structure, "basis_decay", None) is None and not forgets
 
 

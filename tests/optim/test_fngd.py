@@ -593,6 +593,21 @@ def test_no_gram_matrix_and_no_inverse_after_freezing(monkeypatch):
         assert all(not tensor.numel() for key, tensor in opt.state[parameter]["curvature"].items() if key != "scale")
 
 
+def test_layers_of_another_structure_are_solved_for_and_then_follow_the_gradient():
+    x, y = batch(8)
+    model = network()
+    opt = build(model, structure={"4": "diagonal"}, freeze_after=1)
+    rows, before = per_example(model, x, y), weights(model)
+    run(opt, model, x, y, torch.arange(8))
+    g, c = rows["4.weight"].mean(0), rows["4.weight"].square().mean(0)
+    torch.testing.assert_close(directions(opt, model, before)["4.weight"], 0.1 * g / (c + 0.1))
+    rows, before = per_example(model, x, y), weights(model)
+    run(opt, model, x, y, torch.arange(8))
+    torch.testing.assert_close(directions(opt, model, before)["4.weight"], rows["4.weight"].mean(0))
+    expected = torch.einsum("n,n...->...", coefficients(opt)["2.weight"], rows["2.weight"]) / 8
+    torch.testing.assert_close(directions(opt, model, before)["2.weight"], expected)
+
+
 # ---------------------------------------------------------------------- what is refused
 
 

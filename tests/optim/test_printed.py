@@ -45,6 +45,8 @@ Parameter Group 0
     curvature_decay: 0.95
     damping: 0.001
     ess: 100.0
+    examples_done: 0
+    examples_measured: 0
     initial_curvature: first_batch
     likelihood:
     lr: 0.1

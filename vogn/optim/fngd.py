@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from vogn.capture.selection import StructureOption, make_selection
 from vogn.optim.base import NaturalGradient
 from vogn.optim.steps import Momentum, Reweight
 from vogn.optim.steps.reweight import SHARES, check_no_memory
@@ -50,6 +51,9 @@ class FNGD(NaturalGradient):
             not measured, and parameters outside layers, have the mean.
         examples: size of the data set, for ``share="index"``: the table of coefficients is then made at once, which
             ``torch.distributed.checkpoint`` needs to load it; ``None`` lets it grow.
+        structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
+            see :class:`NaturalGradient`. They have no coefficients: after ``freeze_after`` steps they follow the
+            gradient.
         weight_decay: ``prior_precision / ess``.
         damping: lambda.
         momentum: on the direction.
@@ -82,6 +86,7 @@ class FNGD(NaturalGradient):
         lr: float = 0.1,
         *,
         ess: float | None = None,
+        structure: StructureOption = None,
         freeze_after: int | None = None,
         share: Literal["index", "batch", "mean"] = "index",
         examples: int | None = None,
@@ -101,7 +106,7 @@ class FNGD(NaturalGradient):
             raise ValueError(f"share={share!r} is unknown; choose one of {', '.join(SHARES)}")
         super().__init__(
             params,
-            SampleSpace(),
+            make_selection(structure, SampleSpace()),
             "empirical",
             lr=lr,
             ess=ess,

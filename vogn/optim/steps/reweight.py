@@ -26,8 +26,8 @@ class Reweight(Step):
 
     Where the gradient is the mean ``J^T 1 / B`` of the rows that were observed in this step, the result is
     ``J^T c / B + weight_decay m`` with one coefficient per example, ``c = (s + J J^T / B)^-1 (s - weight_decay J m)``,
-    formed from the rows. Another gradient (clipped, or with parts that do not come through the layer) or a step
-    without observation takes Woodbury's identity instead: ``c`` is then stored, but not used.
+    formed from the rows. Another gradient (clipped, or with parts that do not come through the layer) is solved for:
+    ``c`` is then stored, but not used. So are steps without observation, and structures without coefficients.
 
     After ``freeze_after`` steps the coefficients are kept and nothing is measured: ``.grad`` arrives as ``J^T c / B``
     with the stored ones, by ``share``: ``"index"``, of each example by its place in the data set; ``"batch"``, by the
@@ -90,7 +90,7 @@ class Reweight(Step):
 
     def example_weights(self, memory: Mapping[str, Tensor], group: Mapping[str, Any]) -> ExampleWeights | None:
         """See :meth:`Step.example_weights`."""
-        if group["share"] == "mean" or not self.without_curvature(group):
+        if group["share"] == "mean" or not self.without_curvature(group) or not memory["coefficient_count"]:
             return None
         return ExampleWeights(memory["coefficients"], _mean(memory))
 
@@ -124,8 +124,12 @@ def _measured(update: Tensor, block: BlockView) -> Tensor:
     decay = float(group["weight_decay"])
     shift = decay + float(group["damping"])
     prior = block.mean * decay if decay else None
-    if not block.terms:
-        return structure.solve(block.state, update if prior is None else update + prior, shift) * shift
+    last = group["freeze_after"] is not None and group["steps_done"] + 1 >= group["freeze_after"]
+    if not block.terms or "coefficients" not in structure.SUPPORTS:
+        direction = structure.solve(block.state, update if prior is None else update + prior, shift) * shift
+        if last:
+            _let_go(block)
+        return direction
     unit = block.terms**-0.5  # the rows are held as J / sqrt(B)
     c, places = structure.coefficients(block.state, shift, None if prior is None else prior / unit)
     _remember(block, c, places)
@@ -135,7 +139,7 @@ def _measured(update: Tensor, block: BlockView) -> Tensor:
         direction = direction if prior is None else direction.add_(prior)
     else:
         direction = structure.solve(block.state, update if prior is None else update + prior, shift) * shift
-    if group["freeze_after"] is not None and group["steps_done"] + 1 >= group["freeze_after"]:
+    if last:
         _let_go(block)
     return direction
 
