@@ -26,6 +26,7 @@ class Placement(ABC):
         held: whether this process computes anything of the block.
         counts: whether its part counts in sums over the processes: every element counts once.
         divided: whether the processes hold different things.
+        copied: whether several processes hold the same part, which must not drift apart.
         owner: the process that holds all, ``None`` if there is none.
     """
 
@@ -33,6 +34,7 @@ class Placement(ABC):
     held: bool = True
     counts: bool = True
     divided: bool = True
+    copied: bool = False
     owner: int | None = None
 
     @abstractmethod
@@ -114,6 +116,7 @@ class Shares:
         self._spans = {name: spans(parameter, replicas.global_ranks) for name, parameter in self.parameters.items()}
         self.sizes = [sum(self._shape(name, rank).numel() for name in layout.names) for rank in range(replicas.size)]
         self.counts = all(found[replicas.rank].counts for found in self._spans.values())
+        self.copied = not all(span.counts for found in self._spans.values() for span in found)
 
     def of(self, vector: Tensor, rank: int) -> Tensor:
         """The elements of a process as ``(*batch, n, 1)``, from a block vector."""
@@ -180,6 +183,7 @@ class Divided(Placement):
     def __init__(self, shares: Shares) -> None:
         self.shares = shares
         self.shape, self.counts = (shares.sizes[shares.replicas.rank], 1), shares.counts
+        self.copied = shares.copied
 
     def collect(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """See :meth:`Placement.collect`; without communication."""

@@ -111,8 +111,13 @@ def _sums(
     leaves: Sequence[Tensor], placements: Sequence[Placement | None], goal: int, replicas: Replicas
 ) -> list[Tensor] | None:
     """Sums of leaves over the ranks, in one collective; ``None`` on a rank that is to have nothing."""
+    places = [place for place in placements if place is not None]
+    if goal == SHARES and any(place.copied for place in places):
+        # a sum that is scattered is formed in another order on every rank
+        totals = _sums(leaves, placements, EVERYBODY, replicas)
+        assert totals is not None
+        return [place.cut(total) for total, place in zip(totals, places, strict=True)]
     if goal == SHARES:
-        places = [place for place in placements if place is not None]
         pieces = [
             [place.share(leaf, rank) for leaf, place in zip(leaves, places, strict=True)]
             for rank in range(replicas.size)
