@@ -4,6 +4,7 @@ import contextlib
 import copy
 import pickle
 
+import pytest
 import scenarios as plain  # worker.py lies in the same folder
 import torch
 import torch.distributed.checkpoint as dcp
@@ -13,7 +14,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tiny_models import batch, fill
-from vogn.errors import NotPositiveDefiniteError
+from vogn import Objective
+from vogn.distributed import own_shard
+from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.likelihoods import Categorical
 from vogn.optim.steps import Step
 from vogn.structures import Kronecker
@@ -120,6 +123,33 @@ def one_step(opt, model, group_size, me, step=0):
     with opt.sampled_params():
         Categorical()(model(x), y).backward()
     opt.step()
+
+
+def entries(me, group, /, method, refused=False, **options):
+    """Weights and the group entries that the method's own steps change; ``refused``: a NaN on one rank in step 2."""
+    model, size = plain.network(), 1
+    if group is not None:
+        model, size = shard(model, group), group.size()
+        options |= {"process_group": group}
+    opt = plain.build(method, model, variational=False, **options)
+    for step in range(4):
+        x, y = (plain.share(tensor, (8 // size,) * size, me) for tensor in batch(8, 100 * step))
+        objective = Objective(model, Categorical(), x, y)
+        if not refused or step != 2:
+            opt.step(objective)
+            continue
+        before = dict(opt.param_groups[0])
+        opt.zero_grad()
+        with opt.sampled_params():
+            objective()
+        if me == size // 2:
+            for parameter in model.parameters():
+                own_shard(parameter.grad).fill_(float("nan"))
+        with pytest.raises(NonFiniteStatisticsError):
+            opt.step()
+        assert opt.param_groups[0] == before
+    numbers = {k: v for k, v in opt.param_groups[0].items() if isinstance(v, int | float)}
+    return result(model, opt) | {k: torch.tensor(float(v), dtype=torch.float64) for k, v in numbers.items()}
 
 
 def wide_network():

@@ -17,6 +17,17 @@ CASES = {
     "evon": {"method": "evon"},
     "slang": {"method": "slang", "rank": 4},
     "fngd": {"method": "fngd"},
+    "kalman": {"method": "kalman"},
+    "lissa": {"method": "lissa", "rows_per_term": 2},
+    "smw": {"method": "smw", "partition": "layer"},
+    "smw merged": {"method": "smw", "window": 4},
+    "skfac": {"method": "skfac"},
+    "sngd": {"method": "sngd", "refresh_every": 2},
+    "seng": {"method": "seng", "observe_every": 2},
+    "hylo": {"method": "hylo", "rank": 0.5, "observe_every": 1, "curvature_decay": 0.5},
+    "mfac": {"method": "mfac", "window": 3},
+    "ggt": {"method": "ggt", "window": 3},
+    "tonga": {"method": "tonga", "rank": 1, "truncate_every": 1},
 }
 
 

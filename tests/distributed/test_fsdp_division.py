@@ -89,6 +89,22 @@ def test_clips_see_the_whole_model(ranks, arguments):
     ranks.assert_equal(results[0], alone, 1e-6)  # shares are counted in single precision in one process
 
 
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"method": "smw", "partition": "layer", "adapt_damping": True, "boost": 1.5, "drop": 0.5},
+        {"method": "kalman"},
+        {"method": "kalman", "refused": True},
+    ],
+    ids=["damping policy", "schedule", "refused schedule"],
+)
+def test_group_entries_that_steps_change_are_those_of_one_process(ranks, arguments, size):
+    results = ranks.run("entries", size, file="sharded.py", **arguments)
+    ranks.assert_identical(results)
+    ranks.assert_equal(results[0], ranks.alone("entries", file="sharded.py", **arguments), 1e-12)
+
+
 @pytest.mark.parametrize("case", ["vogn", "kfac", "slang"])
 def test_posterior_and_diagnostics_are_those_of_one_process(ranks, case):
     results = ranks.run("diagnosed", 4, file="sharded.py", **CASES[case])
