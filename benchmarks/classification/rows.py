@@ -105,7 +105,7 @@ _KRON = {
         {},
         {"temperature": 0.003},
         {"prior": 300.0, "temperature": 0.003},
-        {"prior": 50.0, "temperature": 0.02},
+        {"prior": 1000.0, "temperature": 0.003},
     ),
 }
 _IVON = {
