@@ -43,7 +43,7 @@ def score(record: Mapping[str, Any]) -> float:
 
 def tuning_cell(arguments: argparse.Namespace, method: str, configuration: int, split: int) -> Path:
     """Where the tuning run of a configuration is; its name changes with the configuration."""
-    text = json.dumps(ROWS[method].configurations[configuration], sort_keys=True)
+    text = json.dumps(ROWS[method].configurations(arguments.data)[configuration], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return folder(arguments, "tuning") / f"{method}-{digest}-{split}.json"
 
@@ -53,7 +53,8 @@ def tuned(arguments: argparse.Namespace, method: str, seed: int) -> int | None:
     row = ROWS[method]
     name = method.removesuffix("-time")
     split = seed if arguments.data == "digits" else 0
-    records = [read_cell(tuning_cell(arguments, name, k, split)) for k in range(len(row.configurations))]
+    count = len(row.configurations(arguments.data))
+    records = [read_cell(tuning_cell(arguments, name, k, split)) for k in range(count)]
     if any(record is None for record in records):
         return None
     return int(np.argmin([score(record) for record in records if record is not None]))
@@ -69,7 +70,7 @@ def run_study(arguments: argparse.Namespace) -> int:
     tuning = []
     for seed in splits:
         for method in methods:
-            for k in range(len(ROWS[method].configurations)):
+            for k in range(len(ROWS[method].configurations(arguments.data))):
                 if not ROWS[method].epochs_of:
                     path = tuning_cell(arguments, method, k, seed)
                     tuning.append((path, arguments_of(arguments, method, k, seed, cell=path, tuning=True)))

@@ -61,9 +61,10 @@ Part = tuple[Tensor, Tensor]
 def parts(data: str, directory: Path | None, study: Study, seed: int, *, tuning: bool) -> tuple[Part, Part, Part]:
     """Training, validation and held-out part of one cell, standardised with the training part's moments.
 
-    The validation part (empty for digits and while tuning) is for choosing the temperature of prediction.
+    The validation part (empty for digits) is for choosing the temperature of prediction.
     """
-    used = (study.tune_train + study.tune_validation,) if tuning else (study.train + study.validation, study.test)
+    tuned = study.tune_train + study.tune_validation + study.validation
+    used = (tuned,) if tuning else (study.train + study.validation, study.test)
     x, y, x_test, y_test = load(data, directory, limit=max(used) if all(used) else sys.maxsize)
     x_val, y_val = x[:0], y[:0]
     if x_test is None or y_test is None:
@@ -77,6 +78,7 @@ def parts(data: str, directory: Path | None, study: Study, seed: int, *, tuning:
     elif tuning:
         split = study.tune_train + study.tune_validation
         x_test, y_test = x[study.tune_train : split], y[study.tune_train : split]
+        x_val, y_val = x[split : split + study.validation], y[split : split + study.validation]
         x, y = x[: study.tune_train], y[: study.tune_train]
     else:
         split = study.train + study.validation

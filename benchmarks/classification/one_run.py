@@ -65,7 +65,7 @@ def train(
 
 @torch.no_grad()
 def predictions(
-    row: Row, model: nn.Module, optimizer: Any, x: Tensor, samples: int, train_x: Tensor, temperature: float
+    row: Row, model: nn.Module, optimizer: Any, x: Tensor, samples: int, calibration_x: Tensor, temperature: float
 ) -> dict[str, Tensor]:
     """Class probabilities at the mean and, for methods that sample, of the posterior predictive.
 
@@ -75,7 +75,7 @@ def predictions(
     Batch norm statistics: the running ones for methods without weight noise, computed anew from training images for
     the mean and for every weight sample of the others.
     """
-    calibration = list(train_x[:1024].split(128))
+    calibration = list(calibration_x.split(128))
     model.eval()
 
     def forward(*, recompute: bool) -> Tensor:
@@ -104,7 +104,7 @@ def predictions(
 
 
 def prediction_temperature(
-    row: Row, model: nn.Module, optimizer: Any, validation: Part, samples: int, train_x: Tensor
+    row: Row, model: nn.Module, optimizer: Any, validation: Part, samples: int, calibration_x: Tensor
 ) -> float | None:
     """The temperature with the lowest NLL on the validation part; none for methods that do not sample."""
     x, y = validation
@@ -112,7 +112,7 @@ def prediction_temperature(
         return PREDICTION_TEMPERATURE if row.samples else None
 
     def loss(temperature: float) -> float:
-        found = predictions(row, model, optimizer, x, samples, train_x, temperature)
+        found = predictions(row, model, optimizer, x, samples, calibration_x, temperature)
         return measure(found["posterior"], y)["nll"]
 
     return min(PREDICTION_TEMPERATURES, key=loss)
@@ -135,15 +135,16 @@ def command() -> str:
 def run_cell(arguments: argparse.Namespace) -> None:
     """Train and measure one (method, configuration, seed)."""
     study, row = sizes(arguments), ROWS[arguments.method]
-    configuration = row.configurations[arguments.configuration]
+    configuration = row.configurations(arguments.data)[arguments.configuration]
     tuning = arguments.tuning
     (x, y), validation, (x_test, y_test) = parts(
         arguments.data, arguments.data_dir, study, arguments.seed, tuning=tuning
     )
     epochs = arguments.epochs or (study.tune_epochs if tuning else study.epochs)
     model, optimizer, seconds = train(row, configuration, x, y, study, epochs, arguments.seed)
-    temperature = prediction_temperature(row, model, optimizer, validation, study.samples // 2, x)
-    probabilities = predictions(row, model, optimizer, x_test, study.samples, x, temperature or 1.0)
+    calibration = x[: study.calibration]
+    temperature = prediction_temperature(row, model, optimizer, validation, study.samples // 2, calibration)
+    probabilities = predictions(row, model, optimizer, x_test, study.samples, calibration, temperature or 1.0)
     record = {
         "method": arguments.method,
         "data": arguments.data,

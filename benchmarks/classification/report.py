@@ -69,16 +69,19 @@ def report(arguments: argparse.Namespace) -> None:
         sys.exit(f"no finished cells in {root}; run the study first")
     write_cell(root / "summary.json", {"lines": lines, "environment": environment()})
     titles = ["method", "epochs", "CPU s", "accuracy %", "NLL", "ECE"]
-    titles += ["NLL minus AdamW (95 % bootstrap)", "points minus AdamW"]
+    titles += ["NLL minus AdamW (95 % bootstrap)", "ECE minus AdamW (95 % bootstrap)", "points minus AdamW"]
     print("| " + " | ".join(titles) + " |")
     print("|" + "---|" * len(titles))
     for line in lines:
         kind = "posterior" if "posterior nll" in line else "mean"
         accuracy, nll, ece = (line[f"{kind} {metric}"] for metric in ("accuracy", "nll", "ece"))
-        versus, points = line.get("minus adamw nll"), line.get("minus adamw accuracy")
+        versus, gap, points = (line.get(f"minus adamw {metric}") for metric in ("nll", "ece", "accuracy"))
         texts = [line["method"], f"{line['epochs']:.0f}", f"{line['cpu_seconds']:.0f}"]
         texts.append(f"{100 * accuracy[0]:.2f} ± {100 * accuracy[1]:.2f}")
         texts += [f"{value:.4f} ± {error:.4f}" for value, error in (nll, ece)]
-        texts.append(f"{versus[0]:+.4f} ± {versus[1]:.4f} [{versus[2]:+.4f}, {versus[3]:+.4f}]" if versus else "")
+        texts += [
+            f"{value[0]:+.4f} ± {value[1]:.4f} [{value[2]:+.4f}, {value[3]:+.4f}]" if value else ""
+            for value in (versus, gap)
+        ]
         texts.append(f"{100 * points[0]:+.2f} ± {100 * points[1]:.2f}" if points else "")
         print("| " + " | ".join(texts) + " |")

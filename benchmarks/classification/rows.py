@@ -35,14 +35,24 @@ def _sgd(model: nn.Module, n: int, *, lr: float, weight_decay: float, seed: int)
 
 
 def _ivon_opt(
-    model: nn.Module, n: int, *, lr: float, prior: float, temperature: float, initial_curvature: float, seed: int
+    model: nn.Module,
+    n: int,
+    *,
+    lr: float,
+    prior: float,
+    temperature: float,
+    initial_curvature: float,
+    curvature_decay: float = 0.99999,
+    seed: int,
 ) -> Any:
     try:
         import ivon
     except ImportError:
         sys.exit("the ivon-opt row needs the bench extra: pip install 'vogn[bench]'")
     ess = n / temperature
-    return ivon.IVON(model.parameters(), lr=lr, ess=ess, weight_decay=prior / ess, hess_init=initial_curvature)
+    return ivon.IVON(
+        model.parameters(), lr=lr, ess=ess, weight_decay=prior / ess, hess_init=initial_curvature, beta2=curvature_decay
+    )
 
 
 def grid(base: Mapping[str, Any], *changes: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -59,32 +69,76 @@ class Row:
     """A method: how it is built and its four configurations."""
 
     build: Callable[..., Any]
-    configurations: tuple[dict[str, Any], ...]
+    grids: Mapping[str, tuple[dict[str, Any], ...]]
     samples: bool = False
     """Whether weights are sampled, so that the posterior predictive is what counts."""
     epochs_of: str = ""
     """Train for the wall time of this other row instead of the same number of epochs."""
 
+    def configurations(self, data: str) -> tuple[dict[str, Any], ...]:
+        """The four configurations for a data set: its own, or those that the others share."""
+        return self.grids.get(data, self.grids["default"])
 
-_VOGN = grid(
-    {"lr": 0.05, "damping": 0.03, "prior": 1000.0, "temperature": 0.001},
-    {},
-    {"lr": 0.1, "damping": 0.1},
-    {"lr": 0.005, "damping": 0.001},
-    {"temperature": 0.003},
-)
-_KRON = grid(
-    {"lr": 0.1, "prior": 100.0, "temperature": 0.01}, {}, {"temperature": 0.003}, {"temperature": 0.03}, {"lr": 0.3}
-)
-_IVON = grid(
-    {"lr": 2.0, "prior": 10.0, "temperature": 0.1, "initial_curvature": 0.3},
-    {},
-    {"lr": 1.0},
-    {"temperature": 0.01, "initial_curvature": 0.1},
-    {"lr": 1.0, "temperature": 0.01, "initial_curvature": 0.1},
-)
-_DECAY = grid({"weight_decay": 5e-4}, {"lr": 0.1}, {"lr": 0.03}, {"lr": 0.1, "weight_decay": 5e-3}, {"lr": 0.3})
-_ADAMW = grid({"weight_decay": 1e-2}, {"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-3, "weight_decay": 1e-1})
+
+_VOGN = {
+    "default": grid(
+        {"lr": 0.05, "damping": 0.03, "prior": 1000.0, "temperature": 0.001},
+        {},
+        {"lr": 0.1, "damping": 0.1},
+        {"lr": 0.005, "damping": 0.001},
+        {"temperature": 0.003},
+    ),
+    "cifar10": grid(
+        {"lr": 0.01, "damping": 0.001, "prior": 1000.0, "temperature": 0.001},
+        {"lr": 0.02},
+        {"damping": 0.003},
+        {},
+        {"prior": 10000.0, "temperature": 0.0001},
+    ),
+}
+_KRON = {
+    "default": grid(
+        {"lr": 0.1, "prior": 100.0, "temperature": 0.01}, {}, {"temperature": 0.003}, {"temperature": 0.03}, {"lr": 0.3}
+    ),
+    "cifar10": grid(
+        {"lr": 0.1, "prior": 100.0, "temperature": 0.01},
+        {},
+        {"temperature": 0.003},
+        {"prior": 300.0, "temperature": 0.003},
+        {"prior": 1000.0, "temperature": 0.003},
+    ),
+}
+_IVON = {
+    "default": grid(
+        {"lr": 2.0, "prior": 10.0, "temperature": 0.1, "initial_curvature": 0.3},
+        {},
+        {"lr": 1.0},
+        {"temperature": 0.01, "initial_curvature": 0.1},
+        {"lr": 1.0, "temperature": 0.01, "initial_curvature": 0.1},
+    ),
+    "cifar10": grid(
+        {"lr": 1.0, "prior": 100.0, "temperature": 0.01, "initial_curvature": 0.03, "curvature_decay": 0.998},
+        {},
+        {"lr": 0.3, "initial_curvature": 0.01},
+        {"curvature_decay": 0.99},
+        {"prior": 10.0, "temperature": 0.1, "initial_curvature": 0.3},
+    ),
+}
+_SGD = {
+    "default": grid({"weight_decay": 5e-4}, {"lr": 0.1}, {"lr": 0.03}, {"lr": 0.1, "weight_decay": 5e-3}, {"lr": 0.3})
+}
+_ADAMW = {
+    "default": grid(
+        {"weight_decay": 1e-2}, {"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-3, "weight_decay": 1e-1}
+    ),
+    "cifar10": grid(
+        {"lr": 3e-3, "weight_decay": 1e-2},
+        {"weight_decay": 1.0},
+        {},
+        {"lr": 1e-2},
+        {"weight_decay": 3e-1},
+    ),
+}
 ROWS: dict[str, Row] = {
     "vogn": Row(_natural("vogn", True, **EVERY), _VOGN, samples=True),
     "vogn-det": Row(_natural("vogn", False, **EVERY), _VOGN),
@@ -95,8 +149,8 @@ ROWS: dict[str, Row] = {
     "ekfac": Row(_natural("ekfac", True, **EVERY), _KRON, samples=True),
     "ekfac-det": Row(_natural("ekfac", False, **EVERY), _KRON),
     "adamw": Row(_adamw, _ADAMW),
-    "sgd": Row(_sgd, _DECAY),
+    "sgd": Row(_sgd, _SGD),
     "ivon-opt": Row(_ivon_opt, _IVON, samples=True),
     "adamw-time": Row(_adamw, _ADAMW, epochs_of="vogn"),
-    "sgd-time": Row(_sgd, _DECAY, epochs_of="vogn"),
+    "sgd-time": Row(_sgd, _SGD, epochs_of="vogn"),
 }

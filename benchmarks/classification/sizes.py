@@ -19,7 +19,8 @@ class Study:
         tune_train, tune_validation, tune_epochs: sizes of the tuning runs.
         seeds: paired seeds, or folds.
         samples: weight samples of the posterior predictive.
-        validation: training images outside the training part, on which final runs choose the temperature of prediction.
+        validation: training images outside the training part, on which a run chooses the temperature of prediction.
+        calibration: training images from which batch norm statistics are computed anew for every weight sample.
     """
 
     train: int
@@ -33,17 +34,18 @@ class Study:
     width: int = 16
     batch: int = 64
     validation: int = 0
+    calibration: int = 1024
 
 
 FULL = {
     "digits": Study(0, 0, 30, 0, 0, 30),
     "mnist": Study(12000, 0, 6, 6000, 2000, 4, validation=1000),
-    "cifar10": Study(12000, 0, 12, 6000, 2000, 4, validation=1000),
+    "cifar10": Study(12000, 0, 12, 6000, 2000, 12, validation=1000),
 }
 REDUCED = {
     "digits": Study(0, 0, 30, 0, 0, 30),
     "mnist": Study(3000, 2000, 6, 1500, 500, 4, samples=16, batch=32, validation=500),
-    "cifar10": Study(2000, 2000, 12, 1000, 500, 4, samples=16, batch=32, validation=500),
+    "cifar10": Study(2000, 2000, 12, 1000, 500, 12, samples=16, batch=32, validation=500, calibration=256),
 }
 
 
