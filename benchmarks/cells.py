@@ -43,6 +43,15 @@ def environment() -> dict[str, Any]:
     }
 
 
+def command(module: str) -> str:
+    """This process's command line without the places of this machine."""
+    words = list(sys.argv[1:])
+    for option in ("--cell", "--data-dir", "--results"):
+        if option in words:
+            del words[words.index(option) : words.index(option) + 2]
+    return " ".join([f"python -m {module}", *words])
+
+
 def run_cells(
     module: str, cells: Sequence[tuple[Path, Sequence[str]]], *, jobs: int, deadline: float | None
 ) -> tuple[int, int]:
