@@ -6,7 +6,28 @@ The flag ``variational`` switches between the two readings, on the same checkpoi
 from __future__ import annotations
 
 from vogn import errors, likelihoods, metrics
-from vogn.optim import EKFAC, EVON, IVON, KFAC, METHODS, SLANG, VOGN, VON, NaturalGradient, VAdam
+from vogn.capture.objective import Objective
+from vogn.optim import (
+    EKFAC,
+    EVON,
+    GGT,
+    IVON,
+    KFAC,
+    METHODS,
+    MFAC,
+    SKFAC,
+    SLANG,
+    SMW,
+    SNGD,
+    TONGA,
+    VOGN,
+    VON,
+    GramGaussNewton,
+    KalmanNaturalGradient,
+    LiSSA,
+    NaturalGradient,
+    VAdam,
+)
 from vogn.optim.check_curvature import check_curvature
 from vogn.optim.preview import coverage
 from vogn.posterior import GaussianPosterior, Posterior
@@ -16,21 +37,31 @@ from vogn.predict import BatchNormCalibration, Predictive, predict, update_batch
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchNormCalibration",
     "EKFAC",
     "EVON",
+    "GGT",
+    "GaussianPosterior",
+    "GramGaussNewton",
     "IVON",
     "KFAC",
+    "KalmanNaturalGradient",
+    "LiSSA",
     "METHODS",
-    "SLANG",
-    "VOGN",
-    "VON",
-    "BatchNormCalibration",
-    "GaussianPosterior",
+    "MFAC",
     "NaturalGradient",
+    "Objective",
     "Posterior",
     "Predictive",
     "Prior",
+    "SKFAC",
+    "SLANG",
+    "SMW",
+    "SNGD",
+    "TONGA",
     "VAdam",
+    "VOGN",
+    "VON",
     "check_curvature",
     "coverage",
     "errors",

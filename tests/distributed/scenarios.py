@@ -58,12 +58,14 @@ def result(model, opt):
     for parameter, state in opt.state.items():
         for kind in ("curvature", "memory"):
             for key, tensor in state.get(kind, {}).items():
-                out[f"{kind} {names[parameter]} {key}"] = tensor.clone()
+                if tensor.numel():  # an empty tensor remembers a shape
+                    out[f"{kind} {names[parameter]} {key}"] = tensor.clone()
     # bases and low-rank roots are unique only up to signs: their products stand for them
-    return {name: tensor for name, tensor in out.items() if name.split()[-1] not in ("QA", "QS", "U")} | {
+    roots = ("U", "UA", "US")
+    return {name: tensor for name, tensor in out.items() if name.split()[-1] not in ("QA", "QS", "F", *roots)} | {
         f"{name} squared": tensor.flatten(0, -2) @ tensor.flatten(0, -2).T
         for name, tensor in out.items()
-        if name.split()[-1] == "U"
+        if name.split()[-1] in roots
     }
 
 

@@ -21,7 +21,20 @@ CASES = {
     "kfac empirical": {"method": "kfac", "fisher": "empirical"},
     "ekfac": {"method": "ekfac"},
     "slang": {"method": "slang", "rank": 4},
+    "skfac": {"method": "skfac"},
+    "skfac rank 2": {"method": "skfac", "rank": 2, "fisher": "mc"},
+    "sngd": {"method": "sngd", "refresh_every": 2},
+    "sngd nystrom": {"method": "sngd", "root": "nystrom", "columns": 2},
+    "sngd units": {"method": "sngd", "metric": "rfim_unit"},
     "slang ggn": {"method": "slang", "fisher": "ggn", "rank": 4},
+    "smw": {"method": "smw", "partition": "layer"},
+    "smw merged": {"method": "smw", "window": 4},
+    "lissa": {"method": "lissa", "rows_per_term": 2},
+    "kalman": {"method": "kalman"},
+    "mfac": {"method": "mfac", "window": 3},
+    "mfac dynamic": {"method": "mfac", "window": 3, "inverse": "dynamic", "batch_size": 6.0},
+    "ggt": {"method": "ggt", "window": 3},
+    "tonga": {"method": "tonga", "rank": 1, "truncate_every": 1},
 }
 
 
@@ -34,7 +47,7 @@ def test_two_ranks_equal_one_process(ranks, case, variational):
     ranks.assert_equal(results[0], ranks.alone("train", **arguments), 1e-12)
 
 
-ONE_PER_STRUCTURE = ["vogn", "kfac", "ekfac", "evon", "ivon", "slang"]
+ONE_PER_STRUCTURE = ["vogn", "kfac", "ekfac", "evon", "ivon", "slang", "mfac", "skfac", "sngd"]
 
 
 @pytest.mark.parametrize("case", ONE_PER_STRUCTURE)
@@ -61,7 +74,7 @@ def test_the_optimizer_may_get_the_inner_module(ranks):
 
 
 @pytest.mark.parametrize("sync_all", [False, True])
-@pytest.mark.parametrize("case", ["vogn", "vogn mc", "ivon", "slang"])
+@pytest.mark.parametrize("case", ["vogn", "vogn mc", "ivon", "slang", "mfac", "skfac", "sngd units"])
 def test_micro_batches_under_no_sync_equal_one_process_with_the_same_micro_batches(ranks, case, sync_all):
     arguments = CASES[case] | {"micro": 2, "contexts": 2, "sync_all": sync_all}
     results = ranks.run("train", **arguments)
@@ -90,7 +103,7 @@ def test_a_scaled_loss_is_unscaled_before_the_ranks_are_joined(ranks, case):
     ranks.assert_equal(results[0], ranks.alone("train", **CASES[case]), 1e-12)
 
 
-@pytest.mark.parametrize("case", ["vogn", "vogn ggn", "kfac empirical", "ivon", "vadam", "slang"])
+@pytest.mark.parametrize("case", ["vogn", "vogn ggn", "kfac empirical", "ivon", "vadam", "slang", "skfac", "sngd"])
 def test_uneven_batches_of_a_summed_loss_equal_one_process(ranks, case):
     arguments = CASES[case] | {"sizes": (5, 2), "reduction": "sum"}
     results = ranks.run("train", **arguments)
@@ -109,7 +122,7 @@ def test_uneven_batches_of_a_mean_loss_have_the_curvature_of_one_process(ranks, 
     ranks.assert_equal(*curvature, 1e-12)
 
 
-@pytest.mark.parametrize("case", ["vogn", "vogn ggn", "kfac empirical", "ekfac", "ivon", "slang"])
+@pytest.mark.parametrize("case", ["vogn", "vogn ggn", "kfac empirical", "ekfac", "ivon", "slang", "skfac", "sngd"])
 def test_parameters_unused_on_a_rank_count_as_in_one_process(ranks, case):
     # the branch that is never used has the prior's curvature only
     arguments = CASES[case]

@@ -115,7 +115,7 @@ def test_curvature_of_half_precision_parameters_stays_in_single_precision(tools,
     other.load_state_dict(saved["model"])
     resumed.load_state_dict(saved["opt"])
     leaves = [leaf for state in resumed.state.values() for leaf in state.get("curvature", {}).values()]
-    assert {leaf.dtype for leaf in leaves} == {torch.float32}
+    assert {leaf.dtype for leaf in leaves if leaf.is_floating_point()} == {torch.float32}
     assert any(not torch.equal(leaf, leaf.bfloat16().float()) for leaf in leaves), "eight bits would not do"
     for state in resumed.state.values():
         if "memory" not in state:  # a later parameter of a block

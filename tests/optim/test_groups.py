@@ -17,7 +17,7 @@ def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", [name for name in ALL if not METHODS[name].sets_groups])
 def test_a_group_has_its_own_rate_and_prior(tools, method):
     """The second layer at lr = 0 stays; the first one moves as it would alone under its own weight decay."""
     model = tools.network()
@@ -101,7 +101,8 @@ def test_bare_parameters_and_group_dictionaries_are_taken(tools, method):
         runs.append(tools.weights(model))
     if method == "vadam":  # the others draw their probes by name
         assert same(runs[0], runs[1])
-    assert same(runs[0], runs[2])
+    # a block over all parameters of a group is another block where there are two groups
+    assert same(runs[0], runs[2]) == (opt.partition != "model")
 
 
 @pytest.mark.parametrize("method", BARE)
@@ -146,7 +147,7 @@ def test_half_precision_models_train_with_curvature_in_single_precision(tools, m
         opt.step()
     assert all(p.dtype == torch.bfloat16 and bool(p.isfinite().all()) for p in model.parameters())
     for state in tools.curvature(opt).values():
-        assert {leaf.dtype for leaf in state.values()} == {torch.float32}
+        assert {leaf.dtype for leaf in state.values() if leaf.is_floating_point()} == {torch.float32}
 
 
 @pytest.mark.parametrize("method", ALL)

@@ -80,6 +80,55 @@ ILLEGAL = {
         ({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn"),
         ({"anneal_power": -0.5}, ValueError, r"anneal_power=-0\.5 is out of range"),
     ],
+    "smw": [
+        ({"window": 0}, ValueError, r"Gram: window=0 must be at least 1"),
+        ({"curvature_examples": 0}, ValueError, r"curvature_examples=0 must be at least 1, or None"),
+        ({"adapt_damping": True, "epsilon": 0.7}, ValueError, r"epsilon=0\.7 must lie in \(0, 0\.5\]"),
+        ({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn"),
+    ],
+    "gram_gauss_newton": [({"ggn_samples": 0}, ValueError, r"ggn_samples=0 must be at least 1, or None")],
+    "lissa": [
+        ({"depth": -1}, ValueError, r"depth=-1 must be at least 0"),
+        ({"scale": 0.0}, ValueError, r"scale=0\.0 must be positive, or None"),
+        ({"rows_per_term": 0}, ValueError, r"rows=0 at least 1 or None"),
+    ],
+    "kalman": [
+        ({"momentum": 0.5}, ValueError, r"momentum must be 0: the Kalman filter has none"),
+    ],
+    "mfac": [
+        ({"window": 0}, ValueError, r"GradientWindow: window=0 must be at least 1"),
+        ({"inverse": "lu"}, ValueError, r"inverse='lu' is unknown; allowed: 'cholesky', 'static', 'dynamic'"),
+        ({"batch_size": 0}, ValueError, r"batch_size=0 must be a positive number"),
+    ],
+    "ggt": [
+        ({"window": 0}, ValueError, r"GradientWindow: window=0 must be at least 1"),
+        ({"batch_size": math.inf}, ValueError, r"batch_size=inf must be a positive number"),
+        ({"pinv": True, "structure": {"0": "diagonal"}}, UnsupportedObservationError, r"has no pseudo-inverse"),
+    ],
+    "tonga": [
+        ({"rank": 0}, ValueError, r"rank=0 must be at least 1"),
+        ({"truncate_every": 0}, ValueError, r"truncate_every=0 must be at least 1"),
+        ({"batch_size": -1}, ValueError, r"batch_size=-1 must be a positive number"),
+    ],
+    "skfac": [
+        ({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn"),
+        ({"kl_clip": 0.0}, ValueError, r"kl_clip=0\.0 must be positive, or None for no clipping"),
+        ({"kfac_approx": "fold"}, ValueError, r"sharing='fold' is unknown; allowed: 'expand', 'reduce'"),
+        ({"rank": 0}, ValueError, r"SwiftKronecker: rank=0 must be at least 1, or None for all directions"),
+        ({"stride": 0}, ValueError, r"SwiftKronecker: stride=0 must be at least 1"),
+        ({"partition": "model"}, UnsupportedObservationError, r"Kronecker factors need the inputs .* use partition='l"),
+    ],
+    "sngd": [
+        ({"metric": "outputs"}, ValueError, r"metric='outputs': choose 'inputs' or 'rfim_unit'"),
+        ({"root": "newton"}, ValueError, r"root='newton' is unknown; allowed: 'eigh', 'nystrom', 'denman_beavers'"),
+        ({"columns": 0}, ValueError, r"LocalFisher: columns=0 must be at least 1"),
+        (
+            {"structure": {"0": "diagonal"}},
+            UnsupportedObservationError,
+            r"block '0\.weight': Diagonal reads gradients, which the statistic 'inputs' does not give",
+        ),
+        ({"partition": "model"}, UnsupportedObservationError, r"Kronecker factors need the inputs .* use partition='l"),
+    ],
 }
 
 LEGAL_EVERYWHERE = [
@@ -112,6 +161,20 @@ LEGAL = {
     "kfac": [{"factored": False}, {"kfac_approx": "reduce"}, {"kl_clip": None}, {"fisher": "ggn"}],
     "ekfac": [{"kl_clip": None}, {"fisher": "empirical"}],
     "slang": [{"rank": 1}, {"rank": 100}, {"partition": "layer"}, {"anneal_power": 0.51}, {"fisher": "mc"}],
+    "smw": [{"window": 3}, {"fisher": "ggn"}, {"curvature_examples": 2}, {"partition": "layer"}, {"momentum": 0.0}],
+    "gram_gauss_newton": [{"momentum": 0.9}, {"ggn_samples": 1}, {"partition": "layer"}],
+    "lissa": [{"depth": 0}, {"rows_per_term": 2, "chains": 3}, {"fisher": "ggn"}, {"momentum": 0.0}],
+    "kalman": [{"curvature_decay": 0.9}, {"damping": 0.1}, {"partition": "layer"}],
+    "mfac": [{"window": 1}, {"partition": "layer"}, {"inverse": "static"}, {"inverse": "dynamic"}, {"batch_size": 8}],
+    "ggt": [{"window": 1}, {"partition": "parameter"}, {"pinv": True}, {"batch_size": 8}, {"curvature_decay": 0.9}],
+    "tonga": [{"rank": 1, "truncate_every": 1}, {"partition": "model"}, {"normalise": False}, {"batch_size": 8}],
+    "skfac": [{"rank": 1}, {"rank": None}, {"factored": False}, {"kfac_approx": "expand", "stride": 2}],
+    "sngd": [
+        {"metric": "rfim_unit"},
+        {"root": "nystrom", "columns": 2},
+        {"root": "denman_beavers"},
+        {"metric": "rfim_unit", "root": "nystrom", "structure": {"2": "local_fisher"}},
+    ],
 }
 
 

@@ -54,6 +54,7 @@ Parameter Group 0
     param_names: ['weight', 'bias']
     refresh_every: 10
     sampled: True
+    step_divisor: None
     steps_done: 0
     variational: True
     weight_decay: 0.01

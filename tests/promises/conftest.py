@@ -80,6 +80,12 @@ def everything(opt: NaturalGradient, model: nn.Module) -> dict[str, Tensor]:
     return out
 
 
+def meaning(opt: NaturalGradient, model: nn.Module) -> dict[str, Tensor]:
+    """Weights and posterior precisions: what a state means, where the order of rows makes the state ambiguous."""
+    weights = {f"weight {name}": parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return weights | {f"precision {name}": p for name, p in opt.posterior().precision_matrices().items()}
+
+
 def assert_identical(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():
@@ -102,6 +108,7 @@ class Tools:
     fill = staticmethod(fill)
     flat = staticmethod(flat)
     everything = staticmethod(everything)
+    meaning = staticmethod(meaning)
     assert_identical = staticmethod(assert_identical)
     assert_near = staticmethod(assert_near)
 

@@ -12,10 +12,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vogn.errors import MissingCurvatureError, UnsupportedObservationError
-from vogn.optim import METHODS
-
-OWN_PASS = {"von", "kfac", "ekfac"}
-"""Methods whose default statistic takes a pass of its own through the graph, by ``torch.autograd.grad``."""
 
 
 class Checkpointed(nn.Module):
@@ -62,7 +58,7 @@ def test_reentrant_checkpointing_works_or_raises(tools, case):
     elif probes_hessian(case):  # EVON has none
         with pytest.raises(MissingCurvatureError, match="never been observed"):
             run_checkpointed(case, tools, True)
-    elif case.method in OWN_PASS:
+    elif any(statistic.NEEDS_LIKELIHOOD for statistic in case.build(tools.network()).statistics):  # own passes
         with pytest.raises(MissingCurvatureError, match="use_reentrant=False"):
             run_checkpointed(case, tools, True)
     else:
@@ -172,9 +168,9 @@ def test_hooks_are_attached_in_contexts_only(tools, case):
     opt = case.build(model)
     for step in range(2):
         with opt.sampled_params():
-            assert attached(model) == METHODS[case.method].needs_model
+            assert attached(model) == any(statistic.NEEDS_PAIRS for statistic in opt.statistics)
             case.backward(model, step)
-            assert attached(model) == METHODS[case.method].needs_model
+            assert attached(model) == any(statistic.NEEDS_PAIRS for statistic in opt.statistics)
         assert not attached(model)
         opt.step()
     assert not attached(model)
@@ -226,11 +222,9 @@ class Mixed(nn.Module):
 @pytest.mark.promise("parameters of different dtypes")
 def test_every_parameter_keeps_its_dtype(tools, case):
     model = Mixed(tools)
-    opt = (
-        case.build(model)
-        if case.method != "slang"
-        else case.build(model, groups=[{"params": [*model.head.parameters()]}])
-    )
+    groups = [{"params": [*model.head.parameters()]}]  # a block over all layers has one dtype
+    joined = case.build(tools.network()).partition == "model"
+    opt = case.build(model, groups=groups) if joined else case.build(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     case.train(opt, model, 3)
     for name, parameter in model.named_parameters():

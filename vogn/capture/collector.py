@@ -69,7 +69,8 @@ class Collector:
         self._block_of = {member: block for block in blocks for member in block.members}
         pairs = any(statistic.NEEDS_PAIRS for statistic in statistics)
         user = any("backward" in statistic.WHEN for statistic in statistics)
-        self._taps = Taps(members if pairs else [], self._on_gradient if user else None)
+        outputs = {m for block in blocks for m in block.members if "outputs" in block.structure.reads}
+        self._taps = Taps(members if pairs else [], self._on_gradient if user else None, outputs)
         self._waiting: list[Call] = []
         self._active = False
         self._row_counts: dict[Member, int] = {}

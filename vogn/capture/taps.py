@@ -7,9 +7,9 @@ Modules that use their parameters without calling sub-modules get an explicit fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,7 @@ class Call:
         versions: version counters of ``saved``, to notice later in-place changes.
         grad: gradient columns once a backward has passed.
         key: of the layer in a compiled graph; ``None`` for a call that Python has seen.
+        output: the layer's output, for the few structures that read it.
     """
 
     member: Member
@@ -69,6 +70,7 @@ class Call:
     grad: Tensor | None = None
     consumed: bool = False
     key: int | None = None
+    output: Tensor | None = None
 
     def keep(self, saved: tuple[Tensor, ...]) -> None:
         """Take what the rule will need."""
@@ -76,7 +78,7 @@ class Call:
 
     def forget(self) -> None:
         """Let go of the graph: a hook on the graph holds this call, so keeping the edge would keep both alive."""
-        self.saved, self.edge, self.grad, self.consumed = (), None, None, True
+        self.saved, self.edge, self.grad, self.output, self.consumed = (), None, None, None, True
 
     def rows(self) -> Rows | IndexedRows:
         """Rows of this call."""
@@ -88,7 +90,12 @@ class Call:
                 "it; make the operation that follows it out of place"
             )
         grad = examples_first(self.grad.reshape(len(self.grad), *self.shape), use.axes, 1)
-        return use.rule.rows(use.module, use.attributes, self.saved, grad)
+        rows = use.rule.rows(use.module, use.attributes, self.saved, grad)
+        if self.output is None:
+            return rows
+        output = examples_first(self.output.unsqueeze(0), use.axes, 1)  # in the shape and order of a gradient
+        like_rows = use.rule.rows(use.module, use.attributes, self.saved, output)
+        return replace(rows, outputs=like_rows.g.select(-4, 0))
 
 
 class _Hook:
@@ -123,10 +130,12 @@ class Taps:
         members: members with a layer rule.
         on_gradient: called with a call whenever the user's backward reaches its output; ``None`` leaves the user's
             backward alone.
+        read_outputs: the members whose outputs are kept too.
     """
 
     members: Sequence[Member]
     on_gradient: Callable[[Call], None] | None
+    read_outputs: Collection[Member] = ()
     calls: list[Call] = field(default_factory=list)
     _handles: list[Any] = field(default_factory=list)
     _sites: dict[tuple[nn.Module, str], list[tuple[Member, Member]]] = field(default_factory=dict)
@@ -221,6 +230,8 @@ class Taps:
     def _record(self, member: Member, use: Member, output: Tensor) -> Call:
         place = _place(output)
         call = Call(member, use, get_gradient_edge(place), output.shape)
+        if member in self.read_outputs:
+            call.output = output.detach().clone()  # an activation may work in place
         self.calls.append(call)
         self._open.append(call)
         if self.on_gradient is not None:
@@ -286,9 +297,11 @@ def join_calls(calls: Sequence[Call]) -> list[Rows | IndexedRows]:
     if any(use.layout != member.layout for use in member.uses):
         rows = [_elementwise(call, row) for call, row in zip(calls, rows, strict=True)]
     elif member.uses and len({type(row) for row in rows}) > 1:
-        rows = [Rows(row.a, row.g, mask=row.mask) for row in rows]
+        rows = [Rows(row.a, row.g, row.mask, row.outputs) for row in rows]
     if len(rows) == 1 or len({(type(row), row.count, row.columns) for row in rows}) > 1:
         return rows
+    known = [row.outputs for row in rows if row.outputs is not None]
+    outputs = torch.cat(known, -2) if len(known) == len(rows) else None
     mask = None
     if any(row.mask is not None for row in rows):
         shapes = [row.g.shape[:-4] + row.g.shape[-3:-1] for row in rows]
@@ -297,8 +310,8 @@ def join_calls(calls: Sequence[Call]) -> list[Rows | IndexedRows]:
     g = torch.cat([row.g for row in rows], -2)
     indexed = [row for row in rows if isinstance(row, IndexedRows)]
     if indexed:
-        return [IndexedRows(torch.cat([row.index for row in indexed], -1), g, indexed[0].size, mask=mask)]
-    return [Rows(torch.cat([row.a for row in rows], -2), g, mask=mask)]
+        return [IndexedRows(torch.cat([row.index for row in indexed], -1), g, indexed[0].size, mask, outputs)]
+    return [Rows(torch.cat([row.a for row in rows], -2), g, mask, outputs)]
 
 
 def _elementwise(call: Call, rows: Rows | IndexedRows) -> Rows:

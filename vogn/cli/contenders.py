@@ -44,6 +44,12 @@ RECIPES: dict[str, Recipe] = {
     "kfac": Recipe(100.0, 1e-2, _KRONECKER),
     "ekfac": Recipe(100.0, 1e-2, _KRONECKER),
     "slang": Recipe(1000.0, 1e-3, {"lr": 0.1, "damping": 0.1, "rank": 2}),
+    "smw": Recipe(1000.0, 1e-3, _VOGN | {"window": 64}),
+    "gram_gauss_newton": Recipe(1000.0, 1e-3, _VOGN | {"window": 64, "momentum": 0.9, "ggn_samples": 1}),
+    "lissa": Recipe(1000.0, 1e-3, {"lr": 0.3, "damping": 0.1, "window": 64, "depth": 10}),
+    "kalman": Recipe(100.0, 1e-2, {"damping": 1e-2, "partition": "layer", "structure": {"*": "kronecker"}}),
+    "skfac": Recipe(100.0, 1e-2, _KRONECKER),
+    "sngd": Recipe(100.0, 1e-2, {"lr": 0.1, "damping": 0.1, "refresh_every": 10}),
 }
 """Method to recipe: what trained image classifiers well on validation data; methods not listed use ``Recipe()``."""
 

@@ -187,6 +187,14 @@ class Replicas:
         dist.all_gather(everyones, padded, group=self.group)
         return [vector[:size] for vector, size in zip(everyones, sizes, strict=True)]
 
+    def average(self, number: Tensor) -> Tensor:
+        """The mean of a number over all ranks."""
+        if self.size == 1:
+            return number
+        total = number.clone()
+        self.all_reduce(total)
+        return total / self.size
+
     def all_reduce(self, tensor: Tensor) -> None:
         """Sum over all ranks, in place."""
         dist.all_reduce(tensor, group=self.group)

@@ -51,9 +51,14 @@ def kronecker_factors(
     inputs = input_factor(rows, sharing, diagonal[1])
     assert isinstance(rows, Rows | IndexedRows)
     outputs = rows.g.sum(-2).flatten(-3, -2) if sharing == "reduce" else rows.g.flatten(-4, -2)
+    return inputs, second_moment(outputs, outputs, diagonal=diagonal[0]), count_inputs(rows, sharing)
+
+
+def count_inputs(rows: Rows | IndexedRows, sharing: Sharing) -> Tensor:
+    """The number of inputs behind the input factor, ``lead``: of unmasked positions, or of examples that have one."""
     kept = rows.g.new_ones(rows.g.shape[-3:-1]) if rows.mask is None else rows.mask.to(rows.g.dtype)
     count = kept.sum((-2, -1)) if sharing == "expand" else kept.amax(-1).sum(-1)
-    return inputs, second_moment(outputs, outputs, diagonal=diagonal[0]), count.expand(rows.shape[:-2]).clone()
+    return count.expand(rows.shape[:-2]).clone()
 
 
 @singledispatch

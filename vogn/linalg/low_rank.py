@@ -28,32 +28,36 @@ def apply(d: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return torch.addmm(v * d, v @ u, u.T)
 
 
-def solve(d: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def solve(d: Tensor, u: Tensor, v: Tensor, gram: Tensor | None = None) -> Tensor:
     """``(diag(d) + U U^T)^-1 v`` in double precision: Woodbury's identity and one step of iterative refinement.
 
     The identity alone loses as many digits as ``|U|^2 / d`` has when ``v`` lies in the span of ``U``, which is where
-    gradients lie: all of them in single precision.
+    gradients lie: all of them in single precision. A ``gram`` that was rounded apart from ``U`` takes a second step.
 
     Raises:
         NotPositiveDefiniteError: if an element of ``d`` is not positive.
         FactorisationError: if the singular value decomposition of an extreme ``U`` does not converge.
     """
-    root, scaled, gram = _squared(d, u)
+    kept = gram
+    root, scaled, gram = _squared(d, u, kept)
     dtype, v = v.dtype, v.double()
     if gram is None:
-        basis, t = _singular(scaled)
-        return (_function(basis, t.square().add_(1.0).reciprocal_(), v / root) / root).to(dtype)
+        basis, t = singular(scaled)
+        return (function_on_basis(basis, t.square().add_(1.0).reciprocal_(), v / root) / root).to(dtype)
     wide, columns, w = d.double(), u.double(), scaled / root.unsqueeze(-1)
+    refinements = 1 if kept is None else 2
     factor = _capacitance_root(gram)
 
     def woodbury(r: Tensor) -> Tensor:
         return torch.addmm(r / wide, cholesky_solve(factor, r @ w), w.T, alpha=-1.0)
 
     x = woodbury(v)
-    return x.add_(woodbury(v - apply(wide, columns, x))).to(dtype)
+    for _ in range(refinements):
+        x.add_(woodbury(v - apply(wide, columns, x)))
+    return x.to(dtype)
 
 
-def sample(d: Tensor, u: Tensor, noise: Tensor) -> Tensor:
+def sample(d: Tensor, u: Tensor, noise: Tensor, gram: Tensor | None = None) -> Tensor:
     """A linear map ``S`` of the noise with ``S S^T = (diag(d) + U U^T)^-1``; dependent columns in ``U`` are harmless.
 
     ``S = diag(d)^-1/2 (I + V V^T)^-1/2``: a function of ``U U^T`` and ``d``, not of the columns. With
@@ -64,11 +68,11 @@ def sample(d: Tensor, u: Tensor, noise: Tensor) -> Tensor:
         NotPositiveDefiniteError: if an element of ``d`` is not positive.
         FactorisationError: if a decomposition does not converge.
     """
-    root, scaled, gram = _squared(d, u)
+    root, scaled, gram = _squared(d, u, gram)
     dtype, noise = noise.dtype, noise.double()
     if gram is None:
-        basis, t = _singular(scaled)
-        return (_function(basis, t.square().add_(1.0).rsqrt_(), noise) / root).to(dtype)
+        basis, t = singular(scaled)
+        return (function_on_basis(basis, t.square().add_(1.0).rsqrt_(), noise) / root).to(dtype)
     s, rotation = eigh(gram)
     q = (1.0 + s).sqrt()
     columns = scaled @ rotation
@@ -94,23 +98,23 @@ def sample_by_solve(d: Tensor, u: Tensor, noise: Tensor, column_noise: Tensor) -
     return solve(d, u, torch.addmm(noise * d.sqrt(), column_noise, u.T))
 
 
-def logdet(d: Tensor, u: Tensor) -> Tensor:
+def logdet(d: Tensor, u: Tensor, gram: Tensor | None = None) -> Tensor:
     """``log det (diag(d) + U U^T)``, a scalar."""
-    root, scaled, gram = _squared(d, u)
-    inner = _singular(scaled)[1].square().log1p().sum() if gram is None else cholesky_logdet(_capacitance_root(gram))
+    root, scaled, gram = _squared(d, u, gram)
+    inner = singular(scaled)[1].square().log1p().sum() if gram is None else cholesky_logdet(_capacitance_root(gram))
     return (inner + 2.0 * root.log().sum()).to(d.dtype)
 
 
-def inverse_diagonal(d: Tensor, u: Tensor) -> Tensor:
+def inverse_diagonal(d: Tensor, u: Tensor, gram: Tensor | None = None) -> Tensor:
     """``diag((diag(d) + U U^T)^-1)``, ``(D,)``, computed in double precision.
 
     Never below ``1 / (d + diag(U U^T))``, which bounds it from below and keeps it positive under cancellation. With as
     many columns as parameters the full matrix is the cheaper and more accurate way.
     """
-    root, scaled, gram = _squared(d, u)
+    root, scaled, gram = _squared(d, u, gram)
     wide, diagonal = u.double(), d.double()
     if gram is None:
-        basis, t = _singular(scaled)
+        basis, t = singular(scaled)
         squares = basis.square()
         outside = (1.0 - squares.sum(1)).clamp_min_(0.0) if basis.shape[1] < len(basis) else 0.0
         inner = (outside + squares @ t.square().add_(1.0).reciprocal_()) / diagonal
@@ -131,38 +135,50 @@ def compress(u: Tensor, rows: Tensor, *, decay: float, weight: float, rank: int)
     parameters.
 
     Args:
-        u: ``U``, ``(D, r)`` with ``r >= rank`` or ``D`` columns.
-        rows: ``J``, ``(n, D)``.
+        u: ``U``, ``(*batch, D, r)`` with ``r >= rank`` or ``D`` columns.
+        rows: ``J``, ``(*batch, n, D)``.
         decay: factor on ``U U^T``, >= 0.
         weight: factor on ``J^T J``, >= 0.
         rank: columns to keep, at most ``min(D, r + n)``.
 
     Returns:
-        ``U' (D, rank)`` and ``diag(M) - diag(U' U'^T) (D,)``, clamped at zero.
+        ``U' (*batch, D, rank)`` and ``diag(M) - diag(U' U'^T) (*batch, D)``, clamped at zero.
 
     Source: Mishkin, Kunstner, Nielsen, Schmidt, Khan 2018 (SLANG), section 3.
     """
-    if u.shape[1] + rows.shape[0] > u.shape[0]:
-        full = decay * (u @ u.T) + weight * (rows.T @ rows)
+    if u.shape[-1] + rows.shape[-2] > u.shape[-2]:
+        full = decay * (u @ u.mT) + weight * (rows.mT @ rows)
         values, vectors = eigh(full)
-        new = vectors[:, -rank:] * values[-rank:].sqrt()
-        diagonal = full.diagonal()
+        new = vectors[..., -rank:] * values[..., None, -rank:].sqrt()
+        diagonal = full.diagonal(dim1=-2, dim2=-1)
     else:
         old, fresh = decay**0.5 * u, weight**0.5 * rows
-        cross = old.T @ fresh.T
-        gram = torch.cat([torch.cat([old.T @ old, cross], 1), torch.cat([cross.T, fresh @ fresh.T], 1)])
-        vectors = eigh(gram)[1][:, -rank:]
-        new = old @ vectors[: u.shape[1]] + fresh.T @ vectors[u.shape[1] :]
-        diagonal = old.square().sum(1) + fresh.square().sum(0)
-    return new, (diagonal - new.square().sum(1)).clamp_min_(0.0)
+        new = _merged(old, fresh, rank)
+        diagonal = old.square().sum(-1) + fresh.square().sum(-2)
+    return new, (diagonal - new.square().sum(-1)).clamp_min_(0.0)
 
 
-def _squared(d: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def merge(u: Tensor, rows: Tensor, *, decay: float, weight: float, rank: int) -> Tensor:
+    """:func:`compress` without the diagonal of the rest."""
+    if u.shape[-1] + rows.shape[-2] > u.shape[-2]:
+        return compress(u, rows, decay=decay, weight=weight, rank=rank)[0]
+    return _merged(decay**0.5 * u, weight**0.5 * rows, rank)
+
+
+def _merged(old: Tensor, fresh: Tensor, rank: int) -> Tensor:
+    """The best ``rank`` columns of ``[old, fresh^T]``, through the inner products of all of them."""
+    cross = old.mT @ fresh.mT
+    gram = torch.cat([torch.cat([old.mT @ old, cross], -1), torch.cat([cross.mT, fresh @ fresh.mT], -1)], -2)
+    vectors = eigh(gram)[1][..., -rank:]
+    return old @ vectors[..., : old.shape[-1], :] + fresh.mT @ vectors[..., old.shape[-1] :, :]
+
+
+def _squared(d: Tensor, u: Tensor, gram: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """``sqrt(d)``, ``V`` and ``V^T V``, in double precision; ``None`` for the last where it would lose too much."""
     _require_positive(d)
     root = d.double().sqrt()
     scaled = u.double() / root.unsqueeze(-1)
-    gram = scaled.T @ scaled
+    gram = scaled.T @ scaled if gram is None else gram / d[0].double()
     trace = float(gram.diagonal().sum())
     if trace != trace:
         raise NonFiniteStatisticsError("the columns of a low-rank curvature hold NaN")
@@ -176,8 +192,13 @@ def _capacitance_root(gram: Tensor) -> Tensor:
     return cholesky(capacitance, remedy=_REMEDY, rescue=True)
 
 
-def _singular(scaled: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal columns ``(D, k)`` and the singular values ``t (k,)`` of ``V``; rounding counts as zero."""
+def singular(scaled: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal columns ``(D, k)`` and the singular values ``t (k,)`` of ``V``; rounding counts as zero.
+
+    Raises:
+        FactorisationError: if the decomposition does not converge.
+        NonFiniteStatisticsError: if ``V`` holds infinity.
+    """
     try:
         basis, triangle = torch.linalg.qr(scaled)
         left, t, _ = torch.linalg.svd(triangle, full_matrices=False)
@@ -192,7 +213,7 @@ def _singular(scaled: Tensor) -> tuple[Tensor, Tensor]:
     return basis @ left, torch.where(t > rounding, t, 0.0)
 
 
-def _function(basis: Tensor, values: Tensor, v: Tensor) -> Tensor:
+def function_on_basis(basis: Tensor, values: Tensor, v: Tensor) -> Tensor:
     """The operator that has ``values`` on the basis and is 1 on its complement, applied to each row of ``v``."""
     inside = v @ basis
     outside = torch.addmm(v, inside, basis.T, alpha=-1.0)

@@ -84,6 +84,12 @@ class Rows:
         """``J^T c`` for ``c`` of shape ``(K, N)``; returns a block vector."""
         return kernel("row_rmatvec")(self.a, self.g, c)
 
+    def first(self, count: int, factor: float) -> Rows:
+        """The first ``count`` examples, times ``factor``."""
+        mask = None if self.mask is None else self.mask[..., :count, :]
+        outputs = None if self.outputs is None else self.outputs[..., :count, :, :]
+        return Rows(self.a[..., :count, :, :], self.g[..., :count, :, :] * factor, mask, outputs)
+
 
 @dataclass(frozen=True)
 class IndexedRows:
@@ -155,6 +161,12 @@ class IndexedRows:
         weighted = (self.g * c[..., None, None]).sum(0).flatten(0, 1)
         return weighted.new_zeros((self.size, weighted.shape[-1])).index_add_(0, self.index.flatten(), weighted).T
 
+    def first(self, count: int, factor: float) -> IndexedRows:
+        """The first ``count`` examples, times ``factor``."""
+        mask = None if self.mask is None else self.mask[:count]
+        outputs = None if self.outputs is None else self.outputs[:count]
+        return IndexedRows(self.index[:count], self.g[:, :count] * factor, self.size, mask, outputs)
+
     @staticmethod
     def _tables(index: Tensor, size: int, g: Tensor) -> Tensor:
         """The gradient of every example's table, ``(K, N, size, d)``."""
@@ -219,6 +231,10 @@ class GradientRow:
         """``c G``."""
         return self.gradient * c.reshape(())
 
+    def first(self, count: int, factor: float) -> GradientRow:
+        """The one row, times ``factor``."""
+        return GradientRow(self.gradient * factor)
+
 
 @dataclass(frozen=True)
 class JoinedRows:
@@ -278,6 +294,10 @@ class JoinedRows:
     def rmatvec(self, c: Tensor) -> Tensor:
         """``J^T c`` of shape ``(D, 1)``."""
         return torch.cat([rows.rmatvec(c).flatten() for rows in self.members]).unsqueeze(-1)
+
+    def first(self, count: int, factor: float) -> JoinedRows:
+        """The first ``count`` examples, times ``factor``."""
+        return JoinedRows(tuple(rows.first(count, factor) for rows in self.members))
 
 
 AnyRows = Rows | IndexedRows | GradientRow | JoinedRows

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vogn.announcement import LikelihoodCall
 from vogn.capture.collector import Collector
+from vogn.capture.objective import Objective
 from vogn.capture.partition import Partition
 from vogn.capture.selection import Selection, StructureOption, make_selection
 from vogn.capture.statistics import Statistic, make_statistic
@@ -148,7 +149,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self.grad_scaler: Any = None
         """A ``torch.amp.GradScaler`` whose scale is on the loss during backward, or ``None``."""
         self._model = params if isinstance(params, nn.Module) else None
-        check_combination(self, needs_model=any(s.NEEDS_PAIRS for s in self.statistics) or partition != "parameter")
+        check_combination(self, needs_model=any(s.NEEDS_PAIRS for s in self.statistics) or partition == "layer")
         defaults = {
             "lr": lr,
             "ess": ess,
@@ -351,7 +352,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
         Args:
             closure: clears the gradients, computes the loss, calls ``backward()`` and returns the loss; it is run once
-                per weight sample.
+                per weight sample. A :class:`vogn.Objective` is one, and serves the steps that compare losses.
 
         Returns:
             The closure's last value, or ``None``.
@@ -360,13 +361,14 @@ class NaturalGradient(torch.optim.Optimizer):
             MissingCurvatureError: if there are gradients but the curvature has never been observed.
             NonFiniteStatisticsError: if a gradient, a statistic or the result is not finite.
             NotPositiveDefiniteError: if the curvature plus its shift has no inverse, or factorisations keep failing.
+            TypeError: if a step of the chain compares losses and ``closure`` is no :class:`vogn.Objective`.
 
         After an error nothing has changed: weights, curvature and momentum are those before the step.
         """
         loss = run_closure(self, self._parameters(), closure) if closure is not None else None
         self.restore_()
         with torch.no_grad():
-            update(self)
+            update(self, closure if isinstance(closure, Objective) else None)
         return loss
 
     # ------------------------------------------------------------------ posterior and checkpoints

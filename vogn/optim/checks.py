@@ -14,7 +14,7 @@ from vogn.capture.statistics import Statistic
 from vogn.errors import UnsupportedObservationError, in_block
 from vogn.linalg.rows import AnyRows, GradientRow, JoinedRows, Rows
 from vogn.optim.blocks import BlockTable
-from vogn.optim.steps import Solve
+from vogn.optim.steps import PseudoSolve, Solve
 from vogn.structures.base import Structure
 
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ def check_combination(optimizer: NaturalGradient, *, needs_model: bool) -> None:
     if optimizer.partition not in PARTITIONS:
         raise ValueError(f"partition={optimizer.partition!r} is unknown; choose one of {', '.join(PARTITIONS)}")
     if needs_model and optimizer._model is None:
-        raise TypeError(f"{name} reads layer inputs and output gradients: pass the model, {name}(model, ...)")
+        what = "reads layer inputs and output gradients"
+        if not any(statistic.NEEDS_PAIRS for statistic in optimizer.statistics):
+            what = f"has a block for each layer (partition={optimizer.partition!r})"
+        raise TypeError(f"{name} {what}: pass the model, {name}(model, ...)")
     _check_structure(optimizer, structure, joined=optimizer.partition == "model")
     channels = [statistic.CHANNEL for statistic in optimizer.statistics]
     if len(set(channels)) != len(channels) or not channels:
@@ -80,6 +83,11 @@ def _check_structure(optimizer: NaturalGradient, structure: Structure, *, joined
                 f"{name} cannot be fed with the statistic {statistic.NAME!r} ({statistic.CHANNEL})"
                 f"; it takes {sorted(structure.OBSERVES)}"
             )
+        if missing := structure.reads - statistic.GIVES:
+            raise UnsupportedObservationError(
+                f"{name} reads {', '.join(sorted(missing))}, which the statistic {statistic.NAME!r} does not give; use "
+                "another statistic ('empirical', 'mc', 'ggn'), or a structure that reads inputs alone (LocalFisher)"
+            )
         if statistic.CHANNEL == "rows":
             _feed_once(structure, statistic, joined=joined)
     for step in optimizer.chain:
@@ -87,12 +95,16 @@ def _check_structure(optimizer: NaturalGradient, structure: Structure, *, joined
             raise UnsupportedObservationError(
                 f"{name} has no powers; use Solve(exponent=1.0), or a structure with 'exponent' in SUPPORTS"
             )
+        if isinstance(step, PseudoSolve) and "pseudo_inverse" not in structure.SUPPORTS:
+            raise UnsupportedObservationError(
+                f"{name} has no pseudo-inverse; use Solve, or a structure with 'pseudo_inverse' in SUPPORTS"
+            )
 
 
 def _feed_once(structure: Structure, statistic: Statistic, *, joined: bool) -> None:
     """Show the structure one tiny row of the kind that it will see; it raises if it cannot read it."""
     zeros = partial(torch.zeros, dtype=torch.float32)
-    pair = Rows(zeros(1, 1, 2), zeros(1, 1, 1, 2))
+    pair = Rows(zeros(1, 1, 2), zeros(1, 1, 1, 2), outputs=zeros(1, 1, 2))
     row: AnyRows = JoinedRows((pair,)) if joined else pair
     if not statistic.NEEDS_PAIRS:
         row = GradientRow(zeros(*row.shape))

@@ -137,7 +137,9 @@ class EvidenceCheck:
 
 
 def anneal(group: Mapping[str, Any]) -> float:
-    """``1 + t^p``, ``p = anneal_power``, ``t`` from 1: the divisor of both step sizes; 1 without a power."""
+    """The divisor of both step sizes: ``step_divisor``, or ``1 + t^p``, ``p = anneal_power``, ``t`` from 1; else 1."""
+    if group["step_divisor"] is not None:
+        return float(group["step_divisor"])
     power = group["anneal_power"]
     return 1.0 if power is None else 1.0 + (group["steps_done"] + 1.0) ** power
 
@@ -165,9 +167,7 @@ def staged_curvature(table: BlockTable, block: Block, group: Group, observation:
     failure: ArithmeticError | None = None
     with in_block(block.name):
         if observation:
-            decay = float(group["curvature_decay"])
-            weight = (1.0 - decay) / anneal(group)
-            decay = 1.0 - weight if group["anneal_power"] is not None else decay
+            decay, weight = _memory(group)
             if first and group["initial_curvature"] == "first_batch":
                 decay, weight = 0.0, 1.0
             shift = float(group["weight_decay"])
@@ -190,6 +190,18 @@ def staged_curvature(table: BlockTable, block: Block, group: Group, observation:
     elif (due or not block.structure.REFRESHED) and "kept_in_a_row" in memory:
         memory["kept_in_a_row"] = torch.zeros_like(memory["kept_in_a_row"])
     return {"curvature": curvature, "memory": memory}
+
+
+def _memory(group: Mapping[str, Any]) -> tuple[float, float]:
+    """What the old curvature and the new evidence are multiplied by."""
+    decay = float(group["curvature_decay"])
+    if group["step_divisor"] is not None:
+        weight = 1.0 / anneal(group)
+    else:
+        weight = (1.0 - decay) / anneal(group)
+        if group["anneal_power"] is None:
+            return decay, weight
+    return 1.0 - weight, weight
 
 
 def _keep(memory: dict[str, Tensor], name: str, failure: ArithmeticError, *, has_factors: bool) -> None:

@@ -107,7 +107,8 @@ def natural_gradient_step(context: StepContext, steps: Sequence[Step], rates: Se
     for block, rate in zip(context.blocks, rates, strict=True):
         if rate > torch.finfo(block.mean.dtype).max:
             raise NonFiniteStatisticsError(
-                f"block {block.name!r}: the learning rate {rate:g} is beyond the range of {block.mean.dtype}; lower lr"
+                f"block {block.name!r}: the learning rate {block.group['lr']:g} is beyond the range of "
+                f"{block.mean.dtype}; lower lr"
             )
     updates = [block.gradient for block in context.blocks]
     for step in steps:

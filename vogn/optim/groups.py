@@ -14,6 +14,7 @@ NormPolicy = Literal["sampled", "point"]
 STARTING_ENTRIES: Mapping[str, Any] = {
     "sampled": True,
     "anneal_power": None,
+    "step_divisor": None,
     "steps_done": 0,
     "likelihood": "",  # JSON text: distributed checkpoints take nested dictionaries apart
 }

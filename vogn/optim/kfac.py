@@ -13,15 +13,22 @@ from vogn.optim.base import NaturalGradient
 from vogn.optim.steps import ClipKL, Momentum, Prior, Solve, Step
 from vogn.structures import Kronecker
 
-FISHERS: dict[str, type[Statistic]] = {"mc": MonteCarlo, "empirical": Empirical, "ggn": GGN}
+FISHERS: dict[str, type[MonteCarlo] | type[Empirical] | type[GGN]] = {
+    "mc": MonteCarlo,
+    "empirical": Empirical,
+    "ggn": GGN,
+}
 
 
-def fisher_statistic(fisher: str, ggn_samples: int | None = None) -> Statistic:
+def fisher_statistic(
+    fisher: str, ggn_samples: int | None = None, curvature_examples: int | None = None
+) -> Statistic:
     """The rows statistic of that name.
 
     Args:
         fisher: ``"mc"``, ``"empirical"`` or ``"ggn"``.
         ggn_samples: with ``"ggn"``, random combinations of the output Hessian's columns instead of all of them.
+        curvature_examples: measure the first so many examples of every batch; ``None`` measures all.
 
     Raises:
         ValueError: if the name is unknown, or ``ggn_samples`` is given for another statistic.
@@ -29,10 +36,10 @@ def fisher_statistic(fisher: str, ggn_samples: int | None = None) -> Statistic:
     if fisher not in FISHERS:
         raise ValueError(f"fisher={fisher!r}: choose one of {', '.join(FISHERS)}")
     if fisher == "ggn":
-        return GGN(ggn_samples)
+        return GGN(ggn_samples, curvature_examples)
     if ggn_samples is not None:
         raise ValueError(f"ggn_samples={ggn_samples} goes with fisher='ggn', not with fisher={fisher!r}")
-    return FISHERS[fisher]()
+    return FISHERS[fisher](examples=curvature_examples)
 
 
 def clipped_chain(kl_clip: float | None) -> list[Step]:

@@ -10,9 +10,18 @@ from torch import nn
 from vogn.optim.base import NaturalGradient
 from vogn.optim.ekfac import EKFAC
 from vogn.optim.evon import EVON
+from vogn.optim.ggt import GGT
+from vogn.optim.gram_gauss_newton import GramGaussNewton
 from vogn.optim.ivon import IVON
+from vogn.optim.kalman import KalmanNaturalGradient
 from vogn.optim.kfac import KFAC
+from vogn.optim.lissa import LiSSA
+from vogn.optim.mfac import MFAC
+from vogn.optim.skfac import SKFAC
 from vogn.optim.slang import SLANG
+from vogn.optim.smw import SMW
+from vogn.optim.sngd import SNGD
+from vogn.optim.tonga import TONGA
 from vogn.optim.vadam import VAdam
 from vogn.optim.vogn import VOGN
 from vogn.optim.von import VON
@@ -28,7 +37,9 @@ class MethodInfo:
         constructor: the class.
         summary: one line for tables.
         paper: where the method comes from.
-        needs_model: whether it reads layer inputs and output gradients.
+        needs_model: whether it must be given the model, not only parameters: it reads layer inputs and output
+            gradients, or has a block for each layer.
+        sets_groups: whether it sets ``ess``, ``weight_decay`` and the step sizes of its groups itself, at every step.
         modes: the modes that it runs in; all but a few methods run in both.
     """
 
@@ -36,6 +47,7 @@ class MethodInfo:
     summary: str
     paper: str
     needs_model: bool = True
+    sets_groups: bool = False
     modes: tuple[Mode, ...] = ("variational", "deterministic")
 
     def build(self, model: nn.Module, **options: Any) -> NaturalGradient:
@@ -59,4 +71,17 @@ METHODS: dict[str, MethodInfo] = {
         EKFAC, "eigen-corrected Kronecker factors; noisy EK-FAC", "George et al. 2018; Bae et al. 2018"
     ),
     "slang": MethodInfo(SLANG, "diagonal plus low rank across layers", "Mishkin et al. 2018"),
+    "smw": MethodInfo(SMW, "natural gradient or Gauss-Newton of the batch, in sample space", "Ren, Goldfarb 2019"),
+    "gram_gauss_newton": MethodInfo(GramGaussNewton, "Gauss-Newton for regression, in sample space", "Cai et al. 2019"),
+    "lissa": MethodInfo(LiSSA, "power series instead of an inverse", "Agarwal, Bullins, Hazan 2017"),
+    "kalman": MethodInfo(
+        KalmanNaturalGradient, "dense extended Kalman filter, for small networks", "Ollivier 2018", sets_groups=True
+    ),
+    "mfac": MethodInfo(
+        MFAC, "window of gradients, empirical Fisher", "Frantar, Kurtic, Alistarh 2021", needs_model=False
+    ),
+    "ggt": MethodInfo(GGT, "window of gradients, full-matrix root", "Agarwal et al. 2019", needs_model=False),
+    "tonga": MethodInfo(TONGA, "decayed gradients, few directions", "Le Roux, Manzagol, Bengio 2008"),
+    "skfac": MethodInfo(SKFAC, "Kronecker factors of low rank, as rows", "Tang et al. 2021"),
+    "sngd": MethodInfo(SNGD, "metric of the layer inputs, no labels", "Liu et al. 2024"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vogn.capture.collector import Collector
 from vogn.capture.normalisation import require_count
+from vogn.capture.objective import Objective
 from vogn.capture.partition import Block
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.optim.blocks import BlockTable, Group
@@ -29,31 +30,53 @@ class StagedUpdate:
         blocks: the blocks that move.
         views: their new curvature and memory.
         means: their new means, as block vectors.
-        notes: what the chain's steps noted.
+        context: what the chain's steps shared.
     """
 
     blocks: Sequence[Block]
     views: Sequence[BlockView]
-    means: Sequence[Tensor]
-    notes: Mapping[str, Tensor]
+    means: list[Tensor]
+    context: StepContext
 
 
-def update(optimizer: NaturalGradient) -> None:
+def update(optimizer: NaturalGradient, objective: Objective | None = None) -> None:
     """One update from the gradients and observations at hand; see :meth:`vogn.NaturalGradient.step`."""
     table, collector = optimizer._build()
     taking_part = _take_part(optimizer, table, collector)
     if not taking_part:
         return
+    _check_requirements(optimizer, objective)
+    entries = [dict(group) for group in optimizer.param_groups]
+    terms = max(collector.loss_terms(block) for block, _, _ in taking_part)
+    for step in optimizer.chain:
+        step.before(optimizer.param_groups, terms)
     try:
-        staged = _stage(optimizer, table, collector, taking_part)
+        staged = _stage(optimizer, table, collector, taking_part, objective)
     except (NonFiniteStatisticsError, NotPositiveDefiniteError):
         collector.clear()  # the next step must not meet this evidence again
         optimizer._contexts.reset()
         optimizer._evidence.record.refused += 1
+        for group, old in zip(optimizer.param_groups, entries, strict=True):
+            group.update(old)
         raise
     _commit(optimizer, table, staged)
     collector.clear()
     optimizer._contexts.reset()
+
+
+def _check_requirements(optimizer: NaturalGradient, objective: Objective | None) -> None:
+    """The chain's steps have what they need.
+
+    Raises:
+        TypeError: if a step compares losses and ``step()`` was not given an objective.
+    """
+    if objective is None:
+        needy = [type(step).__name__ for step in optimizer.chain if "objective" in step.REQUIRES]
+        if needy:
+            raise TypeError(
+                f"{needy[0]} evaluates the loss again: call opt.step(vogn.Objective(model, likelihood, inputs, "
+                "targets)) instead of a context and opt.step()"
+            )
 
 
 def _take_part(optimizer: NaturalGradient, table: BlockTable, collector: Collector) -> TakingPart:
@@ -93,7 +116,11 @@ def mean_gradient(
 
 
 def _stage(
-    optimizer: NaturalGradient, table: BlockTable, collector: Collector, taking_part: TakingPart
+    optimizer: NaturalGradient,
+    table: BlockTable,
+    collector: Collector,
+    taking_part: TakingPart,
+    objective: Objective | None,
 ) -> StagedUpdate:
     """Compute the update and check it; nothing is written.
 
@@ -110,12 +137,14 @@ def _stage(
         new, mean = staged_curvature(table, block, group, observation), table.mean(block)
         views.append(BlockView(block.name, block.structure, new["curvature"], new["memory"], group, mean, gradient))
         rates.append(float(group["lr"]) / anneal(group))
-    context = StepContext(views, optimizer.param_groups[0]["steps_done"])
+    context = StepContext(
+        views, optimizer.param_groups[0]["steps_done"], objective=objective, average=optimizer.replicas.average
+    )
     means = natural_gradient_step(context, optimizer.chain, rates)
     blocks = [block for block, _, _ in taking_part]
     olds = [table.state(block)["curvature"] for block in blocks]
     check_finite(result_tensors(zip(views, means, olds, strict=True)))
-    return StagedUpdate(blocks, views, means, context.notes)
+    return StagedUpdate(blocks, views, means, context)
 
 
 def _commit(optimizer: NaturalGradient, table: BlockTable, staged: StagedUpdate) -> None:
@@ -124,6 +153,8 @@ def _commit(optimizer: NaturalGradient, table: BlockTable, staged: StagedUpdate)
         table.state(block).update(curvature=view.state, memory=view.memory)
         table.write(block, mean)
     optimizer._reshard()
-    optimizer._evidence.record.add(staged.notes)
+    for step in optimizer.chain:
+        step.after(staged.means, staged.context)
+    optimizer._evidence.record.add(staged.context.notes)
     for group in optimizer.param_groups:
         group["steps_done"] += 1

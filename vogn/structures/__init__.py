@@ -15,9 +15,12 @@ from vogn.structures.dense import Dense
 from vogn.structures.diagonal import Diagonal
 from vogn.structures.diagonal_low_rank import DiagonalLowRank
 from vogn.structures.eigen_kronecker import EigenKronecker
+from vogn.structures.gradient_window import GradientWindow
 from vogn.structures.gram import Gram
 from vogn.structures.identity import Identity
 from vogn.structures.kronecker import Kronecker
+from vogn.structures.local_fisher import LocalFisher
+from vogn.structures.swift_kronecker import SwiftKronecker
 
 REGISTRY: dict[str, type[Structure]] = {
     "identity": Identity,
@@ -27,6 +30,9 @@ REGISTRY: dict[str, type[Structure]] = {
     "eigen_kronecker": EigenKronecker,
     "diagonal_low_rank": DiagonalLowRank,
     "gram": Gram,
+    "gradient_window": GradientWindow,
+    "swift_kronecker": SwiftKronecker,
+    "local_fisher": LocalFisher,
 }
 """Name to structure. A third party adds its own line: ``REGISTRY["mine"] = Mine``."""
 
@@ -67,11 +73,14 @@ __all__ = [
     "EigenKronecker",
     "Feature",
     "Gram",
+    "GradientWindow",
     "Identity",
     "Kronecker",
+    "LocalFisher",
     "Negative",
     "Shift",
     "Structure",
+    "SwiftKronecker",
     "structure_from_dict",
     "structure_to_dict",
 ]

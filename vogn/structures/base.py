@@ -19,7 +19,15 @@ from vogn.linalg.rows import AnyRows
 from vogn.types import Observation, Shape, State
 
 Feature = Literal[
-    "shift", "tensor_shift", "apply", "sample", "logdet", "exponent", "inverse_diagonal", "eigenvalue_bounds"
+    "shift",
+    "tensor_shift",
+    "apply",
+    "sample",
+    "logdet",
+    "exponent",
+    "inverse_diagonal",
+    "eigenvalue_bounds",
+    "pseudo_inverse",
 ]
 Negative = Literal["retract", "clamp", "abs", "raise"]
 Shift = float | Tensor
@@ -42,6 +50,11 @@ class Structure(ABC):
     REDUCE: ClassVar[Literal["sum", "concat"]] = "sum"
     DEGREE: ClassVar[dict[str, int]] = {}
     REFRESHED: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What it reads of the rows of a layer: ``"inputs"``, ``"gradients"`` and, for few, ``"outputs"``."""
+        return frozenset({"inputs", "gradients"})
 
     @abstractmethod
     def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
@@ -67,6 +80,12 @@ class Structure(ABC):
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """``(C^exponent + shift I)^-1 v``."""
 
+    def pseudo_solve(self, state: State, v: Tensor, cut: float, *, exponent: float = 1.0) -> Tensor:
+        """``C^-exponent v`` on the eigenvectors whose eigenvalue is at least ``cut > 0``, zero on the others."""
+        raise UnsupportedObservationError(
+            f"{type(self).__name__} has no pseudo-inverse; use a structure whose SUPPORTS contains 'pseudo_inverse'"
+        )
+
     @abstractmethod
     def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
         """``(C + shift I) v``."""
@@ -90,6 +109,15 @@ class Structure(ABC):
     @abstractmethod
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """The meaning of ``C (+) shift``: ``(D, D)`` in the row-major order of the block ``(*lead, d_out, d_in)``."""
+
+    def part(self, state: State, rows: int, source: torch.Generator) -> tuple[State, float]:
+        """The state of a random part of the evidence, ``rows`` rows without replacement, whose expectation is ``C``.
+
+        Also the factor on the rows' evidence: no eigenvalue of a part is larger than this factor times ``C``'s largest.
+        """
+        raise UnsupportedObservationError(
+            f"{type(self).__name__} keeps no rows to draw from; use Gram, or all of the curvature (rows=None)"
+        )
 
     def _check_option(self, field: str, value: object, allowed: tuple[object, ...]) -> None:
         """Raise ``ValueError`` if a configuration field holds none of its allowed values."""

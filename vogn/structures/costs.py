@@ -15,9 +15,12 @@ from vogn.structures.dense import Dense
 from vogn.structures.diagonal import Diagonal
 from vogn.structures.diagonal_low_rank import DiagonalLowRank
 from vogn.structures.eigen_kronecker import EigenKronecker
+from vogn.structures.gradient_window import GradientWindow
 from vogn.structures.gram import Gram
 from vogn.structures.identity import Identity
 from vogn.structures.kronecker import Kronecker
+from vogn.structures.local_fisher import LocalFisher
+from vogn.structures.swift_kronecker import SwiftKronecker
 from vogn.types import Shape
 
 
@@ -76,6 +79,14 @@ def _(structure: Gram, shape: Shape) -> Costs | None:
 
 
 @costs.register
+def _(structure: GradientWindow, shape: Shape) -> Costs:
+    size = float(math.prod(shape))
+    rows = structure.window * min(structure.columns, size)
+    factors = {"cholesky": rows**3 / 6, "static": size * rows**2, "dynamic": 2 * rows**3 / 3}[structure.inverse]
+    return Costs(size * rows, 0.0, 13 * size * rows + factors)
+
+
+@costs.register
 def _(structure: Kronecker, shape: Shape) -> Costs:
     moments, refresh, rotation = _sides(structure, shape)
     return Costs(moments, refresh, 2 * rotation)
@@ -87,6 +98,28 @@ def _(structure: EigenKronecker, shape: Shape) -> Costs:
     size = math.prod(shape)
     carried = 0.0 if structure.restart else rotation
     return Costs(2 * moments + size, refresh + carried, 2 * rotation)
+
+
+@costs.register
+def _(structure: SwiftKronecker, shape: Shape) -> Costs:
+    *lead, o, i = shape
+    left, right = (0 if n > structure.max_dim else min(n, structure.rank or n) for n in (o, i))
+    refresh = sum(2 * n * rank**2 + 5.5 * rank**3 for n, rank in ((o, left), (i, right)))
+    solve = 6.0 * o * i * (left + right) + o * i
+    return Costs(None, math.prod(lead) * refresh, math.prod(lead) * solve)
+
+
+@costs.register
+def _(structure: LocalFisher, shape: Shape) -> Costs:
+    *lead, o, i = shape
+    metrics = math.prod(lead) * (o if structure.scope == "unit" else 1)
+    if structure.scope == "layer" and i > structure.max_dim:
+        return Costs(float(metrics * i), 0.0, float(math.prod(shape)))
+    kept = min(structure.columns, i) if structure.root == "nystrom" else i
+    refresh = {"eigh": 4.5 * i**3, "nystrom": 3 * i * kept**2 + 5.5 * kept**3, "denman_beavers": 0.0}[structure.root]
+    solve = metrics * i**3 / 6 if structure.root == "denman_beavers" else 0.0
+    passes = 4 if kept < i else 2
+    return Costs(float(metrics * i**2), metrics * refresh, solve + passes * math.prod(shape) * kept)
 
 
 def _sides(structure: Kronecker | EigenKronecker, shape: Shape) -> tuple[float, float, float]:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vogn.linalg import low_rank
+from vogn.linalg import low_rank, woodbury
 from vogn.linalg.rows import AnyRows
 from vogn.structures.base import Shift, Structure
 from vogn.types import Observation, Shape, State
@@ -25,11 +25,11 @@ class Gram(Structure):
     are merged into the best ones of that number (rank-revealing: still exact if the rank is no larger; what is
     dropped makes ``C`` smaller, never larger).
 
-    The state holds ``U`` as ``(*shape, n)`` and ``scale ()``, which is ``initial`` times the decays so far.
+    The state holds ``U`` as ``(*shape, min(window, D))`` with its columns in front and zeros behind, their number
+    ``columns ()`` and ``scale ()``, which is ``initial`` times the decays so far.
 
     Args:
         window: rows that are held, at least 1; a batch of ``N`` examples with ``K`` columns each has ``K N`` rows.
-            Memory is at most ``window D`` numbers between steps. ``None``: up to ``D`` rows.
 
     Raises:
         ValueError: if the window is not positive.
@@ -38,22 +38,23 @@ class Gram(Structure):
     Networks", section 3, for the inverse.
     """
 
-    window: int | None = 512
+    window: int = 256
 
     SUPPORTS: ClassVar[frozenset[str]] = frozenset(
-        {"shift", "tensor_shift", "apply", "sample", "logdet", "inverse_diagonal", "eigenvalue_bounds"}
+        {"shift", "apply", "sample", "logdet", "inverse_diagonal", "eigenvalue_bounds"}
     )
     REDUCE: ClassVar[Literal["sum", "concat"]] = "concat"
     DEGREE: ClassVar[dict[str, int]] = {"J": 1}
 
     def __post_init__(self) -> None:
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"Gram: window={self.window} must be at least 1, or None")
+        if self.window < 1:
+            raise ValueError(f"Gram: window={self.window} must be at least 1")
 
     def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
         """No columns."""
         return {
-            "U": torch.zeros((*shape, 0), dtype=dtype, device=device),
+            "U": torch.zeros((*shape, min(self.window, math.prod(shape))), dtype=dtype, device=device),
+            "columns": torch.zeros((), dtype=torch.int64),
             "scale": torch.full((), initial, dtype=dtype, device=device),
         }
 
@@ -63,57 +64,72 @@ class Gram(Structure):
 
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """Weighted rows side by side; merged beyond the window, or where they are more than ``D``."""
-        old, rows = state["U"], observation["J"]
-        flat = old.reshape(rows.shape[1], -1)
-        limit = min(rows.shape[1], self.window or rows.shape[1])
+        rows, flat = observation["J"], self._columns(state)
+        new = torch.zeros_like(state["U"])
+        limit = new.shape[-1]
         if not decay:
             flat = flat[:, :0]
         if flat.shape[1] + rows.shape[0] > limit:
-            u, _ = low_rank.compress(flat, rows, decay=decay, weight=weight, rank=limit)
+            u = low_rank.merge(flat, rows, decay=decay, weight=weight, rank=limit)
         else:
             u = torch.cat([decay**0.5 * flat, weight**0.5 * rows.T], 1)
-        return {"U": u.reshape(*old.shape[:-1], -1), "scale": decay * state["scale"]}
+        new.view(-1, limit)[:, : u.shape[1]] = u
+        return {"U": new, "columns": torch.tensor(u.shape[1]), "scale": decay * state["scale"]}
 
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """Woodbury's identity with one refinement."""
         self._only_linear(exponent)
-        d, u = self._flat(state, shift)
-        return low_rank.solve(d, u, v.reshape(-1, d.shape[0])).reshape(v.shape)
+        u = self._columns(state)
+        return woodbury.solve(self._diagonal(state, shift), u, v.reshape(-1, len(u))).reshape(v.shape)
 
     def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
         """``(scale + shift) v + U U^T v``."""
-        d, u = self._flat(state, shift)
-        return low_rank.apply(d, u, v.reshape(-1, d.shape[0])).reshape(v.shape)
+        u = self._columns(state)
+        flat = v.reshape(-1, len(u))
+        return torch.addmm(flat * self._diagonal(state, shift), flat @ u, u.T).reshape(v.shape)
 
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
         """One eigendecomposition of the ``n x n`` matrix, safe for duplicated rows."""
-        d, u = self._flat(state, shift)
-        return low_rank.sample(d, u, noise.reshape(-1, d.shape[0])).reshape(noise.shape)
+        u = self._columns(state)
+        return woodbury.sample(self._diagonal(state, shift), u, noise.reshape(-1, len(u))).reshape(noise.shape)
 
     def logdet(self, state: State, shift: Shift) -> Tensor:
         """``D log shift`` plus the logarithmic determinant of the ``n x n`` matrix."""
-        return low_rank.logdet(*self._flat(state, shift))
+        return woodbury.logdet(self._diagonal(state, shift), self._columns(state))
 
     def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
         """Woodbury's identity."""
-        return low_rank.inverse_diagonal(*self._flat(state, shift)).reshape(state["U"].shape[:-1])
+        u = self._columns(state)
+        d = u.new_full((len(u),), self._diagonal(state, shift))
+        return low_rank.inverse_diagonal(d, u).reshape(state["U"].shape[:-1])
 
     def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
-        """Of the smaller one of ``U^T U`` and ``U U^T``; with a tensor shift a bound on either side, not attained."""
-        d, u = self._flat(state, shift)
+        """From the smaller one of ``U^T U`` and ``U U^T``."""
+        u, d = self._columns(state), state["scale"] + self._scalar_shift(shift)
         if not u.shape[1]:
-            return d.min(), d.max()
-        spectrum = torch.linalg.eigvalsh(u.T @ u if u.shape[1] < u.shape[0] else u @ u.T).clamp_min(0.0)
-        low = spectrum[0] if u.shape[1] >= u.shape[0] else 0.0
-        return d.min() + low, d.max() + spectrum[-1]
+            return d, d
+        spectrum = torch.linalg.eigvalsh(u.T @ u if u.shape[1] < len(u) else u @ u.T).clamp_min(0.0)
+        return (d + spectrum[0] if u.shape[1] >= len(u) else d), d + spectrum[-1]
+
+    def part(self, state: State, rows: int, source: torch.Generator) -> tuple[State, float]:
+        """Some of the columns, scaled up; all of them if there are no more."""
+        u, held = state["U"], int(state["columns"])
+        if held <= rows:
+            return state, 1.0
+        chosen = torch.randperm(held, generator=source, device=u.device)[:rows]
+        part = {"U": u[..., chosen] * (held / rows) ** 0.5, "columns": torch.tensor(rows)}
+        return state | part, held / rows
 
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
-        """``U U^T + diag(scale + shift)``."""
-        d, u = self._flat(state, shift)
-        return u @ u.T + d.diag()
+        """``U U^T + (scale + shift) I``."""
+        u = self._columns(state)
+        return u @ u.T + u.new_full((len(u),), self._diagonal(state, shift)).diag()
 
     @staticmethod
-    def _flat(state: State, shift: Shift) -> tuple[Tensor, Tensor]:
-        shape = state["U"].shape[:-1]
-        d = (state["scale"] + shift).expand(shape).flatten()
-        return d, state["U"].reshape(math.prod(shape), -1)
+    def _columns(state: State) -> Tensor:
+        """``U`` without the zeros behind, ``(D, n)``."""
+        u = state["U"]
+        return u.reshape(-1, u.shape[-1])[:, : int(state["columns"])]
+
+    def _diagonal(self, state: State, shift: Shift) -> float:
+        return float(state["scale"]) + self._scalar_shift(shift)

@@ -27,6 +27,11 @@ class Identity(Structure):
     )
     DEGREE: ClassVar[dict[str, int]] = {"count": 0}
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """Nothing."""
+        return frozenset()
+
     def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
         """An empty tensor ``(0, *lead, o, i)``."""
         return {"template": torch.empty((0, *shape), dtype=dtype, device=device)}

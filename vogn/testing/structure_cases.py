@@ -16,12 +16,19 @@ from vogn.types import Observation, Shape, State
 
 
 def random_rows(shape: Shape, *, seed: int, examples: int = 6, columns: int = 1, positions: int = 1) -> Rows:
-    """Rows with standard normal inputs and output gradients for blocks ``(*lead, d_out, d_in)``."""
+    """Rows with standard normal inputs, outputs and output gradients for blocks ``(*lead, d_out, d_in)``."""
     source = torch.Generator().manual_seed(seed)
     *lead, d_out, d_in = shape
     a = torch.randn((*lead, examples, positions, d_in), generator=source, dtype=torch.float64)
     g = torch.randn((*lead, columns, examples, positions, d_out), generator=source, dtype=torch.float64)
-    return Rows(a, g)
+    outputs = torch.randn((*lead, examples, positions, d_out), generator=source, dtype=torch.float64)
+    return Rows(a, g, outputs=outputs)
+
+
+def some_examples(rows: Rows, part: slice) -> Rows:
+    """The rows of some of the examples."""
+    outputs = None if rows.outputs is None else rows.outputs[..., part, :, :]
+    return Rows(rows.a[..., part, :, :], rows.g[..., part, :, :], outputs=outputs)
 
 
 def normalised(structure: Structure, observation: Observation, count: int) -> Observation:

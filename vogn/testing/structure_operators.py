@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -49,6 +50,24 @@ class OperatorConformance(StructureCases):
                 tolerance = 1e-10 if values[0] > 1e-6 else 10 * 1e-16**exponent / self.shift
                 expected = torch.linalg.solve(dense, _flat(v, shape).T).T
                 assert_close(_flat(x, shape), expected, tolerance, f"{name}, exponent {exponent}")
+
+    def test_pseudo_solve_inverts_the_eigenvalues_above_the_cut(self) -> None:
+        """``C^-exponent`` on eigenvalues of at least ``cut``, zero on the others."""
+        if "pseudo_inverse" not in self.structure.SUPPORTS:
+            return
+        for name, shape, state in self.states():
+            values, vectors = torch.linalg.eigh(self.structure.to_dense(state))
+            v = _vectors(torch.eye(math.prod(shape), dtype=torch.float64), shape)
+            gaps = [float(high / low) if low > 0 else math.inf for low, high in pairwise(values.clamp_min(1e-12))]
+            cut = float(values[-1]) / 2
+            for low, high, gap in zip(values[:-1], values[1:], gaps, strict=True):
+                if gap == max(gaps) and high > 0:
+                    cut = float((low.clamp_min(1e-12) * high).sqrt())  # no eigenvalue is near
+            inverse = torch.where(values >= cut, values.clamp_min(cut), math.inf)
+            for exponent in (1.0, 0.5):
+                dense = (vectors * inverse.pow(-exponent)) @ vectors.T
+                x = self.structure.pseudo_solve(state, v, cut, exponent=exponent)
+                assert_close(_flat(x, shape), _flat(v, shape) @ dense, 1e-10, f"{name}, exponent {exponent}")
 
     def test_apply_multiplies_by_to_dense(self) -> None:
         """``apply(v) = to_dense v``."""

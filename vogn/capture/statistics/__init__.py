@@ -7,6 +7,7 @@ from vogn.capture.statistics.empirical import Empirical
 from vogn.capture.statistics.ggn import GGN
 from vogn.capture.statistics.gradient import Gradient
 from vogn.capture.statistics.hutchinson import Hutchinson
+from vogn.capture.statistics.inputs import Inputs
 from vogn.capture.statistics.monte_carlo import MonteCarlo
 from vogn.capture.statistics.price import Price
 
@@ -17,6 +18,7 @@ REGISTRY: dict[str, type[Statistic]] = {
     "gradient": Gradient,
     "hutchinson": Hutchinson,
     "price": Price,
+    "inputs": Inputs,
 }
 
 
@@ -39,6 +41,7 @@ __all__ = [
     "Empirical",
     "Gradient",
     "Hutchinson",
+    "Inputs",
     "MonteCarlo",
     "Price",
     "Statistic",

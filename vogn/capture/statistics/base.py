@@ -27,6 +27,7 @@ class Statistic(ABC):
         CHANNEL: ``"rows"`` or ``"probe"``: how it feeds structures.
         WHEN: the events it listens to.
         NEEDS_PAIRS: whether it needs layer inputs and output gradients, hence a model instead of bare parameters.
+        GIVES: what its rows hold, for structures that say what they read.
         NEEDS_LIKELIHOOD: whether a step without a likelihood call cannot be measured.
     """
 
@@ -36,6 +37,7 @@ class Statistic(ABC):
     WHEN: ClassVar[frozenset[Event]]
     NEEDS_PAIRS: ClassVar[bool] = False
     NEEDS_LIKELIHOOD: ClassVar[bool] = False
+    GIVES: ClassVar[frozenset[str]] = frozenset({"inputs", "gradients", "outputs"})
 
     @property
     def columns_per_example(self) -> tuple[float, str]:
@@ -56,6 +58,23 @@ class Statistic(ABC):
 
     def on_step(self, collector: Collector, block: Block, gradient: Tensor) -> None:  # noqa: B027
         """The gradient of a block is complete (event ``"step"``)."""
+
+
+def share_of(rows: AnyRows, examples: int | None) -> AnyRows:
+    """The first ``examples`` rows of a batch, scaled so that their curvature estimates that of the whole batch.
+
+    Without bias if the order of the batch is random; everything if the batch has no more examples, or for ``None``.
+    """
+    if examples is None or rows.count <= examples:
+        return rows
+    return rows.first(examples, (rows.count / examples) ** 0.5)
+
+
+def check_examples_option(examples: int | None) -> int | None:
+    """Raise ValueError unless a number of examples is at least 1, or ``None`` for all."""
+    if examples is not None and examples < 1:
+        raise ValueError(f"curvature_examples={examples} must be at least 1, or None for the whole batch")
+    return examples
 
 
 def term_weights(call: LikelihoodCall) -> Tensor | float:

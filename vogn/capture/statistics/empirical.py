@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vogn.announcement import LikelihoodCall
-from vogn.capture.statistics.base import Statistic, kept, term_weights
+from vogn.capture.statistics.base import Statistic, check_examples_option, kept, share_of, term_weights
 from vogn.errors import UnsupportedObservationError
 from vogn.linalg.rows import AnyRows
 
@@ -19,6 +19,9 @@ class Empirical(Statistic):
 
     Layers with a rule cost nothing but their own products; bare parameters are measured in a pass of our own when a
     likelihood is evaluated.
+
+    Args:
+        examples: measure the first so many examples of every batch instead of all.
     """
 
     NAME = "empirical"
@@ -27,10 +30,13 @@ class Empirical(Statistic):
     WHEN = frozenset({"backward", "likelihood"})
     NEEDS_PAIRS = True
 
+    def __init__(self, examples: int | None = None) -> None:
+        self.examples = check_examples_option(examples)
+
     def on_rows(self, collector: Collector, block: Block, rows: AnyRows) -> None:
         """See :meth:`Statistic.on_rows`."""
         collector.note_sum(block, rows)
-        leaves = block.structure.observe(collector.state_of(block), rows)
+        leaves = block.structure.observe(collector.state_of(block), share_of(rows, self.examples))
         collector.add(block, leaves, "user", rows=rows.count)
 
     def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
@@ -46,5 +52,5 @@ class Empirical(Statistic):
         outputs, targets = kept(call.outputs.detach(), call.mask), kept(call.targets, call.mask)
         score = call.likelihood.score(outputs, targets) * term_weights(call)
         for block, rows in collector.own_rows(call, score.unsqueeze(0), blocks):
-            leaves = block.structure.observe(collector.state_of(block), rows)
+            leaves = block.structure.observe(collector.state_of(block), share_of(rows, self.examples))
             collector.add(block, leaves, "own", rows=rows.count)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vogn.announcement import LikelihoodCall
-from vogn.capture.statistics.base import Statistic, kept, term_weights
+from vogn.capture.statistics.base import Statistic, check_examples_option, kept, share_of, term_weights
 
 if TYPE_CHECKING:
     from vogn.capture.collector import Collector
@@ -23,6 +23,7 @@ class GGN(Statistic):
 
     Args:
         samples: ``None`` for all columns (exact), or a number of random combinations of them (unbiased, cheaper).
+        examples: measure the first so many examples of every batch instead of all.
     """
 
     NAME = "ggn"
@@ -32,10 +33,11 @@ class GGN(Statistic):
     NEEDS_PAIRS = True
     NEEDS_LIKELIHOOD = True
 
-    def __init__(self, samples: int | None = None) -> None:
+    def __init__(self, samples: int | None = None, examples: int | None = None) -> None:
         if samples is not None and samples < 1:
             raise ValueError(f"ggn_samples={samples} must be at least 1, or None for the exact GGN")
         self.samples = samples
+        self.examples = check_examples_option(examples)
 
     @property
     def columns_per_example(self) -> tuple[float, str]:
@@ -50,7 +52,7 @@ class GGN(Statistic):
             columns = columns * weight.sqrt()
         columns = self._columns(collector, columns)
         for block, rows in collector.own_rows(call, columns, collector.blocks):
-            leaves = block.structure.observe(collector.state_of(block), rows)
+            leaves = block.structure.observe(collector.state_of(block), share_of(rows, self.examples))
             collector.add(block, leaves, "own", rows=rows.count)
 
     def _columns(self, collector: Collector, columns: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -15,14 +16,33 @@ if TYPE_CHECKING:
 
 
 class Gradient(Statistic):
-    """``C_hat = G G^T`` with the mini-batch gradient ``G``: about ``1 / batch size`` of the empirical Fisher."""
+    """``C_hat = B G G^T`` with the mini-batch gradient ``G``.
+
+    With ``B = 1`` this is about ``1 / batch size`` of the empirical Fisher. With the batch size as ``B`` its
+    expectation over batches is the empirical Fisher plus ``B - 1`` times the outer product of the mean gradient.
+
+    Args:
+        batch_size: ``B``, > 0.
+
+    Raises:
+        ValueError: if it is not positive.
+    """
 
     NAME = "gradient"
     PASSES = "the finished gradient, no pass of its own"
     CHANNEL = "rows"
     WHEN = frozenset({"step"})
 
+    def __init__(self, batch_size: float = 1.0) -> None:
+        if not 0 < batch_size < math.inf:
+            raise ValueError(
+                f"batch_size={batch_size} must be a positive number: that of the examples behind one gradient, all "
+                "processes together, or 1 for the gradient's own second moment"
+            )
+        self.batch_size = batch_size
+
     def on_step(self, collector: Collector, block: Block, gradient: Tensor) -> None:
         """See :meth:`Statistic.on_step`."""
-        leaves = block.structure.observe(collector.state_of(block), GradientRow(gradient))
+        row = gradient if self.batch_size == 1.0 else gradient * self.batch_size**0.5
+        leaves = block.structure.observe(collector.state_of(block), GradientRow(row))
         collector.add(block, leaves, "step", rows=1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vogn.announcement import LikelihoodCall
-from vogn.capture.statistics.base import Statistic, kept, term_weights
+from vogn.capture.statistics.base import Statistic, check_examples_option, kept, share_of, term_weights
 
 if TYPE_CHECKING:
     from vogn.capture.collector import Collector
@@ -18,6 +18,7 @@ class MonteCarlo(Statistic):
 
     Args:
         draws: label draws per example, >= 1.
+        examples: measure the first so many examples of every batch instead of all.
 
     One extra backward pass per draw; ``.grad`` never sees it.
     """
@@ -29,10 +30,11 @@ class MonteCarlo(Statistic):
     NEEDS_PAIRS = True
     NEEDS_LIKELIHOOD = True
 
-    def __init__(self, draws: int = 1) -> None:
+    def __init__(self, draws: int = 1, examples: int | None = None) -> None:
         if draws < 1:
             raise ValueError(f"draws={draws} must be at least 1")
         self.draws = draws
+        self.examples = check_examples_option(examples)
 
     @property
     def columns_per_example(self) -> tuple[float, str]:
@@ -50,5 +52,5 @@ class MonteCarlo(Statistic):
         weight = term_weights(call)
         factor = (weight.sqrt() if isinstance(weight, torch.Tensor) else weight) * self.draws**-0.5
         for block, rows in collector.own_rows(call, torch.stack(scores) * factor, collector.blocks):
-            leaves = block.structure.observe(collector.state_of(block), rows)
+            leaves = block.structure.observe(collector.state_of(block), share_of(rows, self.examples))
             collector.add(block, leaves, "own", rows=rows.count)

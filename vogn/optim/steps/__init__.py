@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from vogn.optim.steps.base import BlockView, Step, StepContext
 from vogn.optim.steps.clip import ClipElements, ClipKL
+from vogn.optim.steps.kalman import KalmanSchedule
+from vogn.optim.steps.levenberg_marquardt import LevenbergMarquardt
 from vogn.optim.steps.momentum import Momentum
+from vogn.optim.steps.neumann import Neumann
 from vogn.optim.steps.prior import Prior
 from vogn.optim.steps.rescale import RescaleToInitial
-from vogn.optim.steps.solve import Solve
+from vogn.optim.steps.solve import PseudoSolve, Solve
 
 __all__ = [
     "BlockView",
     "ClipElements",
     "ClipKL",
+    "KalmanSchedule",
+    "LevenbergMarquardt",
     "Momentum",
+    "Neumann",
     "Prior",
+    "PseudoSolve",
     "RescaleToInitial",
     "Solve",
     "Step",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from vogn.capture.objective import Objective
 from vogn.structures.base import Structure
 from vogn.types import State
 
@@ -46,18 +47,30 @@ class StepContext:
         step: number of finished optimizer steps.
         notes: single numbers, by name, that steps leave for :meth:`vogn.NaturalGradient.diagnostics`, which reports
             their averages over the steps; tensors stay on their device.
+        objective: the closure of this step, if it was a :class:`vogn.Objective`.
+        average: the mean of a number over all processes.
+        scratch: what a step's call leaves for its :meth:`Step.after`.
     """
 
     blocks: Sequence[BlockView]
     step: int
     notes: dict[str, Tensor] = field(default_factory=dict)
+    objective: Objective | None = None
+    average: Callable[[Tensor], Tensor] = lambda number: number
+    scratch: dict[str, Any] = field(default_factory=dict)
 
 
 class Step(ABC):
     """One transform over the updates of *all* blocks (a KL clip sums them). Frozen configuration, no tensors.
 
     The update that leaves the chain is subtracted from the mean, times ``lr``.
+
+    Class attributes:
+        REQUIRES: what the step needs beside gradients and curvature: ``"objective"`` (``opt.step`` must be given a
+            :class:`vogn.Objective`).
     """
+
+    REQUIRES: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
@@ -71,4 +84,20 @@ class Step(ABC):
             memory: the block's memory, to be written to.
             mean: the block vector of the mean.
             group: the block's param group.
+        """
+
+    def before(self, groups: list[dict[str, Any]], terms: int) -> None:  # noqa: B027
+        """A step begins; may change group entries (schedules). A refused step undoes the changes.
+
+        Args:
+            groups: the param groups.
+            terms: number of loss terms behind this step's evidence, of all processes; 0 if it is not known.
+        """
+
+    def after(self, means: list[Tensor], context: StepContext) -> None:  # noqa: B027
+        """The step is done and the new means are in the model; may change group entries (damping policies).
+
+        Args:
+            means: the new means as block vectors, in the order of the blocks.
+            context: that of the call.
         """

@@ -1,0 +1,95 @@
+"""LiSSA: the inverse as a power series of curvature-vector products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import nn
+
+from vogn.capture.partition import Partition
+from vogn.capture.selection import StructureOption, make_selection
+from vogn.optim.base import NaturalGradient
+from vogn.optim.kfac import fisher_statistic
+from vogn.optim.steps import Momentum, Neumann, Prior
+from vogn.structures import Gram
+
+
+class LiSSA(NaturalGradient):
+    """Newton-like steps in time linear in the parameters: a truncated Neumann series instead of an inverse.
+
+    The products are with the Gauss-Newton matrix or the Fisher of the present batch, row by row; the paper's are with
+    Hessians of single examples, which need not be positive definite. A posterior is sampled exactly, in sample space.
+
+    ==============  ===========================  =====================================
+    paper           argument                     unit
+    ==============  ===========================  =====================================
+    S_1             ``chains``                   1
+    S_2             ``depth``                    1
+    scale of H      ``1 / scale``                parameter^2 / loss
+    N               ``ess``                      examples
+    ==============  ===========================  =====================================
+
+    Args:
+        params: the model.
+        lr: learning rate.
+        ess: effective sample size.
+        weight_decay: ``prior_precision / ess``.
+        damping: in the step only. Small values need a large ``depth``, of the order of the condition number.
+        depth, chains, scale, rows_per_term: see :class:`vogn.optim.steps.Neumann` (``rows_per_term`` is its ``rows``).
+        fisher: ``"ggn"``, ``"empirical"`` or ``"mc"``.
+        ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
+        window: rows that are held; see :class:`vogn.structures.Gram`. More rows per batch are merged.
+        structure: a mapping from name patterns or module types to structures, for layers that shall have another one.
+        partition: ``"model"`` as in the paper, or ``"layer"``.
+        curvature_decay: 0 as in the paper is the present batch alone; a posterior needs more evidence than that.
+        momentum, initial_curvature, mc_samples, variational, seed, **options: see
+            :class:`NaturalGradient`. Momentum is kept on the solved direction.
+
+    Source: Agarwal, Bullins, Hazan (2017), "Second-Order Stochastic Optimization for Machine Learning in Linear Time",
+    Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        lr: float = 0.1,
+        *,
+        ess: float | None = None,
+        structure: StructureOption = None,
+        weight_decay: float = 1e-4,
+        damping: float = 0.1,
+        momentum: float = 0.9,
+        curvature_decay: float = 0.95,
+        depth: int = 20,
+        chains: int = 1,
+        scale: float | None = None,
+        rows_per_term: int | None = None,
+        fisher: Literal["ggn", "empirical", "mc"] = "empirical",
+        ggn_samples: int | None = None,
+        window: int = 256,
+        partition: Partition = "model",
+        initial_curvature: float | Literal["first_batch"] = "first_batch",
+        mc_samples: int = 1,
+        variational: bool = True,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            params,
+            make_selection(structure, Gram(window)),
+            fisher_statistic(fisher, ggn_samples),
+            lr=lr,
+            ess=ess,
+            weight_decay=weight_decay,
+            damping=damping,
+            momentum=momentum,
+            curvature_decay=curvature_decay,
+            initial_curvature=initial_curvature,
+            mc_samples=mc_samples,
+            variational=variational,
+            seed=seed,
+            steps=[Prior(), Neumann(depth, chains, scale, rows_per_term, seed), Momentum()],
+            partition=partition,
+            **options,
+        )
