@@ -20,6 +20,8 @@ from benchmarks.sample_space.step_time import run_step_time
 from benchmarks.sample_space.tasks import check_data
 
 Cell = tuple[Path, list[str]]
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+"""glibc keeps freed blocks: without this, methods with rows of all parameters spend half of their time on page faults."""
 
 
 def path_of(arguments: argparse.Namespace, task: str, method: str, configuration: int, seed: int) -> Path:
@@ -93,7 +95,7 @@ def run_study(arguments: argparse.Namespace) -> int:
         lambda: further_seeds(arguments, tasks, groups[1]),
     ]
     for stage in stages:
-        _, left = run_cells(MODULE, stage(), jobs=arguments.jobs, deadline=deadline)
+        _, left = run_cells(MODULE, stage(), jobs=arguments.jobs, deadline=deadline, variables=ALLOCATOR)
         if left:
             print(f"{left} cells of this stage left; call again to continue")
             return 1

@@ -60,7 +60,7 @@ FORMS = {
     ),
     "reduced": Form(
         {
-            "mnist": Size(2000, 1000, 2000, 5, 64, 400),
+            "mnist": Size(1500, 1000, 2000, 4, 64, 400),
             "cifar10": Size(1500, 500, 1000, 4, 32, 16),
             "multi30k": Size(2000, 300, 300, 5, 32, 64, tokens=16, vocabulary=1500),
         },
