@@ -10,7 +10,7 @@ from torch import nn
 
 from vogn import NaturalGradient
 from vogn.capture import oracle
-from vogn.capture.statistics import GGN, REGISTRY, Empirical, Gradient, Hutchinson, MonteCarlo, Price
+from vogn.capture.statistics import GGN, REGISTRY, Empirical, Gradient, Hutchinson, Inputs, MonteCarlo, Price
 from vogn.likelihoods import Bernoulli, Categorical, Gaussian
 from vogn.structures import Dense, Diagonal, DiagonalLowRank, EigenKronecker, Kronecker
 
@@ -424,5 +424,5 @@ def test_bare_parameters_need_the_targets_for_the_empirical_fisher(tools):
 
 def test_the_registry_names_every_statistic():
     assert {name: kind.NAME for name, kind in REGISTRY.items()} == {name: name for name in REGISTRY}
-    assert set(REGISTRY.values()) == {Empirical, MonteCarlo, GGN, Gradient, Hutchinson, Price}
+    assert set(REGISTRY.values()) == {Empirical, MonteCarlo, GGN, Gradient, Hutchinson, Inputs, Price}
     assert all(kind.CHANNEL in ("rows", "probe") for kind in REGISTRY.values())

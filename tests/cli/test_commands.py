@@ -117,3 +117,23 @@ def test_runs_get_a_name_of_their_own(vogn, tiny, tmp_path):
     assert vogn("train", "--data", tiny, *TINY, "--epochs", "1", "--model", "mlp").code == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith("tiny-vogn-variational-")
+
+
+def test_a_deterministic_fngd_freezes_after_its_first_epoch(vogn, tiny, tmp_path):
+    """Its table has a coefficient of every training example; the network is a point, and no posterior is asked for."""
+    outcome = vogn("train", "--data", tiny, "--model", "mlp", "--method", "fngd", "--deterministic", "--epochs", "2",
+                   "--batch-size", "16", "--no-compare", "--output", "run")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["optimizer_state"]
+    (group,) = saved["param_groups"]
+    assert 0 < group["freeze_after"] < group["steps_done"] and group["share"] == "index"
+    tables = [state["memory"]["coefficients"] for state in saved["state"].values() if "memory" in state]
+    assert tables and all(bool(t.isfinite().all()) and len(t) == group["examples_measured"] for t in tables)
+
+
+def test_a_variational_fngd_never_freezes(vogn, tiny, tmp_path):
+    outcome = vogn("train", "--data", tiny, "--model", "mlp", "--method", "fngd", "--variational", "--epochs", "2",
+                   "--batch-size", "16", "--no-compare", "--output", "run")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["optimizer_state"]
+    assert saved["param_groups"][0]["freeze_after"] is None

@@ -50,10 +50,10 @@ def stop_after(monkeypatch, steps):
     """Let SIGTERM arrive during step number ``steps`` of the process."""
     original, count = training.Training._step, iter(range(1, 10**6))
 
-    def step(self, x, y):
+    def step(self, *batch):
         if next(count) == steps:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, x, y)
+        return original(self, *batch)
 
     monkeypatch.setattr(training.Training, "_step", step)
 
@@ -66,8 +66,9 @@ def stop_after(monkeypatch, steps):
         ["--method", "ivon"],
         ["--method", "ekfac", "--model", "mlp"],
         ["--model", "dropped:make"],
+        ["--method", "fngd", "--deterministic", "--norm", "batch"],
     ],
-    ids=["vogn-batchnorm", "deterministic", "ivon", "ekfac", "dropout"],
+    ids=["vogn-batchnorm", "deterministic", "ivon", "ekfac", "dropout", "fngd-frozen"],
 )
 def test_resumed_equals_uninterrupted(vogn, tiny, tmp_path, monkeypatch, options):
     (tmp_path / "dropped.py").write_text(
@@ -103,10 +104,10 @@ def test_a_run_killed_without_warning_goes_on_from_its_last_checkpoint(vogn, tin
     assert vogn("train", "--data", tiny, *TINY, "--output", "whole").code == 0
     original = training.Training._step
 
-    def die(self, x, y):
+    def die(self, *batch):
         if (self.session.position.epoch, self.session.position.batch) == (1, 3):
             raise RuntimeError("power failure")
-        return original(self, x, y)
+        return original(self, *batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(training.Training, "_step", die)

@@ -62,7 +62,7 @@ def result(model, opt):
                     out[f"{kind} {names[parameter]} {key}"] = tensor.clone()
     # bases and low-rank roots are unique only up to signs: their products stand for them
     roots = ("U", "UA", "US")
-    return {name: tensor for name, tensor in out.items() if name.split()[-1] not in ("QA", "QS", "F", *roots)} | {
+    return {name: tensor for name, tensor in out.items() if name.split()[-1] not in ("QA", "QS", "F", "P", *roots)} | {
         f"{name} squared": tensor.flatten(0, -2) @ tensor.flatten(0, -2).T
         for name, tensor in out.items()
         if name.split()[-1] in roots
@@ -99,6 +99,7 @@ def train(
     only=None,
     checkpoint=None,
     save=False,
+    places=0,
     **options,
 ):
     """The loop of the documentation.
@@ -107,7 +108,8 @@ def train(
     per step. All backward passes of a step but the last run under ``no_sync``, unless ``sync_all``. ``scale``: of the
     loss, undone before the step. ``inner``: the optimizer gets the inner module.
     ``apart``: every rank trains a model of its own. ``only``: one process sees this rank's share. ``checkpoint``,
-    ``save``: states of model and optimizer to start from, and whether to return them.
+    ``save``: states of model and optimizer to start from, and whether to return them. ``places``: steps after which the
+    places of the examples in the data set begin anew; 0 tells none.
     """
     warnings.filterwarnings("error", message="block ")
     part = me if group is not None else only
@@ -125,7 +127,12 @@ def train(
     for step in range(start, start + steps):
         opt.zero_grad()
         for context in range(contexts):
-            with opt.sampled_params():
+            indices = None
+            if places:
+                numbers = torch.arange(micro * sum(sizes)) + step % places * micro * sum(sizes)
+                chunks = numbers.split(sum(sizes))
+                indices = numbers if part is None else torch.cat([share(chunk, sizes, part) for chunk in chunks])
+            with opt.sampled_params(indices):
                 for k in range(micro):
                     x, y = batch(sum(sizes), 100 * step + k, dtype)
                     if part is not None:

@@ -26,9 +26,13 @@ CASES = {
     "sngd": {"method": "sngd", "refresh_every": 2},
     "sngd nystrom": {"method": "sngd", "root": "nystrom", "columns": 2},
     "sngd units": {"method": "sngd", "metric": "rfim_unit"},
+    "fngd": {"method": "fngd"},
     "slang ggn": {"method": "slang", "fisher": "ggn", "rank": 4},
     "smw": {"method": "smw", "partition": "layer"},
     "smw merged": {"method": "smw", "window": 4},
+    "seng": {"method": "seng", "observe_every": 2},
+    "seng rows": {"method": "seng", "rows": 0.5, "observe_every": 1, "curvature_decay": 0.5},
+    "hylo": {"method": "hylo", "rank": 0.5, "observe_every": 1, "curvature_decay": 0.5},
     "lissa": {"method": "lissa", "rows_per_term": 2},
     "kalman": {"method": "kalman"},
     "mfac": {"method": "mfac", "window": 3},
@@ -36,6 +40,26 @@ CASES = {
     "ggt": {"method": "ggt", "window": 3},
     "tonga": {"method": "tonga", "rank": 1, "truncate_every": 1},
 }
+
+FROZEN = {
+    "index": {"places": 2},
+    "index, micro-batches": {"places": 2, "micro": 2},
+    "index, scaled": {"places": 2, "scale": 1024.0},
+    "index, summed": {"places": 2, "reduction": "sum", "micro": 2},
+    "mean": {"share": "mean"},
+    "batch": {"share": "batch"},
+}
+
+
+@pytest.mark.parametrize("case", FROZEN)
+def test_frozen_coefficients_of_two_ranks_are_those_of_one_process(ranks, case):
+    arguments = {"method": "fngd", "sizes": (3, 3), "variational": False, "freeze_after": 2} | FROZEN[case]
+    results = ranks.run("train", size=2, **arguments)
+    ranks.assert_identical(results)
+    one = ranks.alone("train", **arguments)
+    if case == "batch":  # every rank counts its own examples: the same coefficients in other places
+        results[0], one = ({k: v for k, v in r.items() if "coefficients" not in k} for r in (results[0], one))
+    ranks.assert_equal(results[0], one, 1e-12)
 
 
 @pytest.mark.parametrize("variational", [True, False])

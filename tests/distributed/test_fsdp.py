@@ -16,6 +16,7 @@ CASES = {
     "ekfac": {"method": "ekfac"},
     "evon": {"method": "evon"},
     "slang": {"method": "slang", "rank": 4},
+    "fngd": {"method": "fngd"},
 }
 
 
@@ -88,3 +89,14 @@ def test_what_sharded_parameters_cannot_do_names_the_remedy(ranks, arguments, te
 @pytest.mark.parametrize("arguments", [{"method": "ivon", "bare": True}, {"method": "vadam", "bare": True}])
 def test_methods_without_per_example_gradients_take_sharded_bare_parameters(ranks, arguments):
     assert ranks.run("message", file="sharded.py", **arguments) == ["", ""]
+
+
+def test_frozen_coefficients_of_sharded_layers_are_those_of_one_process(ranks):
+    """By position: every process counts its own examples, so the same coefficients stand in other places."""
+    arguments = {"method": "fngd", "variational": False, "freeze_after": 2, "share": "batch"}
+    results = ranks.run("train", file="sharded.py", **arguments)
+    sharded, one = (
+        {key: value for key, value in result.items() if "coefficients" not in key}
+        for result in (results[0], ranks.alone("train", **arguments))
+    )
+    ranks.assert_equal(sharded, one, 1e-12)

@@ -87,6 +87,48 @@ def test_row_gram_has_slow_columns_and_fast_examples(shape):
     assert gram.shape == (k * n, k * n)
 
 
+@every_shape
+@pytest.mark.parametrize("form", [reference.gram_by_pairs, reference.gram_by_rows])
+@pytest.mark.parametrize("budget", [1, 30, 100, reference.CHUNK_ELEMENTS])
+def test_both_forms_of_the_gram_matrix_equal_products_of_rows(monkeypatch, shape, form, budget):
+    a, g, rows = operands(shape)
+    _, k, n, *_ = shape
+    lead = rows.ndim - 4
+    flat = rows.movedim((lead, lead + 1), (0, 1)).reshape(k * n, -1)
+    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", budget)
+    torch.testing.assert_close(form(a, g), flat @ flat.T)
+
+
+def test_the_cheaper_form_of_the_gram_matrix_is_taken(monkeypatch):
+    forms = []
+    for name in ("gram_by_pairs", "gram_by_rows"):
+        monkeypatch.setattr(reference, name, lambda a, g, name=name: forms.append(name) or a)
+    linear = (normal(64, 1, 400, seed=0), normal(1, 64, 1, 400, seed=1))
+    few_positions = (normal(8, 4, 100, seed=0), normal(1, 8, 4, 100, seed=1))
+    convolution = (normal(8, 64, 27, seed=0), normal(1, 8, 64, 16, seed=1))
+    norm = (normal(16, 8, 1, 1, seed=0), normal(16, 1, 8, 1, 2, seed=1))
+    for operand in (linear, few_positions, convolution, norm):
+        reference.row_gram(*operand)
+    assert forms == ["gram_by_pairs", "gram_by_pairs", "gram_by_rows", "gram_by_rows"]
+
+
+def test_gram_costs_count_multiply_adds():
+    """8 examples, 4 positions, 3 outputs, 2 inputs, 2 columns."""
+    pairs, rows = reference.gram_costs(normal(8, 4, 2, seed=0), normal(2, 8, 4, 3, seed=1))
+    assert pairs == 32**2 * 2 + 64**2 * (3 + 1)
+    assert rows == 16 * 4 * 6 + 16**2 * 6
+
+
+def test_pieces_of_the_gram_matrix_respect_the_budget(monkeypatch):
+    a, g, _ = operands(SHAPES["groups"])  # 15 rows of 2 x 3 x 2
+    sizes = []
+    dense = reference.row_dense
+    monkeypatch.setattr(reference, "row_dense", lambda a, g: sizes.append(dense(a, g).numel()) or dense(a, g))
+    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", 60)
+    reference.gram_by_rows(a, g)
+    assert sizes == [60, 30, 60, 30]
+
+
 @pytest.mark.parametrize("op", TABLE)
 def test_every_operation_has_a_reference(op):
     assert kernel(op) is TABLE[op]["reference"]

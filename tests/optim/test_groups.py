@@ -67,7 +67,7 @@ def test_a_group_with_its_own_settings_is_an_optimizer_of_its_own(tools):
 @pytest.mark.parametrize("method", ALL)
 def test_groups_may_differ_in_mode(tools, method):
     model = tools.network()
-    opt = tools.build(method, model, groups=[{"params": model[2].parameters(), "variational": False}])
+    opt = tools.build(method, model, observe_every=1, groups=[{"params": model[2].parameters(), "variational": False}])
     tools.train(opt, model, 2)
     before = tools.weights(model)
     with opt.sampled_params():
@@ -249,7 +249,7 @@ NORM = {"norm.weight", "norm.bias"}
 @pytest.mark.parametrize("method", ALL)
 def test_norms_at_a_point_are_neither_sampled_nor_given_a_prior_but_preconditioned(tools, method):
     model = tools.fill(Normed().double())
-    opt = tools.build(method, model, norms="point")
+    opt = tools.build(method, model, norms="point", observe_every=1)
     assert {row["parameter"] for row in opt.coverage() if not row["sampled"]} == NORM
     tools.train(opt, model, 3)
     mean = tools.weights(model)

@@ -26,7 +26,7 @@ class Flaky:
         return self.real(matrix)
 
 
-FACTORISED = ["kfac", "ekfac", "evon", "slang"]
+FACTORISED = ["kfac", "ekfac", "evon", "slang", "skfac", "sngd"]
 
 
 def bad_steps(tools, flaky, opt, model, count, *, start):
@@ -51,7 +51,14 @@ def test_failed_factorisations_keep_the_last_good_factors_count_and_warn_once_pe
     opt = tools.build(method, model, refresh_every=1)
     tools.train(opt, model, 2)
     blocks = [block.name for block in opt._build()[0].blocks]
-    factors = {"kfac": ("QA", "QS", "x", "y"), "ekfac": ("QA", "QS"), "evon": ("QA", "QS"), "slang": ("U", "d")}[method]
+    factors = {
+        "kfac": ("QA", "QS", "x", "y"),
+        "ekfac": ("QA", "QS"),
+        "evon": ("QA", "QS"),
+        "slang": ("U", "d"),
+        "skfac": ("QA", "QS", "x", "y", "UA", "US"),
+        "sngd": ("F", "x"),
+    }[method]
 
     def used():
         # from the state dictionary, so that the test does not depend on how states are kept

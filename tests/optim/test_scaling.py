@@ -34,11 +34,16 @@ def make(tools, which, model, **options):
     return NaturalGradient(model, structure, statistic, partition=partition, **(common | options))
 
 
+LEFT_OUT = ("QA", "QS", "U", "UA", "US", "P", "R", "columns")
+"""Eigenbases may differ by signs, rows by order and number: they are left to the weights."""
+
+
 def results(tools, opt, model):
-    """Weights and all curvature, flat. Eigenbases may differ by signs, rows by order: they are left to the weights."""
+    """Weights and all curvature, flat."""
     parts = [p.flatten() for p in tools.weights(model).values()]
     for state in tools.curvature(opt).values():
-        parts += [leaf.flatten() for key, leaf in state.items() if key not in ("QA", "QS", "U", "UA", "US", "columns")]
+        ambiguous = {*LEFT_OUT, *opt.structure.GROWS}
+        parts += [leaf.flatten() for key, leaf in state.items() if key not in ambiguous]
     return torch.cat(parts)
 
 

@@ -79,8 +79,6 @@ def test_momentum_is_the_exponential_average():
     plain = block()
     (u,) = run(Momentum(debias=False), plain)
     torch.testing.assert_close(u, 0.1 * plain.gradient)
-    u.zero_()  # what is returned is not the memory
-    assert bool((plain.memory["momentum"] != 0).all())
 
 
 def test_no_momentum_keeps_no_memory():

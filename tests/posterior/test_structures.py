@@ -14,6 +14,7 @@ from vogn.linalg.layout import MatrixLayout
 from vogn.linalg.rows import Rows
 from vogn.posterior import GaussianPosterior, PosteriorBlock, Prior
 from vogn.structures import REGISTRY
+from vogn.testing.structure_cases import normalised
 
 LAYOUT = MatrixLayout(("weight", "bias"), ((2, 3), (2,)), (2, 3))
 NAMES = [name for name, kind in REGISTRY.items() if {"sample", "shift"} <= kind.SUPPORTS]
@@ -26,8 +27,7 @@ def observed_state(structure):
     a = torch.randn(8, 1, 4, generator=source, dtype=torch.float64)
     g = torch.randn(1, 8, 1, 2, generator=source, dtype=torch.float64)
     state = structure.init((2, 4), initial=0.0, dtype=torch.float64, device="cpu")
-    scale = 8**0.5 if structure.REDUCE == "concat" else 8
-    evidence = {key: leaf / scale for key, leaf in structure.observe(state, Rows(a, g)).items()}
+    evidence = normalised(structure, structure.observe(state, Rows(a, g)), 8)
     return structure.refresh(structure.update(state, evidence, decay=0.0, weight=1.0, shift=0.1))
 
 

@@ -88,6 +88,10 @@ def test_a_state_round_trips_through_distributed_checkpoint(tools, case, tmp_pat
     other = case.build(twin)
     weights, state = get_state_dict(twin, other)  # steps on zero gradients to make a state
     loaded = {"model": weights, "opt": state}
+    if opt.structure.GROWS:  # rows of a batch: there is no place for them before the first one
+        with pytest.raises(dcp.api.CheckpointException, match="Size mismatch"):
+            dcp.load(loaded, checkpoint_id=tmp_path, no_dist=True)
+        return
     dcp.load(loaded, checkpoint_id=tmp_path, no_dist=True)
     set_state_dict(twin, other, model_state_dict=loaded["model"], optim_state_dict=loaded["opt"])
     tools.assert_identical(tools.everything(opt, model), tools.everything(other, twin))

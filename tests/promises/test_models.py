@@ -165,7 +165,7 @@ def attached(model):
 @pytest.mark.promise("the encoder layer's inference fast path stays in use")
 def test_hooks_are_attached_in_contexts_only(tools, case):
     model = tools.network()
-    opt = case.build(model)
+    opt = case.build(model, observe_every=1)
     for step in range(2):
         with opt.sampled_params():
             assert attached(model) == any(statistic.NEEDS_PAIRS for statistic in opt.statistics)

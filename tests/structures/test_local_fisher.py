@@ -34,7 +34,8 @@ def test_a_layers_metric_is_the_second_moment_of_its_inputs_whatever_the_gradien
     structure = LocalFisher()
     for g in (rows.g, rows.g * 1e3, rows.g[:0]):
         state = after(structure, Rows(rows.a, g))
-        assert_close(structure.to_dense(state, SHIFT), torch.block_diag(m, m, m) + SHIFT * torch.eye(15).double(), 1e-13, "C")
+        expected = torch.block_diag(m, m, m) + SHIFT * torch.eye(15).double()
+        assert_close(structure.to_dense(state, SHIFT), expected, 1e-13, "C")
     v, shifted = vectors(), m + SHIFT * torch.eye(5).double()
     assert_close(structure.solve(state, v, SHIFT), v @ torch.linalg.inv(shifted), 1e-11, "dL/dW M^-1")
     assert_close(structure.sample(state, v, SHIFT), v @ inverse_root(shifted), 1e-11, "E M^-1/2")

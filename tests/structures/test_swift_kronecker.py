@@ -145,6 +145,12 @@ def test_a_small_rank_keeps_the_largest_directions_and_the_trace(rank):
         assert_close(trace, kfac[factor].trace(), 1e-12, "trace after five batches")
 
 
+def test_the_number_of_columns_that_are_not_zero_is_the_rank():
+    for examples, rank in ((2, 2), (5, 5), (9, 6)):
+        state = after(SwiftKronecker(), [duplicated(random_rows(SHAPE, seed=0, examples=examples))])
+        assert int(state["UA"].any(0).sum()) == rank and int(state["US"].any(0).sum()) == min(rank, 4)
+
+
 def test_without_memory_the_factors_are_those_of_the_last_batch():
     batches = [random_rows(SHAPE, seed=s, examples=3) for s in range(4)]
     structure = SwiftKronecker(rank=3)

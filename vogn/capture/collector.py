@@ -17,13 +17,14 @@ from torch import Tensor
 from vogn.announcement import LikelihoodCall, start_listening, stop_listening
 from vogn.capture.context import SampleContext
 from vogn.capture.context_gradients import ContextGradients
-from vogn.capture.gather import check_examples, gather, without_padding
+from vogn.capture.gather import check_examples, gather, with_places, without_padding
 from vogn.capture.ledger import Announcement, Ledger, Source
 from vogn.capture.normalisation import Normalisation
 from vogn.capture.own_pass import member_rows
 from vogn.capture.partition import Block, Member
 from vogn.capture.pooling import agreement_of, pool
 from vogn.capture.replication import check_noise, check_not_sharded, check_own_pass
+from vogn.capture.reweighting import Reweighting
 from vogn.capture.row_sums import RowSums
 from vogn.capture.statistics.base import Statistic
 from vogn.capture.taps import Call, Taps, is_muted, join_calls
@@ -78,6 +79,7 @@ class Collector:
         self._spent: list[weakref.ref[Tensor]] = []
         self._gradients = ContextGradients(gradient_of, self.replicas)
         self._row_sums = RowSums(blocks)
+        self._reweighting = Reweighting(blocks, self._in_backward, self.replicas)
         self.seen: set[Member] = set()
         """Members whose rows have ever been observed."""
         self._streams: dict[str, torch.Generator] = {}
@@ -85,6 +87,8 @@ class Collector:
         self._normalisation = Normalisation(loss_reduction)
         self.likelihood: Any = None
         """The likelihood that was heard last."""
+        self.examples = 0
+        """Examples of the last completed context, if their places in the data set were asked for."""
         self.clear()
 
     # ------------------------------------------------------------------ life of the observations
@@ -114,11 +118,14 @@ class Collector:
             self.clear()  # left by a step that failed: it is not this process's alone
         self.context = context
         self._streams.clear()
-        self._active = active
+        self._active = active and not context.weights
         self._before = self._ledger.copy()
         fresh = all(parameter.grad is None for block in self.blocks for parameter in block.parameters)
-        self._row_sums.begin(fresh=active and fresh)
-        if active:
+        self._row_sums.begin(fresh=self._active and fresh)
+        if context.weights:
+            assert context.places is not None
+            self._reweighting.attach(context.weights, context.places)
+        if self._active:
             for statistic in self.statistics:
                 statistic.on_entry(self)
             self._taps.attach()
@@ -135,6 +142,9 @@ class Collector:
                 self._end_of_backward()
                 self._ledger.open = []  # evaluated, but no backward came: logging
                 self._row_sums.check(self.blocks, self.context_gradient, self._gradients.averaged)
+                if self.context is not None and self.context.places is not None:
+                    self.context.places.check()
+                    self.examples = self.context.places.done
                 if self._active:
                     for statistic in self.statistics:
                         statistic.on_exit(self)
@@ -146,6 +156,7 @@ class Collector:
             self._spent.clear()
             self._queued = False
             self._taps.detach()
+            self._reweighting.detach()
             self._gradients.end()
             self.context = None
 
@@ -206,6 +217,7 @@ class Collector:
     def _end_of_backward(self) -> None:
         """Deliver the layers that were called several times and the joined blocks, then count the loss terms."""
         self._queued = False
+        self._reweighting.finish_pass()
         calls, self._waiting = self._waiting, []
         by_block: dict[Block, dict[Member, list[Call]]] = {}
         for call in calls:
@@ -223,6 +235,8 @@ class Collector:
             self._deliver(block, by_member)
         counts, self._row_counts = self._row_counts, {}
         check_examples(counts, max((a.examples for a in self._ledger.reached), default=None))
+        if self.context is not None and self.context.places is not None:
+            self.context.places.finish_pass()
         if self._taps.on_gradient is None:
             self._taps.release(set().union(*(announcement.touched for announcement in self._ledger.reached)))
         self._ledger.settle()
@@ -241,9 +255,14 @@ class Collector:
             for member, found in rows_of.items():
                 self._row_counts[member] = max(rows.count for rows in found)
                 self.seen.add(member)
-            for rows in gather(block, rows_of):
+            for rows in self._placed(gather(block, rows_of)):
                 for statistic in self.statistics:
                     statistic.on_rows(self, block, rows)
+
+    def _placed(self, gathered: list[AnyRows]) -> list[AnyRows]:
+        """Rows that know where their examples stand in the data set, if anybody asks."""
+        places = None if self.context is None else self.context.places
+        return gathered if places is None else [with_places(rows, places) for rows in gathered]
 
     # ------------------------------------------------------------------ services for the statistics
 
@@ -271,7 +290,7 @@ class Collector:
         rows_of, touched = member_rows(call, columns, wanted, self._taps, list(self._block_of))
         self.seen.update(rows_of)
         self._ledger.open[-1].touched |= touched
-        return [(block, rows) for block in blocks for rows in gather(block, rows_of)]
+        return [(block, rows) for block in blocks for rows in self._placed(gather(block, rows_of))]
 
     def stream(self, name: str, device: torch.device) -> torch.Generator:
         """A named stream of random numbers of this context; micro-batches draw from it in turn."""

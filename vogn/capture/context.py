@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from vogn.capture.places import Places
+from vogn.capture.reweighting import ExampleWeights
 from vogn.linalg.noise import generator
 
 
@@ -20,6 +22,8 @@ class SampleContext:
         displacement: block name to ``theta - m`` as a block vector; empty in deterministic mode.
         ess, shift: block name to effective sample size and prior shift.
         rank: a further coordinate of the noise where processes draw their own.
+        places: where the context's examples stand in the data set; ``None`` if nobody asks.
+        weights: block name to the weights of the examples in the user's gradients; empty where all count alike.
     """
 
     seed: int
@@ -29,6 +33,8 @@ class SampleContext:
     ess: Mapping[str, float]
     shift: Mapping[str, float]
     rank: int = 0
+    places: Places | None = None
+    weights: Mapping[str, ExampleWeights] = field(default_factory=dict)
 
     def generator(self, stream: str, device: torch.device) -> torch.Generator:
         """A new generator at the start of a named stream of random numbers."""

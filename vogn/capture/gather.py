@@ -8,8 +8,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from vogn.capture.partition import Block, Member
+from vogn.capture.places import Places
 from vogn.errors import MissingCurvatureError, UnsupportedObservationError
-from vogn.linalg.rows import AnyRows, IndexedRows, JoinedRows, Rows
+from vogn.linalg.rows import AnyRows, GradientRow, IndexedRows, JoinedRows, Rows
 
 
 def check_examples(counts: Mapping[Member, int], examples: int | None) -> None:
@@ -55,6 +56,17 @@ def without_padding(rows: Rows | IndexedRows, mask: Tensor | None) -> Rows | Ind
         return rows
     kept = (terms | reached).expand(rows.g.shape[-3:-1])
     return replace(rows, mask=kept if rows.mask is None else rows.mask & kept)
+
+
+def with_places(rows: AnyRows, places: Places) -> AnyRows:
+    """Rows that know where their examples stand in the data set."""
+    if isinstance(rows, GradientRow):
+        return rows
+    if isinstance(rows, JoinedRows):
+        first, *rest = rows.members
+        assert not isinstance(first, GradientRow)
+        return JoinedRows((replace(first, places=places.take(rows.count, first.g.device)), *rest))
+    return replace(rows, places=places.take(rows.count, rows.g.device))
 
 
 def gather(block: Block, rows_of: Mapping[Member, Sequence[Rows | IndexedRows]]) -> list[AnyRows]:

@@ -1,7 +1,7 @@
 """The one normalisation of evidence: loss scale, reduction and counts are undone here, for all structures.
 
-A leaf of degree ``d`` in the output gradients becomes ``leaf * scale^d / count``. Concatenated leaves are divided by
-``sqrt(count)``, leaves of degree 0 by the number of rows.
+A leaf of degree ``d`` in the output gradients becomes ``leaf * scale^d / count``, a leaf of degree 0 is divided by the
+number of rows. Leaves that are concatenated are no sums: they become ``leaf * (scale / sqrt(count))^d``.
 """
 
 from __future__ import annotations
@@ -76,8 +76,10 @@ def normalise(structure: Structure, leaves: Observation, *, scale: float, count:
         degree = structure.DEGREE[key]
         if not count:
             raise ValueError("the batch is empty: there is nothing to learn from; leave it out")
-        divisor = math.sqrt(count) if structure.REDUCE == "concat" else count if degree else rows
-        factor = scale**degree / divisor
+        if structure.REDUCE == "concat":
+            factor = (scale / math.sqrt(count)) ** degree
+        else:
+            factor = scale**degree / (count if degree else rows)
         out[key] = leaf if factor == 1.0 else leaf * factor
     return out
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -70,7 +71,7 @@ class Block:
     note: str = ""
     key: StructureKey | None = None
 
-    @property
+    @cached_property
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """All parameters in the order of the layout."""
         return tuple(parameter for member in self.members for parameter in member.parameters)

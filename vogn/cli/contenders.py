@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vogn.cli.errors import UsageError
 from vogn.cli.settings import Settings
+from vogn.data import epoch_batches
 from vogn.optim import METHODS
+from vogn.optim.blocks import without_curvature
 from vogn.posterior import GaussianPosterior
 
 
@@ -24,11 +26,14 @@ class Recipe:
         prior_precision: precision of the Gaussian prior over each weight.
         temperature: of the posterior while training.
         options: further keyword arguments of the method.
+        freeze_epochs: epochs after which a deterministic run measures no curvature any more (``freeze_after`` in
+            steps), ``None`` for methods that always do. A variational run samples from its curvature to the end.
     """
 
     prior_precision: float = 100.0
     temperature: float = 1e-3
     options: Mapping[str, Any] = field(default_factory=dict)
+    freeze_epochs: int | None = None
 
 
 _VOGN = {"lr": 0.05, "damping": 0.03}
@@ -50,6 +55,12 @@ RECIPES: dict[str, Recipe] = {
     "kalman": Recipe(100.0, 1e-2, {"damping": 1e-2, "partition": "layer", "structure": {"*": "kronecker"}}),
     "skfac": Recipe(100.0, 1e-2, _KRONECKER),
     "sngd": Recipe(100.0, 1e-2, {"lr": 0.1, "damping": 0.1, "refresh_every": 10}),
+    "fngd": Recipe(3000.0, 1e-3, {"lr": 0.5, "damping": 1.0}, freeze_epochs=1),
+    "mfac": Recipe(1000.0, 1e-3, {"lr": 0.1, "damping": 0.1}),
+    "ggt": Recipe(1000.0, 1e-3, {"lr": 1.0, "damping": 1.0}),
+    "tonga": Recipe(1000.0, 1e-3, {"lr": 0.01, "damping": 0.01}),
+    "seng": Recipe(1000.0, 1e-3, {"lr": 0.1, "damping": 0.1, "observe_every": 5}),
+    "hylo": Recipe(1000.0, 1e-3, {"lr": 0.1, "damping": 0.1, "observe_every": 5, "rank": 0.25}),
 }
 """Method to recipe: what trained image classifiers well on validation data; methods not listed use ``Recipe()``."""
 
@@ -86,8 +97,8 @@ class Contender(Protocol):
         """The optimizer."""
         ...
 
-    def sampled(self, optimizer: Any) -> AbstractContextManager[Any]:
-        """The context in which forward and backward run."""
+    def sampled(self, optimizer: Any, indices: Tensor) -> AbstractContextManager[Any]:
+        """The context in which forward and backward run on the examples at these places of the training part."""
         ...
 
     def posterior(self, model: nn.Module, optimizer: Any) -> GaussianPosterior:
@@ -128,16 +139,21 @@ class NaturalGradientContender:
         options = dict(recipe.options)
         if settings.lr is not None:
             options["lr"] = settings.lr
+        if recipe.freeze_epochs is not None and not self.variational:
+            steps = len(epoch_batches(examples, settings.batch_size, settings.seed, 0))
+            options["freeze_after"] = recipe.freeze_epochs * steps
         return options | {"ess": ess, "weight_decay": prior_precision / ess, "variational": self.variational}
 
     def build(self, model: nn.Module, options: dict[str, Any], seed: int) -> torch.optim.Optimizer:
         return METHODS[self.method].build(model, seed=seed, **options)
 
-    def sampled(self, optimizer: Any) -> AbstractContextManager[Any]:
-        context: AbstractContextManager[Any] = optimizer.sampled_params()
+    def sampled(self, optimizer: Any, indices: Tensor) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = optimizer.sampled_params(indices)
         return context
 
     def posterior(self, model: nn.Module, optimizer: Any) -> GaussianPosterior:
+        if any(without_curvature(optimizer, group) for group in optimizer.param_groups):
+            return _point(model)
         found: GaussianPosterior = optimizer.posterior()
         return found
 
@@ -167,11 +183,16 @@ class AdamWContender:
     def build(self, model: nn.Module, options: dict[str, Any], seed: int) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), **options)
 
-    def sampled(self, optimizer: Any) -> AbstractContextManager[Any]:
+    def sampled(self, optimizer: Any, indices: Tensor) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def posterior(self, model: nn.Module, optimizer: Any) -> GaussianPosterior:
-        return GaussianPosterior([], {name: parameter.detach() for name, parameter in model.named_parameters()})
+        return _point(model)
+
+
+def _point(model: nn.Module) -> GaussianPosterior:
+    """The weights as they are."""
+    return GaussianPosterior([], {name: parameter.detach() for name, parameter in model.named_parameters()})
 
 
 def contenders(settings: Settings) -> list[Contender]:

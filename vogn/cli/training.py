@@ -100,7 +100,7 @@ class Training:
             x, y = train.x[indices].to(session.device), train.y[indices].to(session.device)
             if session.data.augmentation is not None:
                 x = session.data.augmentation(x, seed=settings.seed, epoch=position.epoch, batch=position.batch)
-            loss, correct = self._step(x, y)
+            loss, correct = self._step(x, y, indices)
             position.batch += 1
             position.seen += len(indices)
             position.loss_sum += loss * len(indices)
@@ -113,7 +113,7 @@ class Training:
                 session.save()
             self._leave_if_interrupted(saved=due)
 
-    def _step(self, x: Tensor, y: Tensor) -> tuple[float, int]:
+    def _step(self, x: Tensor, y: Tensor, indices: Tensor) -> tuple[float, int]:
         """One step; returns the loss and the number of correct predictions (under the sampled weights)."""
         session, position = self.session, self.session.position
         torch.manual_seed(_global_seed(session.settings.seed, position.epoch, position.batch))
@@ -121,7 +121,7 @@ class Training:
         for group, rate in zip(session.optimizer.param_groups, session.rates, strict=True):
             group["lr"] = rate * factor
         session.optimizer.zero_grad()
-        with session.contender.sampled(session.optimizer):
+        with session.contender.sampled(session.optimizer, indices):
             outputs = session.model(x)
             loss = Categorical()(outputs, y)
             loss.backward()

@@ -2,6 +2,7 @@
 
 from vogn.data.augmentation import Augmentation, standard_augmentation
 from vogn.data.errors import DataError
+from vogn.data.indexed import Indexed
 from vogn.data.loading import SOURCES, load_data
 from vogn.data.npz import load_inputs
 from vogn.data.order import epoch_batches, epoch_order
@@ -13,6 +14,7 @@ __all__ = [
     "Augmentation",
     "Data",
     "DataError",
+    "Indexed",
     "Preprocessing",
     "Split",
     "epoch_batches",

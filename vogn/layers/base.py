@@ -182,16 +182,17 @@ def find_rule(module: nn.Module) -> LayerRule | None:
 def find_explicit(module: nn.Module) -> ExplicitRule | None:
     """The explicit forward for ``module``: of its type or of the nearest registered base class that shares its
     ``forward``."""
-    return _nearest(EXPLICIT, module)
+    return nearest(EXPLICIT, module)
 
 
 def child_axes(module: nn.Module) -> Mapping[str, Axes]:
     """Where examples are in the inputs of the children of ``module``, by their paths; empty if it is unknown."""
-    find = _nearest(SEQUENCES, module)
+    find = nearest(SEQUENCES, module)
     return {} if find is None else find(module)
 
 
-def _nearest(registry: Mapping[type[nn.Module], EntryT], module: nn.Module) -> EntryT | None:
+def nearest(registry: Mapping[type[nn.Module], EntryT], module: nn.Module) -> EntryT | None:
+    """The entry of the module's type or of its nearest base class in the registry, if both have the same forward."""
     for module_type in type(module).__mro__:
         entry = registry.get(module_type)
         if entry is not None:

@@ -90,13 +90,16 @@ def _patches(module: _ConvNd, x: Tensor) -> Tensor:
     return sliding_patches(x, module.kernel_size, module.stride, module.dilation)
 
 
-def _pads(module: _ConvNd) -> list[int]:
-    """Padding in the order of ``F.pad``: last dimension first, before and after. ``"same"`` puts the odd one after."""
+def padding_pairs(module: _ConvNd) -> list[tuple[int, int]]:
+    """Padding before and after each dimension, first dimension first. ``"same"`` puts the odd one after."""
     if module.padding == "valid":
-        pairs = [(0, 0)] * len(module.kernel_size)
-    elif module.padding == "same":
+        return [(0, 0)] * len(module.kernel_size)
+    if module.padding == "same":
         totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        pairs = [(total // 2, total - total // 2) for total in totals]
-    else:
-        pairs = [(int(p), int(p)) for p in module.padding]
-    return list(itertools.chain.from_iterable(reversed(pairs)))
+        return [(total // 2, total - total // 2) for total in totals]
+    return [(int(p), int(p)) for p in module.padding]
+
+
+def _pads(module: _ConvNd) -> list[int]:
+    """Padding in the order of ``F.pad``: last dimension first, before and after."""
+    return list(itertools.chain.from_iterable(reversed(padding_pairs(module))))

@@ -38,23 +38,36 @@ def solve(d: Tensor, u: Tensor, v: Tensor, gram: Tensor | None = None) -> Tensor
         NotPositiveDefiniteError: if an element of ``d`` is not positive.
         FactorisationError: if the singular value decomposition of an extreme ``U`` does not converge.
     """
-    kept = gram
-    root, scaled, gram = _squared(d, u, kept)
+    if gram is not None and float(gram.diagonal().sum()) <= SQUARED_LIMIT * float(d[0]):
+        return _solve_with_gram(d, u, v, gram)
+    root, scaled, gram = _squared(d, u, gram)
     dtype, v = v.dtype, v.double()
     if gram is None:
         basis, t = singular(scaled)
         return (function_on_basis(basis, t.square().add_(1.0).reciprocal_(), v / root) / root).to(dtype)
     wide, columns, w = d.double(), u.double(), scaled / root.unsqueeze(-1)
-    refinements = 1 if kept is None else 2
     factor = _capacitance_root(gram)
 
     def woodbury(r: Tensor) -> Tensor:
         return torch.addmm(r / wide, cholesky_solve(factor, r @ w), w.T, alpha=-1.0)
 
     x = woodbury(v)
-    for _ in range(refinements):
-        x.add_(woodbury(v - apply(wide, columns, x)))
-    return x.to(dtype)
+    return x.add_(woodbury(v - apply(wide, columns, x))).to(dtype)
+
+
+def _solve_with_gram(d: Tensor, u: Tensor, v: Tensor, gram: Tensor) -> Tensor:
+    """``(s I + U U^T)^-1 v`` with ``s = d[0]``; every pass over ``U`` is a product."""
+    require_positive(d[:1])
+    s, columns, wide = d[0].double(), u.double(), v.double()
+    factor = _capacitance_root(gram / s)
+
+    def woodbury(r: Tensor) -> Tensor:
+        return torch.addmm(r, cholesky_solve(factor, r @ columns) / s, columns.T, alpha=-1.0) / s
+
+    x = woodbury(wide)
+    for _ in range(2):
+        x.add_(woodbury(wide - torch.addmm(x * s, x @ columns, columns.T)))
+    return x.to(v.dtype)
 
 
 def sample(d: Tensor, u: Tensor, noise: Tensor, gram: Tensor | None = None) -> Tensor:
@@ -75,8 +88,8 @@ def sample(d: Tensor, u: Tensor, noise: Tensor, gram: Tensor | None = None) -> T
         return (function_on_basis(basis, t.square().add_(1.0).rsqrt_(), noise) / root).to(dtype)
     s, rotation = eigh(gram)
     q = (1.0 + s).sqrt()
-    columns = scaled @ rotation
-    kept = torch.addmm(noise, (noise @ columns) / (q * (1.0 + q)), columns.T, alpha=-1.0)
+    small = (rotation / (q * (1.0 + q))) @ rotation.T
+    kept = torch.addmm(noise, (noise @ scaled) @ small, scaled.T, alpha=-1.0)
     return (kept / root).to(dtype)
 
 
@@ -175,7 +188,7 @@ def _merged(old: Tensor, fresh: Tensor, rank: int) -> Tensor:
 
 def _squared(d: Tensor, u: Tensor, gram: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """``sqrt(d)``, ``V`` and ``V^T V``, in double precision; ``None`` for the last where it would lose too much."""
-    _require_positive(d)
+    require_positive(d)
     root = d.double().sqrt()
     scaled = u.double() / root.unsqueeze(-1)
     gram = scaled.T @ scaled if gram is None else gram / d[0].double()
@@ -213,15 +226,29 @@ def singular(scaled: Tensor) -> tuple[Tensor, Tensor]:
     return basis @ left, torch.where(t > rounding, t, 0.0)
 
 
-def function_on_basis(basis: Tensor, values: Tensor, v: Tensor) -> Tensor:
-    """The operator that has ``values`` on the basis and is 1 on its complement, applied to each row of ``v``."""
-    inside = v @ basis
-    outside = torch.addmm(v, inside, basis.T, alpha=-1.0)
-    outside = torch.addmm(outside, outside @ basis, basis.T, alpha=-1.0)  # twice: the first one cancels
-    return torch.addmm(outside, inside * values, basis.T)
+def function_on_basis(basis: Tensor, values: Tensor, v: Tensor, small: Tensor | None = None) -> Tensor:
+    """The operator that has ``values`` on the basis and is 1 on its complement, applied to each row of ``v``.
+
+    Args:
+        basis: orthonormal columns ``(D, k)``, or any columns ``(D, r)`` that ``small`` makes orthonormal.
+        values: ``(k,)``.
+        v: ``(batch, D)``.
+        small: ``(r, k)``: the orthonormal columns are ``basis @ small``.
+    """
+
+    def coordinates(x: Tensor) -> Tensor:
+        return x @ basis if small is None else (x @ basis) @ small
+
+    def columns(c: Tensor) -> Tensor:
+        return c if small is None else c @ small.T
+
+    inside = coordinates(v)
+    outside = torch.addmm(v, columns(inside), basis.T, alpha=-1.0)
+    outside = torch.addmm(outside, columns(coordinates(outside)), basis.T, alpha=-1.0)  # twice: the first one cancels
+    return torch.addmm(outside, columns(inside * values), basis.T)
 
 
-def _require_positive(d: Tensor) -> None:
+def require_positive(d: Tensor) -> None:
     """Raise unless every element of the diagonal is positive."""
     smallest = d.min()
     if bool(smallest > 0):

@@ -45,9 +45,9 @@ def power_solve(d: float, u: Tensor, v: Tensor, gram: Tensor, *, shift: float, e
         power = (squares + d).pow(exponent)
         return power / (power + shift)
 
-    basis, squares = _eigenbasis(u, gram, weight, TOLERATED.get(v.dtype, 1e-7))
+    basis, small, squares = _eigenbasis(u, gram, weight, TOLERATED.get(v.dtype, 1e-7))
     values = outside / ((squares + d).pow(exponent) + shift)
-    return (function_on_basis(basis, values, v.double()) / outside).to(v.dtype)
+    return (function_on_basis(basis, values, v.double(), small) / outside).to(v.dtype)
 
 
 def pseudo_solve(d: float, u: Tensor, v: Tensor, gram: Tensor, *, cut: float, exponent: float) -> Tensor:
@@ -57,16 +57,23 @@ def pseudo_solve(d: float, u: Tensor, v: Tensor, gram: Tensor, *, cut: float, ex
         d, u, v, gram, exponent: see :func:`power_solve`.
         cut: the smallest eigenvalue that counts.
     """
-    basis, squares = _eigenbasis(u, gram, lambda s: (s + d >= cut).to(s), TOLERATED.get(v.dtype, 1e-7))
+    basis, small, squares = _eigenbasis(u, gram, lambda s: (s + d >= cut).to(s), TOLERATED.get(v.dtype, 1e-7))
     values, wide = squares + d, v.double()
     inverse = torch.where(values >= cut, values.clamp_min(cut).pow(-exponent), 0.0)
     if d >= cut:
-        return (function_on_basis(basis, inverse * d**exponent, wide) / d**exponent).to(v.dtype)
-    return (((wide @ basis) * inverse) @ basis.T).to(v.dtype)
+        return (function_on_basis(basis, inverse * d**exponent, wide, small) / d**exponent).to(v.dtype)
+    if small is None:
+        return (((wide @ basis) * inverse) @ basis.T).to(v.dtype)
+    return ((wide @ basis) @ ((small * inverse) @ small.T) @ basis.T).to(v.dtype)
 
 
-def _eigenbasis(u: Tensor, gram: Tensor, weight: Callable[[Tensor], Tensor], tolerance: float) -> tuple[Tensor, Tensor]:
-    """Orthonormal columns ``(D, k)`` and the squares ``t^2 (k,)``; ``weight`` says how much a ``t^2`` matters."""
+def _eigenbasis(
+    u: Tensor, gram: Tensor, weight: Callable[[Tensor], Tensor], tolerance: float
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Columns and ``small`` as in :func:`vogn.linalg.low_rank.function_on_basis`, and the squares ``t^2 (k,)``.
+
+    ``weight`` says how much a ``t^2`` matters, from 0 to 1.
+    """
     used = gram.diagonal() > 0
     columns, small = u[:, used].double(), gram[used][:, used]
     squares, rotation = eigh(small)
@@ -75,6 +82,6 @@ def _eigenbasis(u: Tensor, gram: Tensor, weight: Callable[[Tensor], Tensor], tol
     error = rounding / squares.clamp_min(torch.finfo(torch.float64).tiny) * matters
     if bool((error > tolerance).any()):
         basis, t = singular(columns)
-        return basis, t.square()
+        return basis, None, t.square()
     inverse = torch.where((squares > 0) & (matters > 0), squares.rsqrt(), 0.0)
-    return columns @ (rotation * inverse), squares
+    return columns, rotation * inverse, squares

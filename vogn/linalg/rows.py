@@ -31,6 +31,7 @@ class Rows:
         mask: ``(N, T)`` booleans, or ``(*lead, N, T)`` where sub-blocks differ: ``False`` where a position is padding;
             ``None`` if every position counts.
         outputs: layer outputs ``(*lead, N, T, d_out)`` for the few structures that read them.
+        places: where the examples stand in the data set, integers ``(N,)``; ``None`` if nobody has said.
 
     ``lead`` holds independent sub-blocks (groups of a convolution, channels of a norm).
 
@@ -46,6 +47,7 @@ class Rows:
     g: Tensor
     mask: Tensor | None = None
     outputs: Tensor | None = None
+    places: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -101,6 +103,7 @@ class IndexedRows:
         size: number of entries of the table, the block's ``d_in``.
         mask: ``(N, T)`` booleans, ``False`` where a position is padding; ``None`` if every position counts.
         outputs: layer outputs ``(N, T, d_out)`` for the few structures that read them.
+        places: as for :class:`Rows`.
     """
 
     index: Tensor
@@ -108,6 +111,7 @@ class IndexedRows:
     size: int
     mask: Tensor | None = None
     outputs: Tensor | None = None
+    places: Tensor | None = None
 
     @property
     def a(self) -> Tensor:
@@ -211,6 +215,11 @@ class GradientRow:
         """No position is masked."""
         return None
 
+    @property
+    def places(self) -> None:
+        """A gradient is no example's."""
+        return None
+
     def dense(self) -> Tensor:
         """``(1, 1, *lead, d_out, d_in)``."""
         return self.gradient[None, None]
@@ -268,6 +277,11 @@ class JoinedRows:
         return self.members[0].columns
 
     @property
+    def places(self) -> Tensor | None:
+        """Where the examples stand in the data set."""
+        return next((rows.places for rows in self.members if rows.places is not None), None)
+
+    @property
     def shape(self) -> Shape:
         """``(D, 1)``."""
         return (sum(math.prod(rows.shape) for rows in self.members), 1)
@@ -282,7 +296,10 @@ class JoinedRows:
 
     def gram(self) -> Tensor:
         """Sum of the members' Gram matrices."""
-        return torch.stack([rows.gram() for rows in self.members]).sum(0)
+        total = self.members[0].gram()
+        for rows in self.members[1:]:
+            total = total + rows.gram()
+        return total
 
     def matvec(self, v: Tensor) -> Tensor:
         """``J v`` for ``v`` of shape ``(D, 1)``."""

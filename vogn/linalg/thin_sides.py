@@ -82,7 +82,9 @@ def decompose(columns: Tensor, rest: Tensor) -> Side:
         return Side(columns, rest[..., :0], rest)
     q, triangle = torch.linalg.qr(columns)
     squares, vectors = eigh(triangle @ triangle.mT)
-    return Side((q @ vectors).contiguous(), squares + rest, rest)
+    basis = q @ vectors
+    largest = basis.gather(-2, basis.abs().argmax(-2, keepdim=True))  # a sign that rounding does not decide
+    return Side((basis * torch.where(largest < 0, -1.0, 1.0)).contiguous(), squares + rest, rest)
 
 
 def across(v: Tensor, side: Side) -> tuple[Tensor, Tensor | None]:

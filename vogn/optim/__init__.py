@@ -6,14 +6,17 @@ from vogn.optim.base import NaturalGradient
 from vogn.optim.coverage import Coverage
 from vogn.optim.ekfac import EKFAC
 from vogn.optim.evon import EVON
+from vogn.optim.fngd import FNGD
 from vogn.optim.ggt import GGT
 from vogn.optim.gram_gauss_newton import GramGaussNewton
+from vogn.optim.hylo import HyLo
 from vogn.optim.ivon import IVON
 from vogn.optim.kalman import KalmanNaturalGradient
 from vogn.optim.kfac import KFAC
 from vogn.optim.lissa import LiSSA
 from vogn.optim.methods import METHODS, MethodInfo
 from vogn.optim.mfac import MFAC
+from vogn.optim.seng import SENG
 from vogn.optim.skfac import SKFAC
 from vogn.optim.slang import SLANG
 from vogn.optim.smw import SMW
@@ -27,8 +30,10 @@ __all__ = [
     "Coverage",
     "EKFAC",
     "EVON",
+    "FNGD",
     "GGT",
     "GramGaussNewton",
+    "HyLo",
     "IVON",
     "KFAC",
     "KalmanNaturalGradient",
@@ -37,6 +42,7 @@ __all__ = [
     "MFAC",
     "MethodInfo",
     "NaturalGradient",
+    "SENG",
     "SKFAC",
     "SLANG",
     "SMW",

@@ -254,13 +254,18 @@ class NaturalGradient(torch.optim.Optimizer):
     # ------------------------------------------------------------------ sampled contexts
 
     @contextmanager
-    def sampled_params(self) -> Iterator[None]:
+    def sampled_params(self, indices: Tensor | None = None) -> Iterator[None]:
         """Weights ``~ q`` inside the block (``m`` itself in deterministic mode); capture is active.
 
         The mean is restored bit for bit at the end, also when the body raises; then what the body had observed is
         dropped.
+
+        Args:
+            indices: where the examples of the context stand in the data set, integers ``(examples,)``, in the order of
+                the backward passes: for methods that remember something of every example (:class:`vogn.FNGD`). The
+                others have no use for it. :class:`vogn.data.Indexed` makes a loader yield them.
         """
-        self.sample_()
+        self.sample_(indices)
         try:
             yield
         except BaseException:
@@ -269,8 +274,11 @@ class NaturalGradient(torch.optim.Optimizer):
         self.restore_()
 
     @torch.no_grad()
-    def sample_(self) -> None:
+    def sample_(self, indices: Tensor | None = None) -> None:
         """Write a weight sample into the model and start to capture; for trainers that cannot use a ``with`` block.
+
+        Args:
+            indices: see :meth:`sampled_params`.
 
         Raises:
             RuntimeError: if a sample is already in the model.
@@ -286,7 +294,9 @@ class NaturalGradient(torch.optim.Optimizer):
             raise RuntimeError("sampled_params() is already active; contexts cannot be nested")
         self._reshard()
         table, collector = self._build()
-        context = draw(self, table)
+        for block in table.blocks:  # in their order: a backward would start them in its own
+            table.state(block)
+        context = draw(self, table, indices)
         due = any(table.due(block, "observe_every") for block in table.blocks)
         self._contexts.enter(table, context.displacement, self._parameters())
         try:
@@ -307,7 +317,7 @@ class NaturalGradient(torch.optim.Optimizer):
             self._contexts.leave()
             self._reshard()
         if completed:
-            self._contexts.count(self._parameters())
+            self._contexts.count(self._parameters(), self._collector.examples)
             store_likelihood(self.param_groups, self._collector.likelihood)
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ class BlockTable:
         structure, fallback, kind: see :func:`vogn.capture.partition.partition`.
         prepare: makes the steps' own tensors of a block whose state is new.
         tracked: parameters that were tracked before and stay so although they are frozen now.
+        without_curvature: why a group has no curvature, ``""`` if it has.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class BlockTable:
         kind: Partition,
         prepare: Callable[[dict[str, Tensor], Tensor, Group], None] = lambda memory, mean, group: None,
         tracked: frozenset[Tensor] = frozenset(),
+        without_curvature: Callable[[Group], str] = lambda group: "",
     ) -> None:
         self._state = state
+        self.without_curvature = without_curvature
         self._groups = list(groups)
         self._prepare = prepare
         self.items: list[tuple[Block, Group]] = []
@@ -116,8 +119,11 @@ class BlockTable:
         return bool(memory["observations"]) or float(memory["curvature_weight"]) > 0.0
 
     def due(self, block: Block, every: str) -> bool:
-        """Whether this step is one of the group's ``every`` (``"observe_every"``); always before the first evidence."""
+        """Whether this step is one of the group's ``every`` (``"observe_every"``); always before the first evidence,
+        never where there is no curvature."""
         group = self._group_of[block]
+        if self.without_curvature(group):
+            return False
         return not self.state(block)["memory"]["observations"] or group["steps_done"] % group[every] == 0
 
     def gradient(self, block: Block) -> Tensor:
@@ -160,8 +166,7 @@ class BlockTable:
                     name: tensor.detach().to(parameter.device, copy=True) for name, tensor in entry["curvature"].items()
                 }
                 memory = {name: tensor.detach().clone() for name, tensor in entry["memory"].items()}
-                if "momentum" in memory:
-                    memory["momentum"] = memory["momentum"].to(parameter.device)
+                memory = {k: v.to(parameter.device) if v.ndim else v for k, v in memory.items()}
                 self._state[parameter] = {"curvature": curvature, "memory": memory}
 
 
@@ -186,7 +191,13 @@ def new_table(optimizer: NaturalGradient, *, tracked: frozenset[Tensor] = frozen
         kind=optimizer.partition,
         prepare=prepare,
         tracked=tracked,
+        without_curvature=lambda group: without_curvature(optimizer, group),
     )
+
+
+def without_curvature(optimizer: NaturalGradient, group: Mapping[str, Any]) -> str:
+    """Why a group has no curvature, ``""`` if it has: what the steps of the chain say."""
+    return next((reason for step in optimizer.chain if (reason := step.without_curvature(group))), "")
 
 
 def new_collector(optimizer: NaturalGradient, table: BlockTable) -> Collector:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from vogn.capture.partition import Block
 from vogn.errors import CheckpointError
@@ -69,10 +70,20 @@ def _check_block(block: Block, entry: Any) -> None:
             f"the checkpoint is damaged: the state of block {block.name!r} has no curvature or memory"
         )
     here = block.structure.init(block.layout.block_shape, initial=0.0, dtype=torch.float32, device="meta")
-    mine = {key: tuple(tensor.shape) for key, tensor in here.items()}
-    theirs = {key: tuple(tensor.shape) for key, tensor in entry["curvature"].items()}
+    mine, theirs = _fixed_sizes(block, here), _fixed_sizes(block, entry["curvature"])
     if mine != theirs:
         raise CheckpointError(
             f"the checkpoint does not fit this model: the curvature of block {block.name!r} has shapes {theirs}, here "
             f"{mine}"
         )
+
+
+def _fixed_sizes(block: Block, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes by state key, without the dimensions whose length depends on the data."""
+    sizes = {}
+    for key, tensor in state.items():
+        shape = list(tensor.shape)
+        if shape and key in block.structure.GROWS:
+            del shape[block.structure.GROWS[key]]
+        sizes[key] = tuple(shape)
+    return sizes

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from vogn.capture.context import SampleContext
+from vogn.capture.places import Places
+from vogn.capture.reweighting import ExampleWeights
 from vogn.distributed import own_shard, placed_like
+from vogn.errors import MissingCurvatureError
 from vogn.optim.blocks import BlockTable
 from vogn.optim.checks import check_group
 from vogn.optim.functional import displacement
@@ -24,11 +27,12 @@ class SampledContexts:
     Attributes:
         draws: contexts that have been completed: the coordinate of the next sample's noise.
         samples: those of them that had a backward: the weight samples that the gradients are sums over.
+        examples: examples of the last context whose places in the data set were asked for.
         in_closure: whether ``step()`` runs a closure, whose ``zero_grad`` leaves the observations alone.
     """
 
     def __init__(self) -> None:
-        self.draws = self.samples = 0
+        self.draws = self.samples = self.examples = 0
         self.in_closure = False
         self._means: list[tuple[Tensor, Tensor]] | None = None
         self._marks: list[tuple[int, int] | None] = []
@@ -71,14 +75,15 @@ class SampledContexts:
         for parameter, mean in means:
             parameter.copy_(mean)
 
-    def count(self, parameters: Iterable[Tensor]) -> None:
+    def count(self, parameters: Iterable[Tensor], examples: int = 0) -> None:
         """The context that was left counts: as a weight sample if a gradient has changed since it was entered."""
         self.draws += 1
+        self.examples = examples
         self.samples += int(_gradient_marks(parameters) != self._marks)
 
     def reset(self) -> None:
         """Count from zero."""
-        self.draws = self.samples = 0
+        self.draws = self.samples = self.examples = 0
 
     def divisor(self, group: Mapping[str, Any]) -> int:
         """What a group's gradients are to be divided by: its ``mc_samples``, or 1 without contexts.
@@ -101,14 +106,21 @@ def _gradient_marks(parameters: Iterable[Tensor]) -> list[tuple[int, int] | None
     return [None if grad is None else (id(grad), own_shard(grad)._version) for grad in grads]
 
 
-def draw(optimizer: NaturalGradient, table: BlockTable) -> SampleContext:
-    """A weight sample of all blocks that are sampled now, and its coordinates; nothing is written."""
+def draw(optimizer: NaturalGradient, table: BlockTable, indices: Tensor | None = None) -> SampleContext:
+    """A weight sample of all blocks that are sampled now, its coordinates, and what steps want to know about the
+    examples; nothing is written.
+
+    Raises:
+        MissingCurvatureError: if a block is to be sampled that has no curvature any more.
+    """
     sample = optimizer._contexts.draws
     drawn: dict[str, Tensor] = {}
     for block, group in table:
         if not (group["variational"] and group["sampled"]):
             continue
         check_group(optimizer, group)
+        if reason := table.without_curvature(group):
+            raise MissingCurvatureError(f"weights cannot be sampled: {reason}")
         if not table.known(block):
             continue  # no evidence yet: never a draw from the bare prior
         drawn[block.name] = displacement(
@@ -134,7 +146,26 @@ def draw(optimizer: NaturalGradient, table: BlockTable) -> SampleContext:
         ess={block.name: group["ess"] for block, group in table},
         shift={block.name: group["weight_decay"] for block, group in table},
         rank=optimizer.replicas.noise_rank,
+        places=_places(optimizer, indices),
+        weights=_example_weights(optimizer, table),
     )
+
+
+def _places(optimizer: NaturalGradient, indices: Tensor | None) -> Places | None:
+    """Where the examples of a new context stand in the data set, if a step wants to know."""
+    found = (step.places(optimizer.param_groups[0], indices, optimizer.replicas) for step in optimizer.chain)
+    return next((places for places in found if places is not None), None)
+
+
+def _example_weights(optimizer: NaturalGradient, table: BlockTable) -> dict[str, ExampleWeights]:
+    """Block name to the weights of the examples in its gradients, where they shall not count alike."""
+    weights = {}
+    for block, group in table:
+        for step in optimizer.chain:
+            found = step.example_weights(table.state(block)["memory"], group)
+            if found is not None:
+                weights[block.name] = found
+    return weights
 
 
 def run_closure(optimizer: NaturalGradient, parameters: Sequence[Tensor], closure: Callable[[], Any]) -> Any:

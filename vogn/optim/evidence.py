@@ -85,6 +85,8 @@ class EvidenceCheck:
         """
         if not collector.empty or all("step" in statistic.WHEN for statistic in self.statistics):
             return bool(taking_part)
+        if taking_part and all(table.without_curvature(group) for _, group, _ in taking_part):
+            return True
         moving = [block for block, _, gradient in taking_part if bool(gradient.any())]
         if not moving:
             return False
@@ -108,6 +110,8 @@ class EvidenceCheck:
         Raises:
             MissingCurvatureError: if it has neither.
         """
+        if table.without_curvature(group):
+            return
         if observation or table.state(block)["memory"]["observations"]:
             watched = block.members if observation and block.joined else ()
             unseen = [m for m in watched if m.rule is not None and m not in collector.seen]

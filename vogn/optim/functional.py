@@ -46,11 +46,14 @@ def displacement(
         return structure.sample(state, noise, shift) * ess**-0.5
 
 
-def check_finite(tensors: Iterable[tuple[str, str, Tensor]]) -> None:
+def check_finite(
+    tensors: Iterable[tuple[str, str, Tensor]], causes: Iterable[tuple[str, str, Tensor]] = ()
+) -> None:
     """Refuse NaN and infinity before anything is written; waits for the device once.
 
     Args:
         tensors: ``(block name, what it is, tensor)``.
+        causes: what the tensors were computed from; looked at, and named first, if they are not finite.
 
     Raises:
         NonFiniteStatisticsError: naming the block and what is not finite.
@@ -63,7 +66,7 @@ def check_finite(tensors: Iterable[tuple[str, str, Tensor]]) -> None:
         sums = [(total * 0.0).to(sums[0].device, torch.float32) for total in sums]  # NaN unless finite
     if bool(torch.stack(sums).sum().isfinite()):
         return
-    for name, what, tensor in suspects:
+    for name, what, tensor in (*causes, *suspects):
         if not bool(tensor.isfinite().all()):  # finite numbers may have an infinite sum
             raise NonFiniteStatisticsError(
                 f"block {name!r}: the {what} holds NaN or infinity; nothing was updated. Check the loss and the "

@@ -16,6 +16,8 @@ STARTING_ENTRIES: Mapping[str, Any] = {
     "anneal_power": None,
     "step_divisor": None,
     "steps_done": 0,
+    "examples_done": 0,
+    "examples_measured": 0,
     "likelihood": "",  # JSON text: distributed checkpoints take nested dictionaries apart
 }
 """Entries of a param group that are no options of the constructor."""

@@ -10,13 +10,16 @@ from torch import nn
 from vogn.optim.base import NaturalGradient
 from vogn.optim.ekfac import EKFAC
 from vogn.optim.evon import EVON
+from vogn.optim.fngd import FNGD
 from vogn.optim.ggt import GGT
 from vogn.optim.gram_gauss_newton import GramGaussNewton
+from vogn.optim.hylo import HyLo
 from vogn.optim.ivon import IVON
 from vogn.optim.kalman import KalmanNaturalGradient
 from vogn.optim.kfac import KFAC
 from vogn.optim.lissa import LiSSA
 from vogn.optim.mfac import MFAC
+from vogn.optim.seng import SENG
 from vogn.optim.skfac import SKFAC
 from vogn.optim.slang import SLANG
 from vogn.optim.smw import SMW
@@ -84,4 +87,7 @@ METHODS: dict[str, MethodInfo] = {
     "tonga": MethodInfo(TONGA, "decayed gradients, few directions", "Le Roux, Manzagol, Bengio 2008"),
     "skfac": MethodInfo(SKFAC, "Kronecker factors of low rank, as rows", "Tang et al. 2021"),
     "sngd": MethodInfo(SNGD, "metric of the layer inputs, no labels", "Liu et al. 2024"),
+    "seng": MethodInfo(SENG, "inner products of the rows of each layer, exact or sketched", "Yang et al. 2020"),
+    "hylo": MethodInfo(HyLo, "a few rows of each layer that stand for all", "Mu et al. 2022"),
+    "fngd": MethodInfo(FNGD, "a coefficient per example instead of an inverse", "Ou et al. 2024"),
 }

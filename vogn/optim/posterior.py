@@ -32,6 +32,8 @@ def posterior_of(optimizer: NaturalGradient, table: BlockTable, collector: Colle
     blocks: list[PosteriorBlock] = []
     means: dict[str, Tensor] = {}
     for block, group in table:
+        if group["sampled"] and (reason := table.without_curvature(group)):
+            raise MissingCurvatureError(f"there is no posterior: {reason}")
         means |= dict(zip(block.layout.names, (whole(p.detach()) for p in block.parameters), strict=True))
         if group["sampled"] and not table.known(block) and not (any_known and group["weight_decay"] > 0):
             raise MissingCurvatureError(

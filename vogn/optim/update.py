@@ -130,12 +130,16 @@ def _stage(
         NotPositiveDefiniteError: if a curvature plus its shift has no inverse.
     """
     observations = [collector.finish(block, optimizer._contexts.divisor(group)) for block, group, _ in taking_part]
-    check_finite(evidence_tensors(taking_part, observations))
+    measured = any(observations)
+    if measured:  # else what is not finite shows in the result
+        check_finite(evidence_tensors(taking_part, observations))
     views, rates = [], []
     for (block, group, gradient), observation in zip(taking_part, observations, strict=True):
         optimizer._evidence.check_block(table, collector, block, group, observation, gradient)
         new, mean = staged_curvature(table, block, group, observation), table.mean(block)
-        views.append(BlockView(block.name, block.structure, new["curvature"], new["memory"], group, mean, gradient))
+        terms = float(collector.loss_terms(block)) if observation else 0.0
+        view = BlockView(block.name, block.structure, new["curvature"], new["memory"], group, mean, gradient, terms)
+        views.append(view)
         rates.append(float(group["lr"]) / anneal(group))
     context = StepContext(
         views, optimizer.param_groups[0]["steps_done"], objective=objective, average=optimizer.replicas.average
@@ -143,7 +147,8 @@ def _stage(
     means = natural_gradient_step(context, optimizer.chain, rates)
     blocks = [block for block, _, _ in taking_part]
     olds = [table.state(block)["curvature"] for block in blocks]
-    check_finite(result_tensors(zip(views, means, olds, strict=True)))
+    suspects = [] if measured else list(evidence_tensors(taking_part, observations))
+    check_finite(result_tensors(zip(views, means, olds, strict=True)), suspects)
     return StagedUpdate(blocks, views, means, context)
 
 
@@ -157,4 +162,7 @@ def _commit(optimizer: NaturalGradient, table: BlockTable, staged: StagedUpdate)
         step.after(staged.means, staged.context)
     optimizer._evidence.record.add(staged.context.notes)
     for group in optimizer.param_groups:
+        group["examples_done"] += optimizer._contexts.examples
+        if not table.without_curvature(group):
+            group["examples_measured"] = group["examples_done"]
         group["steps_done"] += 1

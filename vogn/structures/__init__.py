@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vogn.structures.base import Feature, Negative, Shift, Structure
+from vogn.structures.compressed_gram import CompressedGram
 from vogn.structures.dense import Dense
 from vogn.structures.diagonal import Diagonal
 from vogn.structures.diagonal_low_rank import DiagonalLowRank
@@ -18,8 +19,12 @@ from vogn.structures.eigen_kronecker import EigenKronecker
 from vogn.structures.gradient_window import GradientWindow
 from vogn.structures.gram import Gram
 from vogn.structures.identity import Identity
+from vogn.structures.interpolative_gram import InterpolativeGram
 from vogn.structures.kronecker import Kronecker
 from vogn.structures.local_fisher import LocalFisher
+from vogn.structures.sample_space import SampleSpace
+from vogn.structures.sampled_gram import SampledGram
+from vogn.structures.sketched_gram import SketchedGram
 from vogn.structures.swift_kronecker import SwiftKronecker
 
 REGISTRY: dict[str, type[Structure]] = {
@@ -33,6 +38,11 @@ REGISTRY: dict[str, type[Structure]] = {
     "gradient_window": GradientWindow,
     "swift_kronecker": SwiftKronecker,
     "local_fisher": LocalFisher,
+    "sketched_gram": SketchedGram,
+    "sampled_gram": SampledGram,
+    "compressed_gram": CompressedGram,
+    "interpolative_gram": InterpolativeGram,
+    "sample_space": SampleSpace,
 }
 """Name to structure. A third party adds its own line: ``REGISTRY["mine"] = Mine``."""
 
@@ -67,6 +77,7 @@ def structure_from_dict(data: Mapping[str, Any]) -> Structure:
 
 __all__ = [
     "REGISTRY",
+    "CompressedGram",
     "Dense",
     "Diagonal",
     "DiagonalLowRank",
@@ -75,10 +86,14 @@ __all__ = [
     "Gram",
     "GradientWindow",
     "Identity",
+    "InterpolativeGram",
     "Kronecker",
     "LocalFisher",
     "Negative",
+    "SampledGram",
+    "SampleSpace",
     "Shift",
+    "SketchedGram",
     "Structure",
     "SwiftKronecker",
     "structure_from_dict",

@@ -28,6 +28,7 @@ Feature = Literal[
     "inverse_diagonal",
     "eigenvalue_bounds",
     "pseudo_inverse",
+    "coefficients",
 ]
 Negative = Literal["retract", "clamp", "abs", "raise"]
 Shift = float | Tensor
@@ -43,6 +44,7 @@ class Structure(ABC):
         REDUCE: how observations of micro-batches merge: ``"sum"`` or ``"concat"`` (first dimension).
         DEGREE: observation leaf to its degree in the output gradients (0, 1 or 2).
         REFRESHED: state keys that :meth:`refresh` writes.
+        GROWS: state key to the dimension whose length depends on the data; all other sizes follow from the block.
     """
 
     OBSERVES: ClassVar[frozenset[str]] = frozenset({"rows"})
@@ -50,6 +52,7 @@ class Structure(ABC):
     REDUCE: ClassVar[Literal["sum", "concat"]] = "sum"
     DEGREE: ClassVar[dict[str, int]] = {}
     REFRESHED: ClassVar[tuple[str, ...]] = ()
+    GROWS: ClassVar[dict[str, int]] = {}
 
     @property
     def reads(self) -> frozenset[str]:
@@ -105,6 +108,18 @@ class Structure(ABC):
     def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
         """Scalars ``(low, high)`` with every eigenvalue of ``C (+) shift`` between them; attained unless stated."""
         raise UnsupportedObservationError(f"{type(self).__name__} does not know the eigenvalues of its curvature")
+
+    def coefficients(self, state: State, shift: float, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Numbers ``c (n,)``, one for each of the ``n`` rows held, and the rows' places in the data set.
+
+        ``shift (C + shift I)^-1 (J^T 1 + prior) = J^T c + prior`` for the rows ``J`` as they are held. A place is -1 if
+        it is not known.
+        """
+        raise UnsupportedObservationError(f"{type(self).__name__} holds no rows that could have coefficients")
+
+    def combine(self, state: State, c: Tensor) -> Tensor:
+        """``J^T c`` of the rows held, as a block vector."""
+        raise UnsupportedObservationError(f"{type(self).__name__} holds no rows to combine")
 
     @abstractmethod
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:

@@ -20,6 +20,7 @@ from vogn.structures.gram import Gram
 from vogn.structures.identity import Identity
 from vogn.structures.kronecker import Kronecker
 from vogn.structures.local_fisher import LocalFisher
+from vogn.structures.sample_space import SampleSpace
 from vogn.structures.swift_kronecker import SwiftKronecker
 from vogn.types import Shape
 
@@ -73,9 +74,10 @@ def _(structure: DiagonalLowRank, shape: Shape) -> Costs:
     return Costs(None, 0.0, size * rank * (rank + 4))
 
 
-@costs.register
-def _(structure: Gram, shape: Shape) -> Costs | None:
-    return None  # n^2 (D + n) for n rows: a matter of the batch
+@costs.register(Gram)
+@costs.register(SampleSpace)
+def _(structure: Structure, shape: Shape) -> Costs | None:
+    return None  # n^2 (D + n) for n rows at most: a matter of the batch
 
 
 @costs.register
@@ -83,7 +85,7 @@ def _(structure: GradientWindow, shape: Shape) -> Costs:
     size = float(math.prod(shape))
     rows = structure.window * min(structure.columns, size)
     factors = {"cholesky": rows**3 / 6, "static": size * rows**2, "dynamic": 2 * rows**3 / 3}[structure.inverse]
-    return Costs(size * rows, 0.0, 13 * size * rows + factors)
+    return Costs(size * rows, 0.0, 8 * size * rows + factors)
 
 
 @costs.register

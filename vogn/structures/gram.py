@@ -41,7 +41,7 @@ class Gram(Structure):
     window: int = 256
 
     SUPPORTS: ClassVar[frozenset[str]] = frozenset(
-        {"shift", "apply", "sample", "logdet", "inverse_diagonal", "eigenvalue_bounds"}
+        {"shift", "tensor_shift", "apply", "sample", "logdet", "inverse_diagonal", "eigenvalue_bounds"}
     )
     REDUCE: ClassVar[Literal["sum", "concat"]] = "concat"
     DEGREE: ClassVar[dict[str, int]] = {"J": 1}
@@ -64,7 +64,7 @@ class Gram(Structure):
 
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """Weighted rows side by side; merged beyond the window, or where they are more than ``D``."""
-        rows, flat = observation["J"], self._columns(state)
+        rows, flat = observation["J"], self.columns(state)
         new = torch.zeros_like(state["U"])
         limit = new.shape[-1]
         if not decay:
@@ -79,37 +79,42 @@ class Gram(Structure):
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """Woodbury's identity with one refinement."""
         self._only_linear(exponent)
-        u = self._columns(state)
-        return woodbury.solve(self._diagonal(state, shift), u, v.reshape(-1, len(u))).reshape(v.shape)
+        u = self.columns(state)
+        flat = v.reshape(-1, len(u))
+        if _is_number(shift):
+            return woodbury.solve(self._number(state, shift), u, flat).reshape(v.shape)
+        return low_rank.solve(self._diagonal(state, shift), u, flat).reshape(v.shape)
 
     def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
         """``(scale + shift) v + U U^T v``."""
-        u = self._columns(state)
-        flat = v.reshape(-1, len(u))
-        return torch.addmm(flat * self._diagonal(state, shift), flat @ u, u.T).reshape(v.shape)
+        d, u = self.flat(state, shift)
+        return low_rank.apply(d, u, v.reshape(-1, len(u))).reshape(v.shape)
 
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
         """One eigendecomposition of the ``n x n`` matrix, safe for duplicated rows."""
-        u = self._columns(state)
-        return woodbury.sample(self._diagonal(state, shift), u, noise.reshape(-1, len(u))).reshape(noise.shape)
+        u = self.columns(state)
+        flat = noise.reshape(-1, len(u))
+        if _is_number(shift):
+            return woodbury.sample(self._number(state, shift), u, flat).reshape(noise.shape)
+        return low_rank.sample(self._diagonal(state, shift), u, flat).reshape(noise.shape)
 
     def logdet(self, state: State, shift: Shift) -> Tensor:
         """``D log shift`` plus the logarithmic determinant of the ``n x n`` matrix."""
-        return woodbury.logdet(self._diagonal(state, shift), self._columns(state))
+        if _is_number(shift):
+            return woodbury.logdet(self._number(state, shift), self.columns(state))
+        return low_rank.logdet(*self.flat(state, shift))
 
     def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
         """Woodbury's identity."""
-        u = self._columns(state)
-        d = u.new_full((len(u),), self._diagonal(state, shift))
-        return low_rank.inverse_diagonal(d, u).reshape(state["U"].shape[:-1])
+        return low_rank.inverse_diagonal(*self.flat(state, shift)).reshape(state["U"].shape[:-1])
 
     def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
-        """From the smaller one of ``U^T U`` and ``U U^T``."""
-        u, d = self._columns(state), state["scale"] + self._scalar_shift(shift)
+        """Of the smaller one of ``U^T U`` and ``U U^T``; with a tensor shift a bound on either side, not attained."""
+        d, u = self.flat(state, shift)
         if not u.shape[1]:
-            return d, d
+            return d.min(), d.max()
         spectrum = torch.linalg.eigvalsh(u.T @ u if u.shape[1] < len(u) else u @ u.T).clamp_min(0.0)
-        return (d + spectrum[0] if u.shape[1] >= len(u) else d), d + spectrum[-1]
+        return (d.min() + spectrum[0] if u.shape[1] >= len(u) else d.min()), d.max() + spectrum[-1]
 
     def part(self, state: State, rows: int, source: torch.Generator) -> tuple[State, float]:
         """Some of the columns, scaled up; all of them if there are no more."""
@@ -121,15 +126,27 @@ class Gram(Structure):
         return state | part, held / rows
 
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
-        """``U U^T + (scale + shift) I``."""
-        u = self._columns(state)
-        return u @ u.T + u.new_full((len(u),), self._diagonal(state, shift)).diag()
+        """``U U^T + diag(scale + shift)``."""
+        d, u = self.flat(state, shift)
+        return u @ u.T + d.diag()
 
     @staticmethod
-    def _columns(state: State) -> Tensor:
+    def columns(state: State) -> Tensor:
         """``U`` without the zeros behind, ``(D, n)``."""
         u = state["U"]
-        return u.reshape(-1, u.shape[-1])[:, : int(state["columns"])]
+        return u.reshape(math.prod(u.shape[:-1]), -1)[:, : int(state["columns"])]
 
-    def _diagonal(self, state: State, shift: Shift) -> float:
+    def flat(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
+        """``scale + shift`` as ``(D,)`` and ``U`` without the zeros behind."""
+        return self._diagonal(state, shift), self.columns(state)
+
+    @staticmethod
+    def _diagonal(state: State, shift: Shift) -> Tensor:
+        return (state["scale"] + shift).expand(state["U"].shape[:-1]).flatten()
+
+    def _number(self, state: State, shift: Shift) -> float:
         return float(state["scale"]) + self._scalar_shift(shift)
+
+
+def _is_number(shift: Shift) -> bool:
+    return not isinstance(shift, Tensor) or shift.numel() == 1

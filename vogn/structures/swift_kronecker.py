@@ -26,7 +26,8 @@ class SwiftKronecker(Structure):
 
     An update keeps the best ``rank`` directions of ``decay A + weight A_hat`` (old columns and new rows together, each
     with its weight) and spreads the trace of the others evenly over all directions, so the trace of a factor is exact
-    at any rank, and all of it if ``rank`` is at least its rank. With ``curvature_decay = 0`` and a rank of at least the
+    at any rank, and all of it if ``rank`` is at least its rank; columns that are rounding are zero, the number of the
+    others is the rank. With ``curvature_decay = 0`` and a rank of at least the
     number of rows the factors are those of the last batch, as in the paper. :meth:`refresh` orthogonalises the columns:
     with ``n`` rows and ``rank >= n`` everything is Woodbury's identity in the dimension of the rows, written in the
     eigenbasis of their Gram matrix, which also gives the inverse root exactly.
@@ -107,7 +108,8 @@ class SwiftKronecker(Structure):
                 new[rest] = blend(state[rest], rows.square().sum(-2), decay, weight)
                 continue
             kept = state[columns].shape[-1]
-            new[columns], lost = low_rank.compress(state[columns], rows, decay=decay, weight=weight, rank=kept)
+            u, lost = low_rank.compress(state[columns], rows, decay=decay, weight=weight, rank=kept)
+            new[columns] = _without_rounding(u)
             new[rest] = torch.add(lost.mean(-1, keepdim=True), state[rest], alpha=decay)
         return new
 
@@ -184,3 +186,10 @@ class SwiftKronecker(Structure):
     def _scale(self, state: State, v: Tensor, shift: Shift, function: Callable[[Tensor], Tensor]) -> Tensor:
         left, right, pairwise = self._eigenvalues(state, shift, function)
         return multiply_both(v, left, right, pairwise)
+
+
+def _without_rounding(u: Tensor) -> Tensor:
+    """``U`` with zeros in the columns whose share of ``U U^T`` is a rounding error of the largest."""
+    squares = u.square().sum(-2, keepdim=True)
+    rounding = 10.0 * torch.finfo(u.dtype).eps * squares.amax(-1, keepdim=True)
+    return torch.where(squares > rounding, u, 0.0)

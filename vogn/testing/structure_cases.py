@@ -33,8 +33,9 @@ def some_examples(rows: Rows, part: slice) -> Rows:
 
 def normalised(structure: Structure, observation: Observation, count: int) -> Observation:
     """An observation of ``count`` examples as the optimizer hands it to ``update``."""
-    divisor = math.sqrt(count) if structure.REDUCE == "concat" else count
-    return {key: leaf / divisor for key, leaf in observation.items()}
+    if structure.REDUCE == "concat":
+        return {key: leaf / math.sqrt(count) ** structure.DEGREE[key] for key, leaf in observation.items()}
+    return {key: leaf / count for key, leaf in observation.items()}
 
 
 def merged(structure: Structure, first: Observation, second: Observation) -> Observation:

@@ -20,8 +20,9 @@ class Inputs(Statistic):
     """``C_hat = I_out (x) mean_n a_n a_n^T`` with ``a_n`` a layer's input, read off the user's own pass.
 
     The scale of the loss, its targets and its likelihood do not enter. Only structures that read no output gradients
-    take it. The input of an elementwise parameter is one: a bare parameter is observed, without a pass of its own, when
-    a likelihood is evaluated.
+    take it. Which examples and positions are padding is seen from masks and gradients, as for all rows. The input of
+    an elementwise parameter is one: a bare parameter is observed, without a pass of its own, when a likelihood is
+    evaluated.
     """
 
     NAME = "inputs"

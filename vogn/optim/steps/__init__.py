@@ -10,6 +10,7 @@ from vogn.optim.steps.momentum import Momentum
 from vogn.optim.steps.neumann import Neumann
 from vogn.optim.steps.prior import Prior
 from vogn.optim.steps.rescale import RescaleToInitial
+from vogn.optim.steps.reweight import Reweight
 from vogn.optim.steps.solve import PseudoSolve, Solve
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Prior",
     "PseudoSolve",
     "RescaleToInitial",
+    "Reweight",
     "Solve",
     "Step",
     "StepContext",

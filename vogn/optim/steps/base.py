@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vogn.capture.objective import Objective
+from vogn.capture.places import Places
+from vogn.capture.reweighting import ExampleWeights
+from vogn.distributed import Replicas
 from vogn.structures.base import Structure
 from vogn.types import State
 
@@ -27,6 +30,7 @@ class BlockView:
         group: the param group: lr, weight_decay, damping, momentum ...
         mean: current mean.
         gradient: likelihood gradient of the mean loss.
+        terms: number of loss terms behind this step's observation of the block, 0 if it was not observed.
     """
 
     name: str
@@ -36,6 +40,7 @@ class BlockView:
     group: dict[str, Any]
     mean: Tensor
     gradient: Tensor
+    terms: float = 0.0
 
 
 @dataclass
@@ -74,8 +79,8 @@ class Step(ABC):
 
     @abstractmethod
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
-        """Transform the updates; may put new tensors into ``context.blocks[i].memory``, never change old ones in place:
-        a refused step keeps them."""
+        """Transform the updates; may put new tensors into ``context.blocks[i].memory``, never change old ones, or the
+        updates that are given, in place: a refused step keeps them."""
 
     def prepare(self, memory: dict[str, Tensor], mean: Tensor, group: Mapping[str, Any]) -> None:  # noqa: B027
         """Make what the step keeps of a block before the block's first step, so that states are whole.
@@ -101,3 +106,26 @@ class Step(ABC):
             means: the new means as block vectors, in the order of the blocks.
             context: that of the call.
         """
+
+    def without_curvature(self, group: Mapping[str, Any]) -> str:
+        """Why a group has no curvature (any more) and measures none; ``""`` if it has."""
+        return ""
+
+    def places(self, group: Mapping[str, Any], indices: Tensor | None, replicas: Replicas) -> Places | None:
+        """Where the examples of a new context stand in the data set, if the step wants to know.
+
+        Args:
+            group: the first param group.
+            indices: what the loop has said.
+            replicas: the processes that train copies of the model.
+        """
+        return None
+
+    def example_weights(self, memory: Mapping[str, Tensor], group: Mapping[str, Any]) -> ExampleWeights | None:
+        """The weights of the examples in a block's gradients, where they shall not count alike.
+
+        Args:
+            memory: the block's memory.
+            group: the block's param group.
+        """
+        return None

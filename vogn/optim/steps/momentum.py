@@ -17,7 +17,7 @@ class Momentum(Step):
     """``m <- b m + (1 - b) u``, returned divided by its total weight ``1 - b^t`` if ``debias``.
 
     ``b`` is the group's ``momentum`` in [0, 1). The average carries its own weight, so a changed ``b`` or a skipped
-    step stays exactly debiased.
+    step stays exactly debiased; what is kept is ``m`` as it is returned.
     """
 
     debias: bool = True
@@ -40,9 +40,12 @@ class Momentum(Step):
         if "momentum" not in memory:
             _start(memory, update)
         # new tensors, not in place: a step that is refused later on leaves the old ones untouched
-        average = memory["momentum"] = memory["momentum"].mul(beta).add_(update, alpha=1.0 - beta)
         weight = memory["momentum_weight"] = memory["momentum_weight"].mul(beta).add_(1.0 - beta)
-        return average / float(weight) if self.debias else average.clone()
+        # m / w with w <- b w + 1 - b follows m / w <- m / w + (1 - b) / w (u - m / w): one pass over the parameters
+        average = memory["momentum"] = memory["momentum"].lerp(
+            update, (1.0 - beta) / float(weight) if self.debias else 1.0 - beta
+        )
+        return average
 
 
 def _start(memory: dict[str, Tensor], like: Tensor) -> None:

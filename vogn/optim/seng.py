@@ -1,0 +1,116 @@
+"""SENG: the empirical natural gradient in sample space, sketched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import nn
+
+from vogn.capture.selection import StructureOption, make_selection
+from vogn.optim.base import NaturalGradient
+from vogn.optim.kfac import clipped_chain, fisher_statistic
+from vogn.structures import Gram, SampledGram, SketchedGram
+from vogn.structures.base import Structure
+
+
+class SENG(NaturalGradient):
+    """The empirical Fisher of every layer through the inner products of its per-example gradients.
+
+    ===================  ==========================  ==========================
+    paper                argument                    unit
+    ===================  ==========================  ==========================
+    alpha                ``lr``                      1
+    lambda               ``damping``                 loss / parameter^2
+    weight decay         ``weight_decay``            loss / parameter^2
+    q (code: ``c^2``)    ``coordinates``             coordinates of a layer
+    update frequency     ``observe_every``           steps
+    N                    ``ess`` (variational)       examples
+    ===================  ==========================  ==========================
+
+    Without a sketch, the default, all layers are exact and both modes run. The sketches are two:
+
+    - ``coordinates=65536`` is the paper's: layers with more parameters than that estimate their inner products from
+      random coordinates. Their curvature is not symmetric and cannot be sampled, so it needs ``variational=False``.
+    - ``rows=0.5`` draws that share of the examples (a whole number: that many) by importance. It runs in both modes.
+
+    Args:
+        params: the model.
+        lr: learning rate.
+        ess: effective sample size.
+        structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
+            see :class:`NaturalGradient`.
+        weight_decay: ``prior_precision / ess``.
+        damping: in the step only; the authors decay it exponentially from 2: write the group's entry.
+        momentum: of the preconditioned gradient.
+        curvature_decay: 0 keeps the rows of one batch, as in the paper.
+        fisher: ``"empirical"`` as in the paper, ``"mc"`` or ``"ggn"``.
+        ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
+        coordinates: coordinates per layer of the paper's sketch; ``None`` for none.
+        rows: rows that are drawn, a share or a number; ``None`` for all.
+        window: rows that are held of a batch, at most; more are merged.
+        observe_every: steps between batches that are looked at for curvature.
+        mc_samples, variational, seed, **options: see :class:`NaturalGradient`. The seed is also that of the sketches.
+
+    Raises:
+        ValueError: if both sketches are asked for.
+        UnsupportedObservationError: if ``coordinates`` are given in variational mode.
+
+    Of the authors' code, the factor ``D / q`` too much in the inner products and the average of each process's own
+    directions are not followed: processes pool their rows. See :class:`vogn.structures.SketchedGram`.
+
+    Source: Yang, Xu, Wen, Chen, Xu (2020), "Sketchy Empirical Natural Gradient Methods for Deep Learning", Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        lr: float = 0.05,
+        *,
+        ess: float | None = None,
+        structure: StructureOption = None,
+        weight_decay: float = 1e-2,
+        damping: float = 2.0,
+        momentum: float = 0.9,
+        curvature_decay: float = 0.0,
+        fisher: Literal["empirical", "mc", "ggn"] = "empirical",
+        ggn_samples: int | None = None,
+        coordinates: int | None = None,
+        rows: int | float | None = None,
+        window: int = 256,
+        observe_every: int = 50,
+        mc_samples: int = 1,
+        variational: bool = True,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            params,
+            make_selection(structure, _sketched(coordinates, rows, window, seed)),
+            fisher_statistic(fisher, ggn_samples),
+            lr=lr,
+            ess=ess,
+            weight_decay=weight_decay,
+            damping=damping,
+            momentum=momentum,
+            curvature_decay=curvature_decay,
+            observe_every=observe_every,
+            mc_samples=mc_samples,
+            variational=variational,
+            seed=seed,
+            steps=clipped_chain(None),
+            **options,
+        )
+
+
+def _sketched(coordinates: int | None, rows: int | float | None, window: int, seed: int) -> Structure:
+    """The structure of the sketch that is asked for.
+
+    Raises:
+        ValueError: if both are.
+    """
+    if coordinates is not None and rows is not None:
+        raise ValueError(f"coordinates={coordinates} and rows={rows}: SENG has one sketch at a time; leave one out")
+    if coordinates is not None:
+        return SketchedGram(coordinates=coordinates, window=window, seed=seed)
+    return Gram(window) if rows is None else SampledGram(rank=rows, window=window, seed=seed)
