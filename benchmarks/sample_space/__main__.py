@@ -21,7 +21,7 @@ from benchmarks.sample_space.tasks import check_data
 
 Cell = tuple[Path, list[str]]
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-"""glibc keeps freed blocks: without this, methods with rows of all parameters spend half of their time on page faults."""
+"""glibc keeps freed blocks: methods that hold rows of all parameters else spend half of their time on page faults."""
 
 
 def path_of(arguments: argparse.Namespace, task: str, method: str, configuration: int, seed: int) -> Path:
