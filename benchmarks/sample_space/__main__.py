@@ -89,8 +89,8 @@ def run_study(arguments: argparse.Namespace) -> int:
     groups = [[m for m in methods if (m in FIRST) == first] for first in (True, False)]
     stages = [
         lambda: tuning(arguments, tasks, groups[0]),
-        lambda: further_seeds(arguments, tasks, groups[0]),
         lambda: step_times(arguments, tasks),
+        lambda: further_seeds(arguments, tasks, groups[0]),
         lambda: tuning(arguments, tasks, groups[1]),
         lambda: further_seeds(arguments, tasks, groups[1]),
     ]

@@ -155,5 +155,5 @@ ROWS: dict[str, Row] = {
     "ekfac": Row(_kronecker("ekfac", EigenKronecker), {"all": _KRON[1:]}, "ekfac", period=EVERY),
     "mfac": Row(_natural("mfac", momentum=0.9), {"all": _pairs((0.1, 1e-2), (0.1, 1e-1))}, "mfac"),
 }
-FIRST = ("fngd", "kfac", "adamw", "sgd", "smw")
+FIRST = ("fngd", "kfac", "adamw", "sgd")
 """Rows whose cells are run before those of the others."""
