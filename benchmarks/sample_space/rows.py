@@ -136,7 +136,7 @@ _KRON = _pairs((0.1, 1e-3), (0.3, 1e-2), (0.3, 1e-1))
 ROWS: dict[str, Row] = {
     "fngd": Row(
         _fngd,
-        {"all": _pairs((0.3, 1.0), (1.0, 1.0), (1.0, 10.0))},
+        {"all": _pairs((0.3, 1.0), (1.0, 1.0), (1.0, 10.0), (3.0, 10.0))},
         "fngd",
         indexed=True,
         timed={"coefficients measured": {"freeze_after": None}, "coefficients kept": {"freeze_after": 1}},
