@@ -43,8 +43,22 @@ def environment() -> dict[str, Any]:
     }
 
 
+def command(module: str) -> str:
+    """This process's command line without the places of this machine."""
+    words = list(sys.argv[1:])
+    for option in ("--cell", "--data-dir", "--results"):
+        if option in words:
+            del words[words.index(option) : words.index(option) + 2]
+    return " ".join([f"python -m {module}", *words])
+
+
 def run_cells(
-    module: str, cells: Sequence[tuple[Path, Sequence[str]]], *, jobs: int, deadline: float | None
+    module: str,
+    cells: Sequence[tuple[Path, Sequence[str]]],
+    *,
+    jobs: int,
+    deadline: float | None,
+    variables: Mapping[str, str] | None = None,
 ) -> tuple[int, int]:
     """Run unfinished cells as ``python -m module ARGUMENTS`` processes with one thread each.
 
@@ -53,6 +67,7 @@ def run_cells(
         cells: (file of the cell, arguments that make it).
         jobs: processes at a time.
         deadline: ``time.monotonic()`` value after which no further cell is started; ``None`` for no limit.
+        variables: further environment variables of the processes.
 
     Returns:
         Numbers of cells that are finished and unfinished afterwards.
@@ -62,7 +77,7 @@ def run_cells(
     """
     waiting = [(path, arguments) for path, arguments in cells if not path.exists()]
     running: list[tuple[subprocess.Popen[str], Path, Path]] = []
-    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | dict(variables or {})
     done = 0
     total = len(waiting)
     while waiting or running:

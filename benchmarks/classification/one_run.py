@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import vogn
-from benchmarks.cells import environment, write_cell
+from benchmarks.cells import command, environment, write_cell
 from benchmarks.classification.images import Part, parts
 from benchmarks.classification.rows import ROWS, Row
 from benchmarks.classification.sizes import Study, sizes
@@ -123,15 +122,6 @@ def measure(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     return {name: float(getattr(metrics, name)(probabilities, labels)) for name in ("accuracy", "nll", "brier", "ece")}
 
 
-def command() -> str:
-    """This process's command line without the places of this machine."""
-    words = list(sys.argv[1:])
-    for option in ("--cell", "--data-dir"):
-        if option in words:
-            del words[words.index(option) : words.index(option) + 2]
-    return " ".join(["python -m benchmarks.classification", *words])
-
-
 def run_cell(arguments: argparse.Namespace) -> None:
     """Train and measure one (method, configuration, seed)."""
     study, row = sizes(arguments), ROWS[arguments.method]
@@ -157,7 +147,7 @@ def run_cell(arguments: argparse.Namespace) -> None:
         "samples": study.samples if row.samples else 0,
         "prediction_temperature": temperature,
         "cpu_seconds": round(seconds, 2),
-        "command": command(),
+        "command": command("benchmarks.classification"),
         "environment": environment(),
         **{kind: measure(p, y_test) for kind, p in probabilities.items()},
     }
