@@ -98,8 +98,8 @@ OPTIONS = {
 
 
 LONG = ["dense", "diagonal", "diagonal_low_rank", "eigen_kronecker", "identity", "kronecker"]
-"""Structures that keep their bounds in the long profile too. In those of rows and windows it still finds rounding beyond
-them, in single precision at extreme scales: they have the short profile only."""
+"""Structures that keep their bounds in the long profile too. In those of rows and windows it still finds rounding
+beyond them, in single precision at extreme scales: they have the short profile only."""
 
 RUNS = [("quick", name) for name in sorted(REGISTRY)]
 RUNS += [pytest.param("thorough", name, marks=pytest.mark.slow) for name in LONG]
