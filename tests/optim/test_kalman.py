@@ -7,6 +7,7 @@ from torch import nn
 import vogn
 from dense_curvature import jacobian_rows
 from vogn.likelihoods import Categorical, Gaussian
+from vogn.optim.steps import KalmanSchedule
 
 PRIOR = 2.0
 
@@ -109,3 +110,22 @@ def test_the_prior_precision_is_the_product_of_sample_size_and_weight_decay():
         feed(opt, model, Gaussian(noise=0.5), x, y)
         assert opt.param_groups[0]["prior_precision"] == pytest.approx(PRIOR)
         assert opt.param_groups[0]["weight_decay"] == pytest.approx(PRIOR / 12)
+
+
+def test_any_error_in_a_step_undoes_the_schedule(monkeypatch):
+    """Not only numbers that are refused: whatever a step of the chain raises."""
+    model, (x, y) = linear(), data()
+    opt = vogn.KalmanNaturalGradient(model, weight_decay=PRIOR, variational=False)
+    feed(opt, model, Gaussian(noise=0.5), x[:6], y[:6])
+    before = {key: value for key, value in opt.param_groups[0].items() if key != "params"}
+
+    def fail(self, updates, context):
+        raise vogn.errors.MissingCurvatureError("no curvature")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KalmanSchedule, "__call__", fail)
+        with pytest.raises(vogn.errors.MissingCurvatureError, match="no curvature"):
+            feed(opt, model, Gaussian(noise=0.5), x[6:], y[6:])
+    assert {key: value for key, value in opt.param_groups[0].items() if key != "params"} == before
+    feed(opt, model, Gaussian(noise=0.5), x[6:], y[6:])
+    assert opt.param_groups[0]["ess"] == 12

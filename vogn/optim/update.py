@@ -47,16 +47,17 @@ def update(optimizer: NaturalGradient, objective: Objective | None = None) -> No
     _check_requirements(optimizer, objective)
     entries = [dict(group) for group in optimizer.param_groups]
     terms = max(collector.loss_terms(block) for block, _ in taking_part.blocks)
-    for step in optimizer.chain:
-        step.before(optimizer.param_groups, terms)
     try:
+        for step in optimizer.chain:
+            step.before(optimizer.param_groups, terms)
         staged = _stage(optimizer, table, collector, taking_part, objective)
-    except (NonFiniteStatisticsError, NotPositiveDefiniteError):
-        collector.clear()  # the next step must not meet this evidence again
-        optimizer._contexts.reset()
-        optimizer._evidence.record.refused += 1
+    except BaseException as error:
         for group, old in zip(optimizer.param_groups, entries, strict=True):
             group.update(old)
+        if isinstance(error, (NonFiniteStatisticsError, NotPositiveDefiniteError)):
+            collector.clear()  # the next step must not meet this evidence again
+            optimizer._contexts.reset()
+            optimizer._evidence.record.refused += 1
         raise
     _commit(optimizer, table, taking_part, staged)
     collector.clear()
