@@ -142,7 +142,15 @@ def test_a_failed_write_leaves_the_old_checkpoint(vogn, tiny, tmp_path, monkeypa
     assert [path.name for path in folder.path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_a_second_signal_acts_as_usual():
+@pytest.fixture
+def usual_interrupt():
+    """Where the tests run in the background of a shell, it has told them to ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_acts_as_usual(usual_interrupt):
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
         assert interruption.signal_number == signal.SIGINT
