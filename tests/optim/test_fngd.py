@@ -1,105 +1,26 @@
 """FNGD: coefficients of examples, while they are measured and after they are kept."""
 
-import copy
 import io
-from contextlib import nullcontext
 
 import pytest
 import torch
-import torch.utils.checkpoint
 from torch import nn
 
-from tiny_models import batch, fill, normal
-from vogn import FNGD
-from vogn.errors import MissingCurvatureError, UnsupportedObservationError
-from vogn.likelihoods import Categorical, Gaussian
-from vogn.optim import NaturalGradient
-from vogn.optim.steps import Momentum, Prior
-from vogn.structures import Identity
-
-DETERMINISTIC = {"variational": False, "ess": 100.0}
-
-
-def network():
-    """Linear layers with pairs and one whose rows are written out."""
-    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2, bias=False), nn.Tanh(), nn.Linear(2, 3))
-    return fill(model.double())
-
-
-class Convolutional(nn.Module):
-    """Convolution, norm, linear map over positions, embedding of the position, a bare scale."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv1d(1, 4, 3, stride=2, padding=1)
-        self.group, self.norm = nn.GroupNorm(2, 4), nn.LayerNorm(4)
-        self.mix, self.table = nn.Linear(4, 4), nn.Embedding(5, 4)
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
-        self.recurrent = nn.GRU(4, 3, batch_first=True)
-        self.head = nn.Linear(3, 3)
-
-    def forward(self, x):
-        tokens = self.group(self.conv(x.repeat(1, 2).unsqueeze(1))).transpose(1, 2)
-        words = self.table((x.abs() * 10).long() % 5)
-        tokens = self.norm(self.mix(tokens) + words)
-        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
-        return self.head(self.recurrent(tokens)[0].mean(1))
-
-
-def convolutional():
-    return fill(Convolutional().double(), vectors=0.2)
-
-
-NETWORKS = {"linear": network, "every kind of layer": convolutional}
-every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
-
-
-def per_example(model, x, y):
-    """Gradient of every example's loss: name to ``(N, *shape)``."""
-    rows = []
-    for one, label in zip(x, y, strict=True):
-        loss = Categorical()(model(one.unsqueeze(0)), label.unsqueeze(0))
-        rows.append(torch.autograd.grad(loss, list(model.parameters())))
-    return {
-        name: torch.stack([row[k] for row in rows]) for k, (name, _) in enumerate(model.named_parameters())
-    }
-
-
-def blocks_of(opt):
-    """Block name to the names of its parameters."""
-    found = {}
-    for row in opt.coverage():
-        found.setdefault(row["block"], []).append(row["parameter"])
-    return found
-
-
-def coefficients(opt):
-    """Block name to its table."""
-    return {block.name: opt._build()[0].state(block)["memory"]["coefficients"] for block in opt._build()[0].blocks}
-
-
-def run(opt, model, x, y, indices=None, *, parts=1, contexts=1):
-    """One step in micro-batches."""
-    opt.zero_grad()
-    for _ in range(contexts):
-        with opt.sampled_params(indices):
-            for inputs, targets in zip(x.chunk(parts), y.chunk(parts), strict=True):
-                (Categorical()(model(inputs), targets) * len(inputs) / len(x)).backward()
-    opt.step()
-
-
-def directions(opt, model, before):
-    """What a step of rate 1 without momentum has subtracted."""
-    return {name: before[name] - p.detach() for name, p in model.named_parameters()}
-
-
-def weights(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def build(model, **options):
-    return FNGD(model, **({"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "damping": 0.1} | DETERMINISTIC | options))
-
+from fngd_cases import (
+    blocks_of,
+    build,
+    coefficients,
+    directions,
+    every_network,
+    frozen,
+    network,
+    per_example,
+    run,
+    sgd_twin,
+    weights,
+)
+from tiny_models import batch, fill
+from vogn.likelihoods import Categorical
 
 # ---------------------------------------------------------------------- while coefficients are measured
 
@@ -138,13 +59,6 @@ def test_the_direction_is_the_weighted_mean_of_the_examples(make):
         for name in names:
             expected = torch.einsum("n,n...->...", c, rows[name]) / 8
             torch.testing.assert_close(found[name], expected, rtol=1e-10, atol=1e-12)
-
-
-def sgd_twin(model, **options):
-    """Gradient descent with the same prior and momentum."""
-    return NaturalGradient(
-        model, Identity(), "gradient", steps=(Prior(), Momentum()), lr=1.0, **(DETERMINISTIC | options)
-    )
 
 
 @every_network
@@ -190,7 +104,7 @@ def test_the_posterior_is_that_of_the_last_batch():
         order = torch.arange(j.shape[1])
         if len(names) == 2:  # the bias is the last column of the weight
             o = rows[names[1]].shape[1]
-            order = torch.cat([order[: -o].view(o, -1), order[-o:].view(o, 1)], 1).flatten()
+            order = torch.cat([order[:-o].view(o, -1), order[-o:].view(o, 1)], 1).flatten()
         j = j[:, order]
         expected = 100.0 * (j.T @ j / 8 + 0.05 * torch.eye(j.shape[1], dtype=j.dtype))
         torch.testing.assert_close(precision[block], expected)
@@ -260,15 +174,6 @@ def test_coefficients_follow_their_examples_through_shuffling(make):
                 torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
     for name, table in coefficients(opt).items():
         assert torch.equal(table, tables[name])
-
-
-def frozen(model, x, y, **options):
-    """An optimizer with coefficients of the examples ``0 ... len(x) - 1``."""
-    opt = build(model, **({"lr": 0.0, "freeze_after": 1} | options))
-    rate = opt.param_groups[0]["lr"]
-    run(opt, model, x, y, torch.arange(len(x)))
-    opt.param_groups[0]["lr"] = rate or 0.3
-    return opt
 
 
 @every_network
@@ -440,267 +345,3 @@ def test_an_example_that_comes_twice_keeps_the_mean_of_its_coefficients():
     for name, table in coefficients(opt).items():
         apart = coefficients(other)[name]
         torch.testing.assert_close(table, torch.stack([(apart[0] + apart[2]) / 2, apart[1], apart[3]]))
-
-
-class Bare(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer, self.offset = nn.Linear(3, 3), nn.Parameter(torch.zeros(3))
-
-    def forward(self, x):
-        return torch.tanh(self.layer(x) + self.offset)
-
-
-@pytest.mark.filterwarnings("ignore:no layer rule")
-def test_a_parameter_without_rows_has_the_mean():
-    x, y = batch(8)
-    model = fill(Bare().double())
-    opt = frozen(model, x, y)
-    opt.param_groups[0]["lr"] = 1.0
-    gradient = torch.autograd.grad(Categorical()(model(x), y), model.offset)[0]
-    before = weights(model)
-    run(opt, model, x, y, torch.arange(8))
-    memory = opt.state[model.offset]["memory"]
-    mean = float(memory["coefficient_sum"] / memory["coefficient_count"])
-    torch.testing.assert_close(directions(opt, model, before)["offset"], mean * gradient)
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
-        self.second.weight = self.first.weight
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x)))
-
-
-class Twice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 3)
-
-    def forward(self, x):
-        return self.layer(torch.tanh(self.layer(x)))
-
-
-@pytest.mark.parametrize("kind", [Tied, Twice])
-def test_shared_weights_are_weighted_once(kind):
-    x, y = batch(8)
-    model = fill(kind().double())
-    opt = frozen(model, x, y)
-    opt.param_groups[0]["lr"] = 1.0
-    order = torch.arange(7, -1, -1)
-    rows, before = per_example(model, x[order], y[order]), weights(model)
-    run(opt, model, x[order], y[order], order)
-    for block, names in blocks_of(opt).items():
-        for name in names:
-            expected = torch.einsum("n,n...->...", coefficients(opt)[block][order], rows[name]) / 8
-            torch.testing.assert_close(directions(opt, model, before)[name], expected)
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing_changes_nothing(reentrant):
-    x, y = batch(8)
-    models = network(), network()
-    for model, wrapped in zip(models, (False, True), strict=True):
-        opt = frozen(model, x, y)
-
-        def forward(inputs, model=model, wrapped=wrapped):
-            if not wrapped:
-                return model(inputs)
-            hidden = torch.utils.checkpoint.checkpoint(model[:3], inputs, use_reentrant=reentrant)
-            return model[3:](hidden)
-
-        for parts in (1, 2):
-            run(opt, forward, x.clone().requires_grad_(), y, torch.arange(8), parts=parts)
-    for name, weight in weights(models[0]).items():
-        assert torch.equal(weights(models[1])[name], weight), name
-
-
-def test_a_compiled_model_trains_like_the_plain_one():
-    torch._dynamo.reset()
-    x, y = batch(8)
-    models = network(), network()
-    for model, compiled in zip(models, (False, True), strict=True):
-        opt = build(model, lr=0.1, freeze_after=2)
-        forward = torch.compile(model, backend="aot_eager") if compiled else model
-        for _ in range(4):
-            run(opt, forward, x, y, torch.arange(8))
-    for name, weight in weights(models[0]).items():
-        torch.testing.assert_close(weights(models[1])[name], weight, rtol=1e-11, atol=1e-12)
-
-
-@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_is_near_single_precision(half):
-    x, y = batch(8)
-    models = network().float(), network().float()
-    start = torch.cat([p.detach().flatten() for p in models[0].parameters()])
-    for model, enabled in zip(models, (False, True), strict=True):
-        opt = frozen(model, x.float(), y)
-        for _ in range(3):
-            opt.zero_grad()
-            with opt.sampled_params(torch.arange(8)):
-                with torch.autocast("cpu", dtype=half) if enabled else nullcontext():
-                    loss = Categorical()(model(x.float()), y)
-                loss.backward()
-            opt.step()
-    first, second = (torch.cat([p.detach().flatten() for p in model.parameters()]) for model in models)
-    assert 0 < float((first - second).norm() / (first - start).norm()) < 8 * torch.finfo(half).eps / 2
-
-
-def test_a_copy_inside_a_context_is_another_model():
-    x, y = batch(8)
-    model = network()
-    opt = frozen(model, x, y)
-    with opt.sampled_params(torch.arange(8)):
-        assert "forward" in vars(model[0])
-        twin = copy.deepcopy(model)
-        Categorical()(twin(x), y).backward()
-        Categorical()(model(x), y).backward()
-    plain = torch.autograd.grad(Categorical()(model(x), y), list(model.parameters()))
-    for p, q, g in zip(model.parameters(), twin.parameters(), plain, strict=True):
-        assert torch.equal(q.grad, g) and not torch.equal(p.grad, g)
-    for module in (*model.modules(), *twin.modules()):
-        assert "forward" not in vars(module)
-
-
-@every_network
-def test_evaluation_and_forwards_without_gradients_are_left_alone(make):
-    x, y = batch(8)
-    model = make()
-    opt = frozen(model, x, y)
-    outside = model(x).detach()
-    with opt.sampled_params(torch.arange(8)):
-        with torch.no_grad():
-            assert torch.equal(model(x), outside)
-        outputs = model(x)
-        torch.testing.assert_close(outputs, outside)
-        Categorical()(outputs, y).backward()
-    opt.step()
-
-
-def test_no_gram_matrix_and_no_inverse_after_freezing(monkeypatch):
-    from vogn.structures import SampleSpace
-
-    x, y = batch(8)
-    model = network()
-    opt = frozen(model, x, y)
-    for name in ("observe", "coefficients", "combine", "solve", "update"):
-        monkeypatch.setattr(SampleSpace, name, lambda *args, **kwargs: pytest.fail("curvature was used"))
-    run(opt, model, x, y, torch.arange(8))
-    for parameter in (model[0].weight, model[2].weight):
-        assert all(not tensor.numel() for key, tensor in opt.state[parameter]["curvature"].items() if key != "scale")
-
-
-def test_layers_of_another_structure_are_solved_for_and_then_follow_the_gradient():
-    x, y = batch(8)
-    model = network()
-    opt = build(model, structure={"4": "diagonal"}, freeze_after=1)
-    rows, before = per_example(model, x, y), weights(model)
-    run(opt, model, x, y, torch.arange(8))
-    g, c = rows["4.weight"].mean(0), rows["4.weight"].square().mean(0)
-    torch.testing.assert_close(directions(opt, model, before)["4.weight"], 0.1 * g / (c + 0.1))
-    rows, before = per_example(model, x, y), weights(model)
-    run(opt, model, x, y, torch.arange(8))
-    torch.testing.assert_close(directions(opt, model, before)["4.weight"], rows["4.weight"].mean(0))
-    expected = torch.einsum("n,n...->...", coefficients(opt)["2.weight"], rows["2.weight"]) / 8
-    torch.testing.assert_close(directions(opt, model, before)["2.weight"], expected)
-
-
-# ---------------------------------------------------------------------- what is refused
-
-
-def test_frozen_coefficients_have_no_posterior():
-    x, y = batch(8)
-    model = network()
-    opt = frozen(model, x, y, freeze_after=2, weight_decay=0.01)
-    opt.posterior()
-    run(opt, model, x, y, torch.arange(8))
-    with pytest.raises(MissingCurvatureError, match="there is no posterior: the coefficients are frozen since step 2"):
-        opt.posterior()
-    opt.param_groups[0]["variational"] = True
-    with pytest.raises(MissingCurvatureError, match="weights cannot be sampled: the coefficients are frozen"):
-        opt.sample_()
-    opt.param_groups[0]["freeze_after"] = None  # thawed: the first context has no curvature to draw from
-    before = weights(model)
-    with opt.sampled_params():
-        assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-        Categorical()(model(x), y).backward()
-    opt.step()
-    opt.posterior()
-    assert "steps" in opt.diagnostics()
-
-
-def test_diagnostics_of_frozen_coefficients_leave_out_what_needs_curvature():
-    x, y = batch(8)
-    model = network()
-    opt = frozen(model, x, y, freeze_after=2, weight_decay=0.01)
-    assert "condition_number" in opt.diagnostics()
-    run(opt, model, x, y, torch.arange(8))
-    assert "condition_number" not in opt.diagnostics()
-
-
-def test_sharing_by_index_needs_indices():
-    opt = build(network(), freeze_after=1)
-    with pytest.raises(ValueError, match="say which ones a batch holds"):
-        opt.sample_()
-    with opt.sampled_params(torch.arange(4)):  # nothing is left open
-        pass
-
-
-@pytest.mark.parametrize("freeze_after", [1, 2])
-@pytest.mark.parametrize(
-    ("indices", "message"),
-    [(torch.arange(7), "indices has 7 places"), (torch.arange(9), "indices has 9 places, but backward saw 8")],
-)
-def test_as_many_indices_as_examples(freeze_after, indices, message):
-    x, y = batch(8)
-    model = network()
-    opt = build(model, freeze_after=freeze_after)
-    run(opt, model, x, y, torch.arange(8))
-    with pytest.raises(UnsupportedObservationError, match=message):
-        run(opt, model, x, y, indices)
-
-
-@pytest.mark.parametrize(
-    ("indices", "message"),
-    [(torch.zeros(8), "whole numbers"), (torch.zeros(2, 4).long(), "whole numbers"), (torch.arange(-1, 7), "from 0")],
-)
-def test_indices_are_places_in_the_data_set(indices, message):
-    with pytest.raises(ValueError, match=message):
-        build(network(), freeze_after=1).sample_(indices)
-
-
-def test_losses_of_two_batches_in_one_backward_cannot_be_told_apart():
-    x, y = batch(8)
-    model = network()
-    opt = frozen(model, x, y)
-    with pytest.raises(UnsupportedObservationError, match="once per micro-batch"), opt.sampled_params(torch.arange(8)):
-        (Categorical()(model(x[:4]), y[:4]) + Categorical()(model(x[4:]), y[4:])).backward()
-
-
-def test_old_rows_have_no_coefficients():
-    model = network()
-    opt = build(model)
-    opt.param_groups[0]["curvature_decay"] = 0.5
-    with pytest.raises(ValueError, match="must be 0: coefficients are those of the present batch"):
-        run(opt, model, *batch(8))
-
-
-def test_a_regression_with_frozen_coefficients_converges():
-    """The frozen direction still descends, to where a linear map is."""
-    x = normal(24, 3)
-    targets = x @ normal(3, 2, seed=1)
-    model = fill(nn.Linear(3, 2).double())
-    opt = FNGD(model, lr=0.1, damping=1.0, weight_decay=0.0, freeze_after=3, **DETERMINISTIC)
-    losses = []
-    for step in range(300):
-        chunk = torch.randperm(24, generator=torch.Generator().manual_seed(step // 3)).split(8)[step % 3]
-        opt.zero_grad()
-        with opt.sampled_params(indices=chunk):
-            loss = Gaussian(noise=1.0)(model(x[chunk]), targets[chunk])
-            loss.backward()
-        opt.step()
-        losses.append(float(loss))
-    assert losses[-1] - 2 * 0.9189385332046727 < 1e-2 < losses[0] - 2 * 0.9189385332046727
