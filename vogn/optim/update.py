@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,23 +46,32 @@ def update(optimizer: NaturalGradient, objective: Objective | None = None) -> No
     if taking_part is None:
         return
     _check_requirements(optimizer, objective)
-    entries = [dict(group) for group in optimizer.param_groups]
     terms = max(collector.loss_terms(block) for block, _ in taking_part.blocks)
     try:
-        for step in optimizer.chain:
-            step.before(optimizer.param_groups, terms)
-        staged = _stage(optimizer, table, collector, taking_part, objective)
-    except BaseException as error:
-        for group, old in zip(optimizer.param_groups, entries, strict=True):
-            group.update(old)
-        if isinstance(error, (NonFiniteStatisticsError, NotPositiveDefiniteError)):
-            collector.clear()  # the next step must not meet this evidence again
-            optimizer._contexts.reset()
-            optimizer._evidence.record.refused += 1
+        with _undone_on_error(optimizer.param_groups):
+            for step in optimizer.chain:
+                step.before(optimizer.param_groups, terms)
+            staged = _stage(optimizer, table, collector, taking_part, objective)
+    except (NonFiniteStatisticsError, NotPositiveDefiniteError):
+        collector.clear()  # the next step must not meet this evidence again
+        optimizer._contexts.reset()
+        optimizer._evidence.record.refused += 1
         raise
     _commit(optimizer, table, taking_part, staged)
     collector.clear()
     optimizer._contexts.reset()
+
+
+@contextmanager
+def _undone_on_error(groups: Sequence[Group]) -> Iterator[None]:
+    """Group entries that are changed inside come back if the body raises."""
+    entries = [dict(group) for group in groups]
+    try:
+        yield
+    except BaseException:
+        for group, old in zip(groups, entries, strict=True):
+            group.update(old)
+        raise
 
 
 def _check_requirements(optimizer: NaturalGradient, objective: Objective | None) -> None:
