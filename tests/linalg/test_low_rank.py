@@ -126,16 +126,3 @@ def test_columns_that_are_not_finite_are_named():
         bad[0, 0] = value
         with pytest.raises(NonFiniteStatisticsError, match=f"columns of a low-rank curvature hold {what}"):
             low_rank.solve(d, bad, torch.ones(1, 7, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e9])
-def test_a_kept_gram_matrix_changes_nothing(scale):
-    """With a constant diagonal; beyond SQUARED_LIMIT it is not used."""
-    source = torch.Generator().manual_seed(0)
-    u = scale * torch.randn((9, 3), generator=source, dtype=torch.float64)
-    v, d = torch.randn((2, 9), generator=source, dtype=torch.float64), torch.full((9,), 0.3, dtype=torch.float64)
-    gram = u.T @ u
-    for function in (low_rank.solve, low_rank.sample):
-        torch.testing.assert_close(function(d, u, v, gram), function(d, u, v), rtol=1e-10, atol=1e-12)
-    for function in (low_rank.logdet, low_rank.inverse_diagonal):
-        torch.testing.assert_close(function(d, u, gram), function(d, u), rtol=1e-10, atol=1e-12)

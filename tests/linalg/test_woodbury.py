@@ -50,3 +50,15 @@ def test_a_shift_that_is_not_positive_is_named(shift):
     for call in (lambda u: woodbury.solve(shift, u, u.T), lambda u: woodbury.logdet(shift, u)):
         with pytest.raises(NotPositiveDefiniteError, match="no inverse with a shift of .*set weight_decay"):
             call(columns())
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e9])
+def test_a_kept_gram_matrix_changes_nothing_and_stays_as_it_is(scale):
+    """Beyond SQUARED_LIMIT it is not used."""
+    u, v = columns(size=9, scale=scale), columns(size=9, rank=2).T
+    gram = u.T @ u
+    before, d = gram.clone(), torch.full((9,), 0.3, dtype=torch.float64)
+    for function, expected in ((woodbury.solve, low_rank.solve), (woodbury.sample, low_rank.sample)):
+        torch.testing.assert_close(function(0.3, u, v, gram), expected(d, u, v), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(woodbury.logdet(0.3, u, gram), low_rank.logdet(d, u), rtol=1e-10, atol=1e-12)
+    assert torch.equal(gram, before)

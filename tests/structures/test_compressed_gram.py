@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vogn.errors import NotPositiveDefiniteError, UnsupportedObservationError
-from vogn.linalg import sample_space
+from vogn.linalg import fewer_columns
 from vogn.linalg.rows import Rows
 from vogn.structures import CompressedGram, Gram, InterpolativeGram
 from vogn.testing.structure_cases import normalised, random_rows
@@ -75,7 +75,7 @@ def test_the_interpolation_is_hylo_s_direction(rank):
     rows = random_rows(SHAPE, seed=1, examples=9)
     u = columns_of(rows)
     k = u.T @ u
-    s, _ = sample_space.pivoted_cholesky(k, rank)
+    s, _ = fewer_columns.pivoted_cholesky(k, rank)
     others = torch.tensor([n for n in range(9) if n not in s.tolist()])
     order = torch.cat([s, others])
     u, k = u[:, order], k[order][:, order]
@@ -95,7 +95,7 @@ def test_the_projection_is_hylo_s_direction_with_a_symmetric_m_and_a_gaussian(ra
     rows = random_rows(SHAPE, seed=1, examples=9)
     u = columns_of(rows)
     k = u.T @ u
-    s, _ = sample_space.pivoted_cholesky(k, rank)
+    s, _ = fewer_columns.pivoted_cholesky(k, rank)
     p = torch.linalg.solve(k[s][:, s], k[s]).T
     expected, m = hylo(u[:, s], p, k - p @ k[s][:, s] @ p.T, k[s][:, s])
     close(m, m.T)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vogn.errors import NotPositiveDefiniteError, UnsupportedObservationError
-from vogn.linalg import sample_space
+from vogn.linalg import fewer_columns
 from vogn.structures import Gram, SampledGram, SketchedGram
 from vogn.testing.structure_cases import normalised, random_rows
 
@@ -103,9 +103,9 @@ def test_drawn_rows_keep_the_trace():
 def test_drawn_rows_follow_their_probabilities():
     """Intervals of the cumulated squares, and a row drawn ``m`` times comes once."""
     j = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 3.0**0.5]], dtype=torch.float64)
-    s = sample_space.importance_draw(j, torch.tensor([0.0, 0.24, 0.26, 0.9], dtype=torch.float64))
+    s = fewer_columns.importance_draw(j, torch.tensor([0.0, 0.24, 0.26, 0.9], dtype=torch.float64))
     torch.testing.assert_close(s, torch.tensor([[2**0.5, 0.0], [0.0, 2**0.5]], dtype=torch.float64))
-    assert not sample_space.importance_draw(torch.zeros(3, 2), torch.rand(2, dtype=torch.float64)).any()
+    assert not fewer_columns.importance_draw(torch.zeros(3, 2), torch.rand(2, dtype=torch.float64)).any()
 
 
 @pytest.mark.parametrize("structure", [SketchedGram(coordinates=9), SampledGram(rank=3)])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vogn.linalg.cholesky import cholesky, cholesky_solve
 from vogn.linalg.eigh import eigh
-from vogn.linalg.low_rank import require_positive
+from vogn.linalg.low_rank import compress, require_positive
 
 _REMEDY = "set weight_decay, damping or initial_curvature above 0"
 
@@ -31,7 +31,7 @@ def number_of_columns(rank: int | float, rows: int, owner: str) -> int:
     raise ValueError(f"{owner}: rank={rank!r} must be a whole number of at least 1, or a share of rows in (0.0, 1.0]")
 
 
-def weighted_rows(u: Tensor, rows: Tensor, *, decay: float, weight: float) -> Tensor:
+def weighted_rows(u: Tensor, rows: Tensor, *, decay: float, weight: float, most: int | None = None) -> Tensor:
     """``[sqrt(decay) U, sqrt(weight) J^T]^T``, ``(n, D)``; without ``U`` where the decay is zero.
 
     Args:
@@ -39,9 +39,13 @@ def weighted_rows(u: Tensor, rows: Tensor, *, decay: float, weight: float) -> Te
         rows: ``J``, ``(m, D)``.
         decay: factor on ``U U^T``, >= 0.
         weight: factor on ``J^T J``, >= 0.
+        most: where there are more rows, the best ones of that number (or of ``D``) stand for them; ``None``: all.
     """
     new = weight**0.5 * rows
-    return torch.cat([decay**0.5 * u.T, new]) if decay else new
+    both = torch.cat([decay**0.5 * u.T, new]) if decay else new
+    if most is None or len(both) <= most:
+        return both
+    return compress(both[:0].T, both, decay=1.0, weight=1.0, rank=min(most, both.shape[1]))[0].T
 
 
 def merge_columns(u: Tensor, p: Tensor) -> Tensor:

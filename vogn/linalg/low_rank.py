@@ -28,19 +28,17 @@ def apply(d: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return torch.addmm(v * d, v @ u, u.T)
 
 
-def solve(d: Tensor, u: Tensor, v: Tensor, gram: Tensor | None = None) -> Tensor:
+def solve(d: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """``(diag(d) + U U^T)^-1 v`` in double precision: Woodbury's identity and one step of iterative refinement.
 
     The identity alone loses as many digits as ``|U|^2 / d`` has when ``v`` lies in the span of ``U``, which is where
-    gradients lie: all of them in single precision. A ``gram`` that was rounded apart from ``U`` takes a second step.
+    gradients lie: all of them in single precision.
 
     Raises:
         NotPositiveDefiniteError: if an element of ``d`` is not positive.
         FactorisationError: if the singular value decomposition of an extreme ``U`` does not converge.
     """
-    if gram is not None and float(gram.diagonal().sum()) <= SQUARED_LIMIT * float(d[0]):
-        return _solve_with_gram(d, u, v, gram)
-    root, scaled, gram = _squared(d, u, gram)
+    root, scaled, gram = _squared(d, u)
     dtype, v = v.dtype, v.double()
     if gram is None:
         basis, t = singular(scaled)
@@ -55,22 +53,7 @@ def solve(d: Tensor, u: Tensor, v: Tensor, gram: Tensor | None = None) -> Tensor
     return x.add_(woodbury(v - apply(wide, columns, x))).to(dtype)
 
 
-def _solve_with_gram(d: Tensor, u: Tensor, v: Tensor, gram: Tensor) -> Tensor:
-    """``(s I + U U^T)^-1 v`` with ``s = d[0]``; every pass over ``U`` is a product."""
-    require_positive(d[:1])
-    s, columns, wide = d[0].double(), u.double(), v.double()
-    factor = _capacitance_root(gram / s)
-
-    def woodbury(r: Tensor) -> Tensor:
-        return torch.addmm(r, cholesky_solve(factor, r @ columns) / s, columns.T, alpha=-1.0) / s
-
-    x = woodbury(wide)
-    for _ in range(2):
-        x.add_(woodbury(wide - torch.addmm(x * s, x @ columns, columns.T)))
-    return x.to(v.dtype)
-
-
-def sample(d: Tensor, u: Tensor, noise: Tensor, gram: Tensor | None = None) -> Tensor:
+def sample(d: Tensor, u: Tensor, noise: Tensor) -> Tensor:
     """A linear map ``S`` of the noise with ``S S^T = (diag(d) + U U^T)^-1``; dependent columns in ``U`` are harmless.
 
     ``S = diag(d)^-1/2 (I + V V^T)^-1/2``: a function of ``U U^T`` and ``d``, not of the columns. With
@@ -81,7 +64,7 @@ def sample(d: Tensor, u: Tensor, noise: Tensor, gram: Tensor | None = None) -> T
         NotPositiveDefiniteError: if an element of ``d`` is not positive.
         FactorisationError: if a decomposition does not converge.
     """
-    root, scaled, gram = _squared(d, u, gram)
+    root, scaled, gram = _squared(d, u)
     dtype, noise = noise.dtype, noise.double()
     if gram is None:
         basis, t = singular(scaled)
@@ -111,20 +94,20 @@ def sample_by_solve(d: Tensor, u: Tensor, noise: Tensor, column_noise: Tensor) -
     return solve(d, u, torch.addmm(noise * d.sqrt(), column_noise, u.T))
 
 
-def logdet(d: Tensor, u: Tensor, gram: Tensor | None = None) -> Tensor:
+def logdet(d: Tensor, u: Tensor) -> Tensor:
     """``log det (diag(d) + U U^T)``, a scalar."""
-    root, scaled, gram = _squared(d, u, gram)
+    root, scaled, gram = _squared(d, u)
     inner = singular(scaled)[1].square().log1p().sum() if gram is None else cholesky_logdet(_capacitance_root(gram))
     return (inner + 2.0 * root.log().sum()).to(d.dtype)
 
 
-def inverse_diagonal(d: Tensor, u: Tensor, gram: Tensor | None = None) -> Tensor:
+def inverse_diagonal(d: Tensor, u: Tensor) -> Tensor:
     """``diag((diag(d) + U U^T)^-1)``, ``(D,)``, computed in double precision.
 
     Never below ``1 / (d + diag(U U^T))``, which bounds it from below and keeps it positive under cancellation. With as
     many columns as parameters the full matrix is the cheaper and more accurate way.
     """
-    root, scaled, gram = _squared(d, u, gram)
+    root, scaled, gram = _squared(d, u)
     wide, diagonal = u.double(), d.double()
     if gram is None:
         basis, t = singular(scaled)
@@ -186,12 +169,12 @@ def _merged(old: Tensor, fresh: Tensor, rank: int) -> Tensor:
     return old @ vectors[..., : old.shape[-1], :] + fresh.mT @ vectors[..., old.shape[-1] :, :]
 
 
-def _squared(d: Tensor, u: Tensor, gram: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _squared(d: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """``sqrt(d)``, ``V`` and ``V^T V``, in double precision; ``None`` for the last where it would lose too much."""
     require_positive(d)
     root = d.double().sqrt()
     scaled = u.double() / root.unsqueeze(-1)
-    gram = scaled.T @ scaled if gram is None else gram / d[0].double()
+    gram = scaled.T @ scaled
     trace = float(gram.diagonal().sum())
     if trace != trace:
         raise NonFiniteStatisticsError("the columns of a low-rank curvature hold NaN")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vogn.errors import NotPositiveDefiniteError
-from vogn.linalg import low_rank, low_rank_powers, rank_one_updates
+from vogn.linalg import low_rank, low_rank_powers, rank_one_updates, woodbury
 from vogn.linalg.eigh import eigh
 from vogn.linalg.rows import AnyRows
 from vogn.structures.base import Shift, Structure
@@ -137,7 +137,7 @@ class GradientWindow(Structure):
 
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """Woodbury's identity in the form that ``inverse`` says; a power through the eigenvalues of the window."""
-        base, total, u = self._parts(state, shift)
+        _, total, u = self._parts(state, shift)
         flat, gram = v.reshape(-1, len(u)), _scaled_gram(state)
         if exponent != 1.0:
             c = float(state["c"]) / float(state["mass"])
@@ -145,7 +145,7 @@ class GradientWindow(Structure):
             return power(c, u, flat, gram, shift=self._scalar_shift(shift), exponent=exponent).reshape(v.shape)
         squared = float(gram.diagonal().sum()) <= low_rank.SQUARED_LIMIT * total
         if self.inverse == "cholesky" or not squared:
-            return low_rank.solve(base, u, flat, gram).reshape(v.shape)
+            return woodbury.solve(total, u, flat.double(), gram).to(v.dtype).reshape(v.shape)
         _require_positive(total)
         return self._recursion(total, u, flat, gram).reshape(v.shape)
 
@@ -178,13 +178,14 @@ class GradientWindow(Structure):
 
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
         """One small eigendecomposition, safe for dependent rows."""
-        base, _, u = self._parts(state, shift)
-        return low_rank.sample(base, u, noise.reshape(-1, len(u)), _scaled_gram(state)).reshape(noise.shape)
+        _, total, u = self._parts(state, shift)
+        found = woodbury.sample(total, u, noise.reshape(-1, len(u)).double(), _scaled_gram(state))
+        return found.to(noise.dtype).reshape(noise.shape)
 
     def logdet(self, state: State, shift: Shift) -> Tensor:
         """``D log (c / mass + shift)`` plus the logarithmic determinant of a small matrix."""
-        base, _, u = self._parts(state, shift)
-        return low_rank.logdet(base, u, _scaled_gram(state)).to(state["rows"].dtype)
+        _, total, u = self._parts(state, shift)
+        return woodbury.logdet(total, u, _scaled_gram(state)).to(state["rows"].dtype)
 
     def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
         """Woodbury's identity, or M-FAC's static recursion."""
@@ -192,7 +193,7 @@ class GradientWindow(Structure):
         gram, shape = _scaled_gram(state), state["rows"].shape[1:]
         squared = float(gram.diagonal().sum()) <= low_rank.SQUARED_LIMIT * total
         if self.inverse != "static" or not squared:
-            return low_rank.inverse_diagonal(base, u, gram).to(state["rows"].dtype).reshape(shape)
+            return low_rank.inverse_diagonal(base, u).to(state["rows"].dtype).reshape(shape)
         _require_positive(total)
         found = rank_one_updates.static_inverse_diagonal(*rank_one_updates.static_factors(u, total), total)
         bound = (total + u.square().sum(-1)).reciprocal()  # from below: positive under cancellation

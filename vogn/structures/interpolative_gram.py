@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vogn.errors import NotPositiveDefiniteError, UnsupportedObservationError
-from vogn.linalg import low_rank, sample_space
+from vogn.linalg import fewer_columns, low_rank
 from vogn.linalg.rows import AnyRows
 from vogn.structures.base import Shift, Structure
 from vogn.structures.gram import Gram
@@ -56,13 +56,13 @@ class InterpolativeGram(Structure):
     DEGREE: ClassVar[dict[str, int]] = {"J": 1}
 
     def __post_init__(self) -> None:
-        sample_space.number_of_columns(self.rank, 1, type(self).__name__)
+        fewer_columns.number_of_columns(self.rank, 1, type(self).__name__)
         if self.window < 1:
             raise ValueError(f"{type(self).__name__}: window={self.window} must be at least 1")
 
     def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
         """No columns."""
-        count = sample_space.number_of_columns(self.rank, self.window, type(self).__name__)
+        count = fewer_columns.number_of_columns(self.rank, self.window, type(self).__name__)
         state = Gram(window=count).init(shape, initial=initial, dtype=dtype, device=device)
         zeros = state["U"].new_zeros
         return state | {"P": zeros(self.window, state["U"].shape[-1]), "R": zeros(self.window, self.window)}
@@ -75,14 +75,11 @@ class InterpolativeGram(Structure):
         """The interpolation of the weighted rows."""
         old = Gram.columns(state)
         if decay:
-            old = sample_space.merge_columns(old, state["P"][:, : old.shape[1]].double())
-        rows = sample_space.weighted_rows(old, observation["J"], decay=decay, weight=weight)
-        if len(rows) > self.window:
-            rank = min(self.window, rows.shape[1])
-            rows = low_rank.compress(rows[:0].T, rows, decay=1.0, weight=1.0, rank=rank)[0].T
+            old = fewer_columns.merge_columns(old, state["P"][:, : old.shape[1]].double())
+        rows = fewer_columns.weighted_rows(old, observation["J"], decay=decay, weight=weight, most=self.window)
         wide = rows.double()
-        count = min(sample_space.number_of_columns(self.rank, len(rows), type(self).__name__), state["U"].shape[-1])
-        index, p, rest = sample_space.interpolation(wide @ wide.T, count)
+        count = min(fewer_columns.number_of_columns(self.rank, len(rows), type(self).__name__), state["U"].shape[-1])
+        index, p, rest = fewer_columns.interpolation(wide @ wide.T, count)
         new = {key: torch.zeros_like(state[key]) for key in ("U", "P", "R")}
         new["U"][..., : len(index)] = rows[index].T.reshape(*state["U"].shape[:-1], len(index))
         new["P"][: len(rows), : len(index)] = p

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from vogn.linalg import low_rank
 from vogn.linalg.cholesky import cholesky, cholesky_solve
 from vogn.linalg.rows import AnyRows, IndexedRows, Rows
-from vogn.structures.base import Shift, Structure
+from vogn.structures.base import Shift
+from vogn.structures.columns import ColumnStructure
 from vogn.types import Observation, Shape, State
 
 UNKNOWN = -1.0
@@ -21,7 +22,7 @@ UNKNOWN = -1.0
 
 
 @dataclass(frozen=True)
-class SampleSpace(Structure):
+class SampleSpace(ColumnStructure):
     """``C = scale I + J^T J`` with the rows ``J`` kept one by one, each with its place in the data set.
 
     Rows of layers without leading dimensions are kept as pairs ``(a, g)`` where ``T (d_in + d_out)`` numbers are fewer
@@ -53,7 +54,6 @@ class SampleSpace(Structure):
             "coefficients",
         }
     )
-    REDUCE: ClassVar[Literal["sum", "concat"]] = "concat"
     DEGREE: ClassVar[dict[str, int]] = {"a": 0, "g": 1, "J": 1, "length": 0, "place": 0}
     GROWS: ClassVar[dict[str, int]] = {"a": 0, "g": 0, "J": 0, "length": 0, "place": 0}
 
@@ -162,47 +162,9 @@ class SampleSpace(Structure):
 
     # ------------------------------------------------------------------ as a matrix
 
-    def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
-        """Woodbury's identity with one refinement."""
-        self._only_linear(exponent)
-        d, u = self._flat(state, shift)
-        return low_rank.solve(d, u, v.reshape(-1, d.shape[0])).reshape(v.shape)
-
-    def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
-        """``(scale + shift) v + J^T J v``."""
-        d, u = self._flat(state, shift)
-        return low_rank.apply(d, u, v.reshape(-1, d.shape[0])).reshape(v.shape)
-
-    def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
-        """One eigendecomposition of the ``n x n`` matrix, safe for duplicated rows."""
-        d, u = self._flat(state, shift)
-        return low_rank.sample(d, u, noise.reshape(-1, d.shape[0])).reshape(noise.shape)
-
-    def logdet(self, state: State, shift: Shift) -> Tensor:
-        """``D log shift`` plus the logarithmic determinant of the ``n x n`` matrix."""
-        return low_rank.logdet(*self._flat(state, shift))
-
-    def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
-        """Woodbury's identity."""
-        return low_rank.inverse_diagonal(*self._flat(state, shift)).reshape(state["template"].shape[1:])
-
-    def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
-        """Of the smaller one of ``J J^T`` and ``J^T J``; with a tensor shift a bound on either side, not attained."""
-        d, u = self._flat(state, shift)
-        if not u.shape[1]:
-            return d.min(), d.max()
-        spectrum = torch.linalg.eigvalsh(u.T @ u if u.shape[1] < u.shape[0] else u @ u.T).clamp_min(0.0)
-        low = spectrum[0] if u.shape[1] >= u.shape[0] else 0.0
-        return d.min() + low, d.max() + spectrum[-1]
-
-    def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
-        """``J^T J + diag(scale + shift)``."""
-        d, u = self._flat(state, shift)
-        return u @ u.T + d.diag()
-
-    def _flat(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
-        d = (state["scale"] + shift).expand(state["template"].shape[1:]).flatten()
-        return d, self._columns(state)
+    def flat(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
+        """See :meth:`ColumnStructure.flat`."""
+        return (state["scale"] + shift).expand(state["template"].shape[1:]), self._columns(state)
 
     def _columns(self, state: State) -> Tensor:
         """``J^T (D, n)``, written out; ``D`` columns with the same ``J^T J`` where ``n > D``."""

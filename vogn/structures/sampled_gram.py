@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vogn.linalg import sample_space
+from vogn.linalg import fewer_columns
 from vogn.linalg.noise import generator
-from vogn.linalg.rows import AnyRows
-from vogn.structures.base import Shift, Structure
+from vogn.structures.base import Shift
+from vogn.structures.columns import ColumnStructure
 from vogn.structures.gram import Gram
 from vogn.types import Observation, Shape, State
 
 
 @dataclass(frozen=True)
-class SampledGram(Structure):
+class SampledGram(ColumnStructure):
     """``C = scale I + U U^T``; the columns of ``U`` are ``rank`` weighted rows, drawn with replacement.
 
     The draw takes row ``n`` with probability ``p_n ~ |J_n|^2`` and weight ``1 / (rank p_n)``, so each new curvature is
@@ -45,11 +45,9 @@ class SampledGram(Structure):
     seed: int = 0
 
     SUPPORTS: ClassVar[frozenset[str]] = Gram.SUPPORTS
-    REDUCE: ClassVar[Literal["sum", "concat"]] = "concat"
-    DEGREE: ClassVar[dict[str, int]] = {"J": 1}
 
     def __post_init__(self) -> None:
-        sample_space.number_of_columns(self.rank, 1, type(self).__name__)
+        fewer_columns.number_of_columns(self.rank, 1, type(self).__name__)
         self._gram()
 
     def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
@@ -57,48 +55,23 @@ class SampledGram(Structure):
         state = self._gram().init(shape, initial=initial, dtype=dtype, device=device)
         return state | {"draws": torch.zeros((), dtype=torch.int64)}
 
-    def observe(self, state: State, rows: AnyRows) -> Observation:
-        """The rows themselves, ``(K N, D)``."""
-        return self._gram().observe(state, rows)
-
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """A draw among the weighted rows."""
-        rows = sample_space.weighted_rows(Gram.columns(state), observation["J"], decay=decay, weight=weight)
-        count = sample_space.number_of_columns(self.rank, len(rows), type(self).__name__)
+        rows = fewer_columns.weighted_rows(Gram.columns(state), observation["J"], decay=decay, weight=weight)
+        count = fewer_columns.number_of_columns(self.rank, len(rows), type(self).__name__)
         name, step = str(tuple(state["U"].shape[:-1])), int(state["draws"])
         source = generator(seed=self.seed, stream="rows", step=step, sample=0, name=name)
-        drawn = sample_space.importance_draw(rows, torch.rand(count, generator=source, dtype=torch.float64))
+        drawn = fewer_columns.importance_draw(rows, torch.rand(count, generator=source, dtype=torch.float64))
         new = self._gram().update(state, {"J": drawn}, decay=0.0, weight=1.0, shift=shift)
         return new | {"scale": decay * state["scale"], "draws": state["draws"] + 1}
 
-    def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
-        """See :meth:`Gram.solve`."""
-        self._only_linear(exponent)
-        return self._gram().solve(state, v, shift)
+    def flat(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
+        """See :meth:`ColumnStructure.flat`."""
+        return self._gram().flat(state, shift)
 
-    def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
-        """See :meth:`Gram.apply`."""
-        return self._gram().apply(state, v, shift)
-
-    def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
-        """See :meth:`Gram.sample`."""
-        return self._gram().sample(state, noise, shift)
-
-    def logdet(self, state: State, shift: Shift) -> Tensor:
-        """See :meth:`Gram.logdet`."""
-        return self._gram().logdet(state, shift)
-
-    def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
-        """See :meth:`Gram.inverse_diagonal`."""
-        return self._gram().inverse_diagonal(state, shift)
-
-    def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
-        """See :meth:`Gram.eigenvalue_bounds`."""
-        return self._gram().eigenvalue_bounds(state, shift)
-
-    def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
-        """``U U^T + diag(scale + shift)``."""
-        return self._gram().to_dense(state, shift)
+    def number(self, state: State, shift: Shift) -> float | None:
+        """See :meth:`ColumnStructure.number`."""
+        return self._gram().number(state, shift)
 
     def _gram(self) -> Gram:
         return Gram(window=self.window)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vogn.errors import UnsupportedObservationError
-from vogn.linalg import sample_space
+from vogn.linalg import fewer_columns
 from vogn.linalg.noise import generator
 from vogn.linalg.rows import AnyRows
 from vogn.structures.base import Shift, Structure
@@ -90,14 +90,14 @@ class SketchedGram(Structure):
         if not state["omega"].numel():
             return self._gram().solve(state, v, shift)
         d, u = self._gram().flat(state, shift)
-        return sample_space.sketched_solve(d, u, state["omega"], v.reshape(-1, d.shape[0])).reshape(v.shape)
+        return fewer_columns.sketched_solve(d.flatten(), u, state["omega"], v.reshape(-1, len(u))).reshape(v.shape)
 
     def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
         """``(scale + shift) v + U U^T Pi v``."""
         if not state["omega"].numel():
             return self._gram().apply(state, v, shift)
         d, u = self._gram().flat(state, shift)
-        return sample_space.sketched_apply(d, u, state["omega"], v.reshape(-1, d.shape[0])).reshape(v.shape)
+        return fewer_columns.sketched_apply(d.flatten(), u, state["omega"], v.reshape(-1, len(u))).reshape(v.shape)
 
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
         """Refused: the sketched matrix is not symmetric."""
@@ -113,9 +113,10 @@ class SketchedGram(Structure):
 
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """``diag(scale + shift) + U U^T Pi``; not symmetric where the block is sketched."""
-        d, u = self._gram().flat(state, shift)
-        eye = torch.eye(len(d), dtype=d.dtype, device=d.device)
-        return self.apply(state, eye.reshape(-1, *state["U"].shape[:-1]), shift).reshape(len(d), -1).T
+        u = state["U"]
+        size = math.prod(u.shape[:-1])
+        eye = torch.eye(size, dtype=u.dtype, device=u.device)
+        return self.apply(state, eye.reshape(-1, *u.shape[:-1]), shift).reshape(size, -1).T
 
     def _gram(self) -> Gram:
         return Gram(window=self.window)
