@@ -84,9 +84,9 @@ def test_four_ranks_equal_one_process(ranks, case):
 
 @pytest.mark.parametrize("case", ONE_PER_STRUCTURE)
 def test_two_ranks_equal_one_process_in_single_precision(ranks, case):
-    # SLANG's diagonal is a difference of squares; the momentum of the others is a gradient over small eigenvalues
-    loose = {"slang", "kfac", "ekfac", "skfac", "sngd", "mfac"}
-    tolerance = 5e-6 if case in loose else 1e-6
+    # SLANG divides by a small diagonal that is a difference of squares (4.5e-6 was measured); EK-FAC's momentum is a
+    # gradient over small eigenvalues (1.7e-6), and K-FAC's and SKFAC's (0.6e-6, 0.9e-6) may be elsewhere
+    tolerance = {"slang": 1e-5, "ekfac": 5e-6, "kfac": 2e-6, "skfac": 2e-6}.get(case, 1e-6)
     arguments = CASES[case] | {"dtype": torch.float32}
     results = ranks.run("train", **arguments)
     ranks.assert_identical(results)
