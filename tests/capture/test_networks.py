@@ -142,7 +142,7 @@ def make(tools, name):
     return tools.fill(build()), inputs(tools), tools.labels(N, 3)
 
 
-@pytest.mark.parametrize("partition", ["layer", "model"])
+@pytest.mark.parametrize("partition", ["layer", "parameter", "model"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_empirical_fisher_of_every_parameter_is_exact(tools, name, partition):
     model, x, y = make(tools, name)
@@ -150,7 +150,7 @@ def test_the_empirical_fisher_of_every_parameter_is_exact(tools, name, partition
     tools.assert_blocks(ours, tools.empirical(model, posterior, x, y))
 
 
-@pytest.mark.parametrize("partition", ["layer", "model"])
+@pytest.mark.parametrize("partition", ["layer", "parameter", "model"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_exact_ggn_of_every_parameter_is_exact(tools, name, partition):
     model, x, y = make(tools, name)
@@ -217,7 +217,7 @@ class Trained(nn.Module):
         return self.head(F.relu(self.last(self.fc(x.flatten(1)))))
 
 
-@pytest.mark.parametrize("partition", ["layer", "model"])
+@pytest.mark.parametrize("partition", ["layer", "parameter", "model"])
 def test_batch_norm_in_training_is_taken_by_row(tools, partition):
     """The row of an example is what its own output row contributes; rows sum to the batch gradient."""
     model, x, y = tools.fill(Trained()), tools.normal(N, 2, 4, 4), tools.labels(N, 3)
@@ -243,7 +243,7 @@ def test_a_branch_that_a_batch_does_not_use_counts_as_zero(tools):
 
     x, y = tools.normal(N, 3), tools.labels(N, 3)
     for statistic in (Empirical(), GGN()):
-        for partition in ("layer", "model"):
+        for partition in ("layer", "parameter", "model"):
             model = tools.fill(Routed())
             alone = nn.Sequential(model.left, nn.Tanh(), model.head)
             exact, _ = tools.measure(alone, statistic, Categorical(), x, y, partition=partition)
@@ -252,10 +252,13 @@ def test_a_branch_that_a_batch_does_not_use_counts_as_zero(tools):
             with opt.sampled_params():
                 Categorical()(model(x, "left"), y).backward()
             blocks, _ = tools.measured(opt)
-            if partition == "layer":
-                torch.testing.assert_close(blocks["left.weight"], exact["0.weight"])
-                torch.testing.assert_close(blocks["head.weight"], exact["2.weight"])
-                assert torch.equal(blocks["right.weight"], 2.0 * torch.eye(16).double())  # untouched
+            if partition != "model":
+                for name, block in blocks.items():
+                    if name.startswith("right"):
+                        assert torch.equal(block, 2.0 * torch.eye(len(block)).double())  # untouched
+                    else:
+                        torch.testing.assert_close(block, exact[name.replace("left", "0").replace("head", "2")])
+                assert len(blocks) == {"layer": 3, "parameter": 6}[partition]
             else:
                 joined, used = blocks["left.weight"], [k for k in range(47) if not 16 <= k < 32]
                 torch.testing.assert_close(joined[used][:, used], exact["0.weight"])
@@ -263,7 +266,7 @@ def test_a_branch_that_a_batch_does_not_use_counts_as_zero(tools):
 
 
 @pytest.mark.parametrize("statistic", [Empirical, GGN])
-@pytest.mark.parametrize("partition", ["layer", "model"])
+@pytest.mark.parametrize("partition", ["layer", "parameter", "model"])
 def test_positions_folded_into_the_batch_are_refused(tools, statistic, partition):
     """Two crops per example as two rows of the encoder: their sum is the example's gradient, not each of them."""
 
@@ -323,7 +326,7 @@ def test_an_input_changed_in_place_after_use_is_an_error_by_name(tools):
 
 
 @pytest.mark.parametrize("statistic", [Empirical(), GGN(), MonteCarlo()], ids=lambda s: s.NAME)
-@pytest.mark.parametrize("partition", ["layer", "model"])
+@pytest.mark.parametrize("partition", ["layer", "parameter", "model"])
 def test_activation_checkpointing_changes_nothing(tools, monkeypatch, partition, statistic):
     """The non-reentrant kind runs forward hooks twice; the second run is not another call."""
     from torch.utils.checkpoint import checkpoint

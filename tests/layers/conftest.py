@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,7 @@ from dense_curvature import assert_blocks, exact, measure
 from vogn import KFAC
 from vogn.capture import oracle
 from vogn.capture.oracle import zero_tensor_gradients
-from vogn.capture.partition import partition
+from vogn.capture.partition import Partition, partition
 from vogn.capture.statistics import GGN, Empirical
 from vogn.layers import find_explicit, find_rule
 from vogn.layers.sites import examples_first
@@ -141,21 +142,23 @@ def nobody() -> Callable[..., Callable[..., None]]:
 
 @pytest.fixture
 def check_network() -> Callable[..., None]:
-    """``check(model, x)``: with a layer's block each, the measured curvature is the dense oracle's, without any pass
-    per example; and K-FAC trains the model."""
+    """``check(model, x)``: with a block for each layer or each parameter, the measured curvature is the dense oracle's,
+    without any pass per example; and K-FAC trains the model."""
 
     def check(model: nn.Module, x: Tensor, rtol: float = 1e-9, atol: float = 1e-12) -> None:
         model = model.double()
         randomise(model, seed=2, scale=0.5)
         y = torch.arange(len(x)) % 3
         names = sorted(oracle.trainable(model))
-        for statistic in (Empirical(), GGN()):
-            found, posterior = measure(model, statistic, Categorical(), x, y, partition="layer")
+        kinds: tuple[Partition, ...] = ("layer", "parameter")
+        for statistic, kind in itertools.product((Empirical(), GGN()), kinds):
+            found, posterior = measure(model, statistic, Categorical(), x, y, partition=kind)
             assert sorted(n for block in posterior.blocks for n in block.layout.names) == names
             assert_blocks(found, exact(model, statistic, posterior, x, y), rtol=rtol, atol=atol)
             model.zero_grad()
-        blocks = partition(model, model.named_parameters(), structure=Dense(), fallback=Dense(), kind="layer")
-        assert not any(block.has_bare for block in blocks)
+        for kind in kinds:
+            blocks = partition(model, model.named_parameters(), structure=Dense(), fallback=Dense(), kind=kind)
+            assert not any(block.has_bare for block in blocks)
         before = [p.detach().clone() for p in model.parameters()]
         kfac = KFAC(model, lr=0.1, ess=10.0, weight_decay=1e-2, damping=0.1, variational=False)
         with kfac.sampled_params():

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import vogn
-from vogn import KFAC, VOGN, NaturalGradient
+from vogn import KFAC, VOGN
 from vogn.likelihoods import Categorical
 from vogn.optim import METHODS
 from vogn.structures import Dense, Diagonal, EigenKronecker, Identity, Kronecker
@@ -192,7 +192,6 @@ def test_bare_parameters_are_announced_once_with_a_remedy(tools, model):
     assert len(seen) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        NaturalGradient(model, Diagonal(), "ggn", lr=0.1, variational=False, partition="parameter").coverage()
         vogn.IVON(model, ess=50.0).coverage()
 
 

@@ -157,9 +157,16 @@ def _sources(model: nn.Module, tracked: Iterable[nn.Parameter]) -> Iterator[_Sou
                 yield _Source(module, site, place_rule, kind, own)
 
 
-def _members(model: nn.Module | None, tracked: Mapping[str, nn.Parameter], by_layer: bool) -> list[Member]:
+def _members(model: nn.Module | None, tracked: Mapping[str, nn.Parameter], *, rules: bool, apart: bool) -> list[Member]:
     """Members in the order of the parameters. A parameter that several layers share is a member of its own: with rows
-    where all of them have a rule, else a bare parameter."""
+    where all of them have a rule, else a bare parameter.
+
+    Args:
+        model: where the layers are found.
+        tracked: the parameters by name.
+        rules: whether rows come from the layers' rules; else every parameter is a bare one.
+        apart: whether every parameter is a member of its own.
+    """
     name_of = {parameter: name for name, parameter in tracked.items()}
     owners: dict[nn.Parameter, int] = {}
     for module in model.modules() if model is not None else ():
@@ -167,10 +174,10 @@ def _members(model: nn.Module | None, tracked: Mapping[str, nn.Parameter], by_la
             owners[parameter] = owners.get(parameter, 0) + 1
     found: dict[str, Member] = {}
     shared: dict[nn.Parameter, list[Member]] = {}
-    for source in _sources(model, name_of) if model is not None and by_layer else ():
+    for source in _sources(model, name_of) if model is not None and rules else ():
         alone = [attribute for attribute, parameter in source.own.items() if owners[parameter] == 1]
-        if alone:
-            member = source.member(alone, name_of)
+        for attributes in [[attribute] for attribute in alone] if apart else [alone] if alone else []:
+            member = source.member(attributes, name_of)
             found.update(dict.fromkeys(member.layout.names, member))
         for attribute, parameter in source.own.items():
             if owners[parameter] > 1:
@@ -182,7 +189,7 @@ def _members(model: nn.Module | None, tracked: Mapping[str, nn.Parameter], by_la
     for name, parameter in tracked.items():
         if name not in found:
             shape = tuple(parameter.shape)
-            layout = StackLayout((name,), (shape,)) if by_layer else parameter_layout(name, shape)
+            layout = StackLayout((name,), (shape,)) if rules else parameter_layout(name, shape)
             found[name] = Member(layout, None, None, (), (parameter,))
         if found[name] not in members:
             members.append(found[name])
@@ -205,6 +212,7 @@ def partition(
     structure: Structure | Selection,
     fallback: Structure,
     kind: Partition = "layer",
+    rules: bool = True,
 ) -> list[Block]:
     """Cut named parameters into blocks.
 
@@ -215,6 +223,8 @@ def partition(
         fallback: the structure of the others.
         kind: ``"layer"`` (weight and bias of a layer together), ``"parameter"`` (each alone) or ``"model"`` (one
             block over everything; layers that an entry of the selection matches keep blocks of their own).
+        rules: whether rows will be asked for, which come from the layers' rules; else ``"parameter"`` packs every
+            parameter alike, whatever layer it is of.
 
     Raises:
         ValueError: if ``kind`` is unknown.
@@ -225,7 +235,7 @@ def partition(
     if not tracked:
         return []
     selection = structure if isinstance(structure, Selection) else Selection(structure)
-    members = _members(model, tracked, by_layer=kind != "parameter")
+    members = _members(model, tracked, rules=rules or kind != "parameter", apart=kind == "parameter")
     blocks, rest = [], []
     for member in members:
         key, chosen = selection.choose(model, member.layout.names)

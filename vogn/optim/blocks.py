@@ -36,7 +36,7 @@ class BlockTable:
         model: where layers are found; ``None`` for bare parameters.
         groups: the optimizer's param groups.
         state: the optimizer's state by parameter; a block's is kept under its first parameter.
-        structure, fallback, kind: see :func:`vogn.capture.partition.partition`.
+        structure, fallback, kind, rules: see :func:`vogn.capture.partition.partition`.
         chain: the steps, which prepare their own tensors of a block whose state is new.
         replicas: the processes, which may divide blocks among themselves (:mod:`vogn.optim.placing`).
         tracked: parameters that were tracked before and stay so although they are frozen now.
@@ -52,6 +52,7 @@ class BlockTable:
         structure: Structure | Selection,
         fallback: Structure,
         kind: Partition,
+        rules: bool = True,
         chain: Sequence[Step] = (),
         replicas: Replicas | None = None,
         tracked: frozenset[Tensor] = frozenset(),
@@ -69,7 +70,7 @@ class BlockTable:
                 for name, parameter in zip(group["param_names"], group["params"], strict=True)
                 if parameter.requires_grad or parameter in tracked
             ]
-            blocks = partition(model, wanted, structure=structure, fallback=fallback, kind=kind)
+            blocks = partition(model, wanted, structure=structure, fallback=fallback, kind=kind, rules=rules)
             self.items += [(block, group) for block in blocks]
         self._group_of = {block: group for block, group in self.items}
         self.tracked = frozenset(parameter for block in self.blocks for parameter in block.parameters)
@@ -319,6 +320,7 @@ def new_table(optimizer: NaturalGradient, *, tracked: frozenset[Tensor] = frozen
         structure=optimizer.selection,
         fallback=optimizer.fallback,
         kind=optimizer.partition,
+        rules=any(statistic.NEEDS_PAIRS for statistic in optimizer.statistics),
         chain=optimizer.chain,
         replicas=optimizer.replicas,
         tracked=tracked,

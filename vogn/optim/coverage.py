@@ -150,8 +150,7 @@ def _tensors(state: Mapping[str, Any]) -> list[Tensor]:
 def note_of(optimizer: NaturalGradient, block: Block) -> str:
     """Why the block is stored or measured in another way than asked for."""
     bare = block.has_bare and any(statistic.NEEDS_PAIRS for statistic in optimizer.statistics)
-    ruleless = "no layer rule: elementwise" if optimizer.partition != "parameter" else "partition='parameter'"
-    pass_ = f"{ruleless}, by one more backward over all examples" if bare else ""
+    pass_ = "no layer rule: elementwise, by one more backward over all examples" if bare else ""
     tied = TIED if _tied_apart(block) else ""
     return "; ".join(part for part in (block.note, tied, pass_, _forward_note(block)) if part)
 
@@ -222,7 +221,7 @@ def announce_fallbacks(optimizer: NaturalGradient, table: BlockTable, announced:
                 f'layers, or say structure={{"{block.name}": "diagonal"}}',
                 stacklevel=4,
             )
-    if optimizer.partition == "parameter" or not any(statistic.NEEDS_PAIRS for statistic in optimizer.statistics):
+    if not any(statistic.NEEDS_PAIRS for statistic in optimizer.statistics):
         return
     names = [m.layout.names[0] for block in table.blocks for m in block.members if m.rule is None]
     new = [name for name in names if f"bare {name}" not in announced]
