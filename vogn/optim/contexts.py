@@ -67,7 +67,7 @@ class SampledContexts:
             for name, parameter in zip(block.layout.names, block.parameters, strict=True):
                 if name in offsets and parameter.requires_grad:
                     self._means.append((parameter, parameter.detach().clone()))
-                    parameter.copy_(parameter + offsets[name])
+                    _displace(parameter, offsets[name])
         self._marks = _gradient_marks(parameters)
 
     def leave(self) -> None:
@@ -100,6 +100,14 @@ class SampledContexts:
                 "run the context mc_samples times per step (micro-batches inside one context accumulate)"
             )
         return wanted if self.samples else 1
+
+
+def _displace(parameter: Tensor, offset: Tensor) -> None:
+    """Add in the wider one of both dtypes."""
+    if parameter.dtype == offset.dtype:
+        parameter.add_(offset)
+    else:
+        parameter.copy_(parameter + offset)
 
 
 def _gradient_marks(parameters: Iterable[Tensor]) -> list[tuple[int, int] | None]:

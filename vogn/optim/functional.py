@@ -45,7 +45,7 @@ def displacement(
     if antithetic and sample % 2:
         noise = -noise
     with in_block(name):
-        return structure.sample(state, noise, shift) * ess**-0.5
+        return structure.sample(state, noise, shift).mul_(ess**-0.5)
 
 
 def check_finite(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -64,24 +65,24 @@ class Diagonal(Structure):
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """``v / (c^exponent + shift)``; under a root, negative ``c`` counts as zero."""
         if exponent == 1.0:
-            return v / self._shifted(state, shift)
+            return _into(torch.div, v, self._shifted(state, shift))
         return v / require_positive_without_shift(state["c"].clamp_min(0.0).pow_(exponent) + shift, shift)
 
     def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
         """``(c + shift) v``."""
-        return v * (state["c"] + shift)
+        return _into(torch.mul, v, state["c"] + shift)
 
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
         """``noise / sqrt(c + shift)``."""
-        return noise * self._shifted(state, shift).rsqrt()
+        return _into(torch.mul, noise, self._shifted(state, shift).rsqrt_())
 
     def logdet(self, state: State, shift: Shift) -> Tensor:
         """``sum log(c + shift)``."""
-        return self._shifted(state, shift).log().sum()
+        return self._shifted(state, shift).log_().sum()
 
     def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
         """``1 / (c + shift)``."""
-        return self._shifted(state, shift).reciprocal()
+        return self._shifted(state, shift).reciprocal_()
 
     def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
         """The extreme eigenvalues."""
@@ -94,3 +95,8 @@ class Diagonal(Structure):
 
     def _shifted(self, state: State, shift: Shift) -> Tensor:
         return require_positive_without_shift(state["c"] + shift, shift)
+
+
+def _into(function: Callable[..., Tensor], v: Tensor, own: Tensor) -> Tensor:
+    """``function(v, own)``, in the memory of ``own`` where it has room for the result: new memory costs page faults."""
+    return function(v, own, out=own) if v.shape == own.shape and v.dtype == own.dtype else function(v, own)

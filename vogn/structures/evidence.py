@@ -46,7 +46,8 @@ def absorb(c: Tensor, h: Tensor, *, decay: float, weight: float, shift: Shift, n
     if not isinstance(shift, Tensor) and shift <= 0:
         require_positive(shifted)
     delta = torch.mul(h, weight).sub_(c, alpha=1.0 - decay)
-    new = (c + delta).addcdiv_(delta.square(), shifted, value=0.5)
+    new = c + delta
+    new.addcdiv_(delta.square_(), shifted, value=0.5)
     # many halvings in a row end in the rounding of the shift: keep c + shift above it
     margin = 4.0 * torch.finfo(c.dtype).eps - 1.0
     return torch.maximum(new, margin * shift) if isinstance(shift, Tensor) else new.clamp_min_(margin * shift)

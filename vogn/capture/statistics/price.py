@@ -52,7 +52,8 @@ class Price(Statistic):
                     continue
                 displacement = context.displacement[block.name]
                 state = collector.state_of(block)
-                probe = block.structure.apply(state, displacement, context.shift[block.name]) * context.ess[block.name]
+                probe = block.structure.apply(state, displacement, context.shift[block.name])
+                probe = probe.mul_(context.ess[block.name])
                 leaves = block.structure.observe_probe(state, probe, response)
                 collector.add(block, leaves, "exit", probe=True)
 
