@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import vogn
 from vogn import SNGD, NaturalGradient
 from vogn.likelihoods import Categorical
 from vogn.linalg.noise import normal as draw
@@ -229,8 +228,11 @@ def test_the_first_and_last_layer_may_share_one_metric_as_in_the_authors_code(to
     assert shapes == {"0.weight": (4, 4, 4), "2.weight": (5, 5)}
 
 
-def test_a_matrix_outside_of_its_layer_has_no_known_inputs(tools):
+def test_by_parameter_a_weight_has_the_metric_of_its_inputs_alone(tools):
     model = tools.network()
-    opt = SNGD(model, ess=10.0, partition="parameter")
-    with pytest.raises(vogn.errors.UnsupportedObservationError, match="'0.weight' is a matrix outside of its layer"):
-        tools.train(opt, model, 1)
+    opt = SNGD(model, ess=10.0, partition="parameter", curvature_decay=0.0)
+    tools.train(opt, model, 1)
+    x, _ = tools.batch(seed=0)
+    states = tools.curvature(opt)
+    torch.testing.assert_close(states["0.weight"]["M"], x.T @ x / len(x))
+    assert torch.equal(states["0.bias"]["M"], torch.ones_like(states["0.bias"]["M"]))

@@ -8,7 +8,6 @@ import torch
 
 from vogn.announcement import LikelihoodCall
 from vogn.capture.statistics.base import Statistic
-from vogn.errors import UnsupportedObservationError
 from vogn.linalg.rows import AnyRows, Rows
 
 if TYPE_CHECKING:
@@ -44,12 +43,7 @@ class Inputs(Statistic):
         for block in collector.blocks:
             if not block.has_bare:
                 continue
-            *lead, d_out, d_in = block.layout.block_shape
-            if d_in > 1:
-                raise UnsupportedObservationError(
-                    f"block {block.name!r} is a matrix outside of its layer, whose inputs are not known; use "
-                    "partition='layer', or give the block structure='identity'"
-                )
+            *lead, d_out, _ = block.layout.block_shape
             ones = torch.ones((), dtype=block.curvature_dtype, device=block.parameters[0].device)
             rows = Rows(ones.expand(*lead, examples, 1, 1), ones.expand(*lead, 0, examples, 1, d_out))
             leaves = block.structure.observe(collector.state_of(block), rows)
