@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch import Tensor
 
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError, UnsupportedObservationError
 from vogn.linalg.rows import GradientRow, IndexedRows, JoinedRows, Rows
-from vogn.structures import EigenKronecker, Kronecker
+from vogn.structures import EigenKronecker, Kronecker, kronecker
 from vogn.testing.structure_cases import random_rows
 
 SHAPE = (2, 3)
@@ -215,3 +217,36 @@ def test_options_are_checked():
         Kronecker(damping="pi")
     with pytest.raises(ValueError, match="sharing='mean' is unknown"):
         Kronecker(sharing="mean")
+
+
+def test_kept_powers_follow_shift_state_and_refresh() -> None:
+    """Factored damping keeps the powers of its factors; whatever they depend on makes new ones."""
+    structure = Kronecker(damping="factored")
+    state = observed(structure, random_rows(SHAPE, seed=1))
+    v = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scaled = state | {"x": 2.0 * state["x"]}  # the same basis
+    fresh = observed(structure, random_rows(SHAPE, seed=2))
+    for _ in range(2):
+        for case in (state, scaled, fresh):
+            for shift in (0.1, 2.0, 0.3):
+                inverse = torch.linalg.inv(structure.to_dense(case, shift))
+                solved = structure.solve(case, v, shift)
+                torch.testing.assert_close(solved.flatten(1), v.flatten(1) @ inverse)
+                noise = torch.eye(6, dtype=torch.float64).view(6, *SHAPE)
+                root = structure.sample(case, noise, shift).flatten(1)
+                torch.testing.assert_close(root, root.T)
+                torch.testing.assert_close(root @ root, inverse)
+
+
+def test_kept_powers_are_few_and_go_with_the_state() -> None:
+    structure = Kronecker(damping="factored")
+    state = observed(structure, random_rows(SHAPE, seed=1))
+    before, v = len(kronecker._POWERS), torch.ones(SHAPE, dtype=torch.float64)
+    for shift in (0.1, 0.2, 0.3, 0.4):
+        structure.solve(state, v, shift)
+        structure.sample(state, v, shift)
+    assert len(kronecker._POWERS[state["QA"]]) == 2
+    assert structure.solve(state, v, 0.4).equal(structure.solve({k: t.clone() for k, t in state.items()}, v, 0.4))
+    del state
+    gc.collect()
+    assert len(kronecker._POWERS) <= before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -55,7 +54,7 @@ def without_padding(rows: Rows | IndexedRows, mask: Tensor | None) -> Rows | Ind
     elif terms.shape != reached.shape:
         return rows
     kept = (terms | reached).expand(rows.g.shape[-3:-1])
-    return replace(rows, mask=kept if rows.mask is None else rows.mask & kept)
+    return rows.changed(mask=kept if rows.mask is None else rows.mask & kept)
 
 
 def with_places(rows: AnyRows, places: Places) -> AnyRows:
@@ -65,8 +64,8 @@ def with_places(rows: AnyRows, places: Places) -> AnyRows:
     if isinstance(rows, JoinedRows):
         first, *rest = rows.members
         assert not isinstance(first, GradientRow)
-        return JoinedRows((replace(first, places=places.take(rows.count, first.g.device)), *rest))
-    return replace(rows, places=places.take(rows.count, rows.g.device))
+        return JoinedRows((first.changed(places=places.take(rows.count, first.g.device)), *rest))
+    return rows.changed(places=places.take(rows.count, rows.g.device))
 
 
 def gather(block: Block, rows_of: Mapping[Member, Sequence[Rows | IndexedRows]]) -> list[AnyRows]:

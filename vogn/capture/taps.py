@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ class Call:
             return rows
         output = examples_first(self.output.unsqueeze(0), use.axes, 1)  # in the shape and order of a gradient
         like_rows = use.rule.rows(use.module, use.attributes, self.saved, output)
-        return replace(rows, outputs=like_rows.g.select(-4, 0))
+        return rows.changed(outputs=like_rows.g.select(-4, 0))
 
 
 class _Hook:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -17,8 +16,12 @@ from torch.nn.modules.conv import _ConvNd
 from vogn.layers.base import LayerRule, register_layer
 from vogn.layers.pairs import bias_rows, matrix_layout, row_dtype
 from vogn.linalg.layout import Layout
+from vogn.linalg.patch_rows import PatchRows
+from vogn.linalg.patches import Patches, grouped_gradients
 from vogn.linalg.rows import Rows
 from vogn.types import Shape
+
+_MODES = {"zeros": "constant"}
 
 
 @register_layer(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -49,45 +52,21 @@ class ConvolutionRule(LayerRule):
         g = grouped_gradients(grad_output, module.groups, dtype)
         if "weight" not in attributes:
             return bias_rows(g)
-        return Rows(a=patch_matrix(_patches(module, x), module.groups, "bias" in attributes, dtype), g=g)
+        patches = Patches(
+            padded(module, x).to(dtype),
+            tuple(module.kernel_size),
+            tuple(module.stride),
+            tuple(module.dilation),
+            module.groups,
+            bias="bias" in attributes,
+        )
+        return PatchRows(patches, g)
 
 
-def patch_matrix(patches: Tensor, groups: int, bias: bool, dtype: torch.dtype) -> Tensor:
-    """Patches ``(N, c_in, *out, *kernel)`` as ``(*lead, N, T, c_in / groups * kernel (+ 1))``, written at most once."""
-    dims = (patches.ndim - 2) // 2
-    patches = patches.unflatten(1, (groups, -1))
-    patches = patches.permute(1, 0, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims))
-    patches = patches if groups > 1 else patches.squeeze(0)
-    shape = patches.shape
-    rest = len(shape) - 2 * dims - 1
-    positions, d_in = math.prod(shape[rest : rest + dims]), math.prod(shape[rest + dims :])
-    if not bias:
-        return patches.to(dtype).reshape(*shape[:rest], positions, d_in)
-    a = torch.empty((*shape[:rest], positions, d_in + 1), dtype=dtype, device=patches.device)
-    a[..., d_in] = 1
-    a[..., :d_in].unflatten(-1, shape[rest + dims :]).unflatten(rest, shape[rest : rest + dims]).copy_(patches)
-    return a
-
-
-def grouped_gradients(grad_output: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-    """``(K, N, c_out, *out)`` as ``(*lead, K, N, T, c_out / groups)``."""
-    g = grad_output.to(dtype).flatten(3).unflatten(2, (groups, -1)).permute(2, 0, 1, 4, 3)
-    return g if groups > 1 else g.squeeze(0)
-
-
-def sliding_patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """Patches of ``(N, c, *space)`` as a strided view ``(N, c, *out, *kernel)``."""
-    for dim, (size, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True)):
-        x = x.unfold(2 + dim, spread * (size - 1) + 1, step)[..., ::spread]
-    return x
-
-
-def _patches(module: _ConvNd, x: Tensor) -> Tensor:
-    """Patches as a strided view ``(N, c_in, *out, *kernel)`` of the padded input."""
+def padded(module: _ConvNd, x: Tensor) -> Tensor:
+    """The input that the kernel slides over."""
     pads = _pads(module)
-    if any(pads):
-        x = F.pad(x, pads, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
-    return sliding_patches(x, module.kernel_size, module.stride, module.dilation)
+    return F.pad(x, pads, mode=_MODES.get(module.padding_mode, module.padding_mode)) if any(pads) else x
 
 
 def padding_pairs(module: _ConvNd) -> list[tuple[int, int]]:

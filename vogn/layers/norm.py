@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -93,9 +94,9 @@ class BatchNormRule(NormRule):
     def normalise(self, module: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
         """See :meth:`NormRule.normalise`."""
         assert isinstance(module, _BatchNorm)
-        if statistics:
-            return _standardise_by(x, statistics, module.eps, 2)
-        return standardise(x, (1, *range(3, x.ndim)), module.eps)
+        mean, variance = (statistic.to(x.dtype) for statistic in statistics) if statistics else (None, None)
+        x = x.squeeze(0)
+        return torch.native_batch_norm(x, None, None, mean, variance, not statistics, 0.0, module.eps)[0].unsqueeze(0)
 
     def positions(self, module: nn.Module, x: Tensor) -> Tensor:
         """See :meth:`NormRule.positions`."""
@@ -164,8 +165,7 @@ class GroupNormRule(NormRule):
     def normalise(self, module: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
         """See :meth:`NormRule.normalise`."""
         assert isinstance(module, nn.GroupNorm)
-        grouped = x.unflatten(2, (module.num_groups, -1))
-        return standardise(grouped, tuple(range(3, grouped.ndim)), module.eps).reshape(x.shape)
+        return F.group_norm(x.squeeze(0), module.num_groups, eps=module.eps).unsqueeze(0)
 
     def positions(self, module: nn.Module, x: Tensor) -> Tensor:
         """See :meth:`NormRule.positions`."""
@@ -187,7 +187,7 @@ class LayerNormRule(NormRule):
     def normalise(self, module: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
         """See :meth:`NormRule.normalise`."""
         assert isinstance(module, nn.LayerNorm)
-        return standardise(x, tuple(range(-len(module.normalized_shape), 0)), module.eps)
+        return F.layer_norm(x, module.normalized_shape, eps=module.eps)
 
     def positions(self, module: nn.Module, x: Tensor) -> Tensor:
         """See :meth:`NormRule.positions`."""

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from vogn.layers.base import LayerRule, register_layer
-from vogn.layers.convolution import grouped_gradients, patch_matrix, sliding_patches
 from vogn.layers.pairs import bias_rows, matrix_layout, row_dtype
 from vogn.linalg.layout import Layout
+from vogn.linalg.patch_rows import PatchRows
+from vogn.linalg.patches import Patches, grouped_gradients
 from vogn.linalg.rows import Rows
 from vogn.types import Shape
 
@@ -64,13 +65,19 @@ class TransposedConvolutionRule(LayerRule):
             return bias_rows(grouped_gradients(grad_output, module.groups, dtype))
         # the window of an output position meets the taps in reverse: in mirrored space they are in order
         mirrored = tuple(range(-dims, 0))
-        patches = _patches(module, x.flip(mirrored), tuple(grad_output.shape[3:]))
-        g = grouped_gradients(grad_output.flip(mirrored), module.groups, dtype)
-        return Rows(a=patch_matrix(patches, module.groups, "bias" in attributes, dtype), g=g)
+        patches = Patches(
+            _spread(module, x.flip(mirrored), tuple(grad_output.shape[3:])).to(dtype),
+            tuple(module.kernel_size),
+            (1,) * dims,
+            tuple(module.dilation),
+            module.groups,
+            bias="bias" in attributes,
+        )
+        return PatchRows(patches, grouped_gradients(grad_output.flip(mirrored), module.groups, dtype))
 
 
-def _patches(module: _ConvTransposeNd, x: Tensor, outputs: Shape) -> Tensor:
-    """Patches ``(N, c_in, *out, *kernel)`` of the mirrored input, for mirrored output positions."""
+def _spread(module: _ConvTransposeNd, x: Tensor, outputs: Shape) -> Tensor:
+    """The mirrored input with zeros between its elements: a kernel of stride 1 slides over it to mirrored outputs."""
     sizes = [(size - 1) * stride + 1 for size, stride in zip(x.shape[2:], module.stride, strict=True)]
     spread = x.new_zeros((*x.shape[:2], *sizes))
     places = (slice(None), slice(None), *(slice(None, None, stride) for stride in module.stride))
@@ -80,5 +87,4 @@ def _patches(module: _ConvTransposeNd, x: Tensor, outputs: Shape) -> Tensor:
         reach = module.dilation[dim] * (module.kernel_size[dim] - 1)
         after = reach - int(module.padding[dim])
         pads = [out + reach - size - after, after, *pads]  # last dimension first; negative ones crop
-    ones = (1,) * len(outputs)
-    return sliding_patches(F.pad(spread, pads), module.kernel_size, ones, module.dilation)
+    return F.pad(spread, pads)

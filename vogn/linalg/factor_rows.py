@@ -6,7 +6,6 @@ decomposition, which has the same factor.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import singledispatch
 
 import torch
@@ -96,8 +95,8 @@ def _strided(rows: AnyRows, stride: int) -> tuple[Rows | IndexedRows, int]:
     mask = None if rows.mask is None else rows.mask[..., ::stride]
     g = rows.g[..., ::stride, :]
     if isinstance(rows, IndexedRows):
-        return replace(rows, index=rows.index[:, ::stride], g=g, mask=mask), positions
-    return replace(rows, a=rows.a[..., ::stride, :], g=g, mask=mask), positions
+        return rows.changed(index=rows.index[:, ::stride], g=g, mask=mask), positions
+    return rows.changed(a=rows.a[..., ::stride, :], g=g, mask=mask), positions
 
 
 def _short(rows: Tensor, diagonal: bool) -> Tensor:

@@ -8,7 +8,8 @@ long vector).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,10 @@ class Rows:
     mask: Tensor | None = None
     outputs: Tensor | None = None
     places: Tensor | None = None
+
+    def changed(self, **changes: Any) -> Rows:
+        """The same rows with other fields."""
+        return replace(self, **changes)
 
     @property
     def count(self) -> int:
@@ -112,6 +117,10 @@ class IndexedRows:
     mask: Tensor | None = None
     outputs: Tensor | None = None
     places: Tensor | None = None
+
+    def changed(self, **changes: Any) -> IndexedRows:
+        """The same rows with other fields."""
+        return replace(self, **changes)
 
     @property
     def a(self) -> Tensor:

@@ -29,8 +29,25 @@ def identity(
 
 
 def second_moment(left: Tensor, right: Tensor, *, diagonal: bool) -> Tensor:
-    """``left^T right`` of ``(*lead, m, n)``, or its diagonal ``(*lead, 1, n)``."""
-    return (left * right).sum(-2, keepdim=True) if diagonal else left.mT @ right
+    """``left^T right`` of ``(*lead, m, n)``, or its diagonal ``(*lead, 1, n)``; by halves if both are one."""
+    if diagonal:
+        return (left * right).sum(-2, keepdim=True)
+    return _symmetric(left) if left is right else left.mT @ right
+
+
+def _symmetric(x: Tensor) -> Tensor:
+    """``x^T x`` of ``(*lead, m, n)``: bands of rows from the diagonal on, and their mirror images."""
+    size = x.shape[-1]
+    if size < 128:
+        return x.mT @ x
+    out = x.new_empty((*x.shape[:-2], size, size))
+    band = -(-size // (2 if size < 512 else 4))
+    for start in range(0, size, band):
+        stop = min(start + band, size)
+        rows = x[..., start:stop].mT @ x[..., start:]
+        out[..., start:stop, start:] = rows
+        out[..., stop:, start:stop] = rows[..., stop - start :].mT
+    return out
 
 
 def decompose(factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,6 +68,25 @@ def decompose(factor: Tensor) -> tuple[Tensor, Tensor]:
 def compose(values: Tensor, vectors: Tensor) -> Tensor:
     """The matrix ``(*lead, n, n)`` with these eigenvalues and eigenvectors."""
     return torch.diag_embed(values) if is_diagonal(vectors) else (vectors * values.unsqueeze(-2)) @ vectors.mT
+
+
+def power(values: Tensor, vectors: Tensor, exponent: float) -> Tensor:
+    """The side with these positive eigenvalues to a power, in the shape of the vectors.
+
+    Args:
+        values: ``(*lead, n)``, > 0.
+        vectors: ``(*lead, n, n)``, or ``(*lead, 1, n)`` for a diagonal.
+        exponent: any number.
+    """
+    if is_diagonal(vectors):
+        return values.pow(exponent).unsqueeze(-2)
+    return _symmetric((vectors * values.pow(0.5 * exponent).unsqueeze(-2)).mT)
+
+
+def multiply(v: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``left v right`` of ``(*batch, *lead, o, i)`` with sides, diagonal or not."""
+    v = left.mT * v if is_diagonal(left) else left @ v
+    return v * right if is_diagonal(right) else v @ right
 
 
 def to_basis(v: Tensor, qs: Tensor, qa: Tensor) -> Tensor:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from vogn.linalg.factors import Sharing, kronecker_factors
 from vogn.linalg.rows import AnyRows
@@ -17,6 +18,8 @@ from vogn.linalg.sides import (
     from_basis,
     identity,
     is_diagonal,
+    multiply,
+    power,
     to_basis,
 )
 from vogn.structures.base import Shift, Structure
@@ -25,6 +28,18 @@ from vogn.types import Observation, Shape, State
 
 LARGEST_PI = 2.0**50
 """Factored damping keeps ``pi`` between this number and its inverse: beyond, float32 would overflow."""
+
+
+class _Powers(NamedTuple):
+    """Powers of both damped factors, and the eigenvalues of the input factor that they were made of."""
+
+    left: Tensor
+    right: Tensor
+    eigenvalues: Tensor
+
+
+_POWERS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Basis of the input factor to its :class:`_Powers` by exponent and shift: made of the state, and gone with it."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +110,10 @@ class Kronecker(Structure):
         return state | {"QA": qa, "x": x, "QS": qs, "y": y}
 
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
-        """Division in the eigenbasis."""
+        """Division in the eigenbasis; between the inverses of two damped factors."""
         self._only_linear(exponent)
+        if self.damping == "factored":
+            return self._between(state, v, shift, -1.0)
         return self._scale(state, v, self._eigenvalues(state, shift).reciprocal())
 
     def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
@@ -105,7 +122,9 @@ class Kronecker(Structure):
         return self._scale(state, v, y.unsqueeze(-1) * x.unsqueeze(-2) + rest)
 
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
-        """The symmetric root, ``U f(U^T noise)``."""
+        """The symmetric root, ``U f(U^T noise)``; between the roots of two damped factors."""
+        if self.damping == "factored":
+            return self._between(state, noise, shift, -0.5)
         return self._scale(state, noise, self._eigenvalues(state, shift).rsqrt())
 
     def logdet(self, state: State, shift: Shift) -> Tensor:
@@ -148,6 +167,19 @@ class Kronecker(Structure):
     def _eigenvalues(self, state: State, shift: Shift) -> Tensor:
         y, x, rest = self._damped(state, shift)
         return require_positive_without_shift(y.unsqueeze(-1) * x.unsqueeze(-2) + rest, shift)
+
+    def _between(self, state: State, v: Tensor, shift: Shift, exponent: float) -> Tensor:
+        """``S^exponent v A^exponent`` with damped factors, which are powers until the next refresh: two products."""
+        key = exponent, self._scalar_shift(shift)
+        known = _POWERS.setdefault(state["QA"], {})
+        if key not in known or known[key].eigenvalues is not state["x"]:
+            if key[1] <= 0:
+                self._eigenvalues(state, shift)  # raises if there is no inverse
+            y, x, _ = self._damped(state, shift)
+            while len(known) > 1:  # one for steps, one for samples
+                del known[next(iter(known))]
+            known[key] = _Powers(power(y, state["QS"], exponent), power(x, state["QA"], exponent), state["x"])
+        return multiply(v, known[key].left, known[key].right)
 
     def _scale(self, state: State, v: Tensor, factor: Tensor) -> Tensor:
         return from_basis(to_basis(v, state["QS"], state["QA"]).mul_(factor), state["QS"], state["QA"])
