@@ -43,18 +43,25 @@ def test_row_squares(shape):
 @pytest.mark.parametrize("budget", [1, 40, 100])
 def test_row_squares_in_chunks_equal_those_in_one_piece(monkeypatch, shape, budget):
     a, g, rows = operands(shape)
-    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", budget)
+    monkeypatch.setattr(reference, "CACHED_ELEMENTS", budget)
     torch.testing.assert_close(kernel("row_squares")(a, g), rows.square().sum((-4, -3)))
 
 
-def test_chunks_respect_the_budget(monkeypatch):
+def test_chunks_respect_the_budget_in_one_buffer(monkeypatch):
     a, g, _ = operands(SHAPES["positions"])  # 3 columns of 3 x 2: 18 numbers per example
-    sizes = []
-    dense = reference.row_dense
-    monkeypatch.setattr(reference, "row_dense", lambda a, g: sizes.append(a.shape[-3]) or dense(a, g))
-    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", 40)
+    sizes, places = [], []
+    matmul = torch.matmul
+
+    def product(left, right, out):
+        out = matmul(left, right, out=out)
+        sizes.append(out.shape[-3])
+        places.append(out.data_ptr())
+        return out
+
+    monkeypatch.setattr(torch, "matmul", product)
+    monkeypatch.setattr(reference, "CACHED_ELEMENTS", 40)
     reference.row_squares(a, g)
-    assert sizes == [2, 2, 1]
+    assert sizes == [2, 2, 1] and places[0] == places[1]
 
 
 @every_shape

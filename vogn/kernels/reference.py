@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 22
 """Per-example gradients are materialised in chunks of at most this many numbers."""
+
+CACHED_ELEMENTS = 1 << 18
+"""Where a sum over examples is all that is wanted, chunks of this many stay in the processor's cache, and one buffer
+serves all of them."""
 
 
 def row_dense(a: Tensor, g: Tensor) -> Tensor:
@@ -25,11 +30,17 @@ def row_squares(a: Tensor, g: Tensor) -> Tensor:
         return g.squeeze(-2).square().sum(-3).transpose(-1, -2) @ a.squeeze(-2).square()
     total = a.new_zeros((*a.shape[:-3], g.shape[-1], a.shape[-1]))
     per_example = g.shape[-4] * max(1, total.numel())
-    chunk = max(1, CHUNK_ELEMENTS // per_example)
+    chunk = max(1, (CACHED_ELEMENTS if a.device.type == "cpu" else CHUNK_ELEMENTS) // per_example)
+    rows = a.new_empty(0)
     for start in range(0, a.shape[-3], chunk):
-        stop = start + chunk
-        rows = row_dense(a[..., start:stop, :, :], g[..., start:stop, :, :])
-        total += rows.square_().sum((-4, -3))
+        part = slice(start, min(start + chunk, a.shape[-3]))
+        if part.stop - start < chunk:
+            rows = a.new_empty(0)  # a buffer of another size
+        rows = torch.matmul(g[..., part, :, :].mT, a[..., part, :, :].unsqueeze(-4), out=rows)
+        if rows.shape[-4] == rows.shape[-3] == 1:
+            total.addcmul_(rows[..., 0, 0, :, :], rows[..., 0, 0, :, :])
+        else:
+            total += rows.square_().sum((-4, -3))
     return total
 
 
