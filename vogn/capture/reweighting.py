@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import MethodType
 from typing import Any
 
@@ -62,7 +63,6 @@ class _Bound:
         return (_Bound, ())
 
 
-@torch.compiler.disable
 def forward(module: nn.Module, x: Tensor) -> Any:
     """The weighted forward; without gradients, or in a copy, the stock one.
 
@@ -78,9 +78,16 @@ def forward(module: nn.Module, x: Tensor) -> Any:
     return weighted(module, x, bound.weights)
 
 
+@cache
+def _uncompiled() -> Callable[..., Any]:
+    """:func:`forward`, which compiled models call as it is; not a decorator, as that imports the compiler."""
+    disabled: Callable[..., Any] = torch.compiler.disable(forward)
+    return disabled
+
+
 def _bind(module: nn.Module, weights: Weights) -> None:
     vars(module)[_WEIGHTS] = _Bound(weights)
-    vars(module)["forward"] = MethodType(forward, module)
+    vars(module)["forward"] = MethodType(_uncompiled(), module)
 
 
 def _unbind(module: nn.Module) -> None:
