@@ -49,15 +49,24 @@ def tuning_cell(arguments: argparse.Namespace, method: str, configuration: int, 
 
 
 def tuned(arguments: argparse.Namespace, method: str, seed: int) -> int | None:
-    """Index of the best configuration, or ``None`` while tuning is unfinished."""
-    row = ROWS[method]
+    """Index of the configuration that is best on average over the splits, or ``None`` while tuning is unfinished."""
     name = method.removesuffix("-time")
-    split = seed if arguments.data == "digits" else 0
-    count = len(row.configurations(arguments.data))
-    records = [read_cell(tuning_cell(arguments, name, k, split)) for k in range(count)]
-    if any(record is None for record in records):
-        return None
-    return int(np.argmin([score(record) for record in records if record is not None]))
+    splits = [seed] if arguments.data == "digits" else range(sizes(arguments).tune_splits)
+    scores = []
+    for k in range(len(ROWS[method].configurations(arguments.data))):
+        records = [read_cell(tuning_cell(arguments, name, k, split)) for split in splits]
+        if any(record is None for record in records):
+            return None
+        scores.append(np.mean([score(record) for record in records if record is not None]))
+    return int(np.argmin(scores))
+
+
+def remove_stale(path: Path, configuration: Mapping[str, Any]) -> None:
+    """A final run of a configuration that tuning would no longer choose is run again."""
+    record = read_cell(path)
+    if record is not None and record["configuration"] != configuration:
+        print(f"{path.name}: tuning chooses another configuration now; run again")
+        path.unlink()
 
 
 def run_study(arguments: argparse.Namespace) -> int:
@@ -66,7 +75,7 @@ def run_study(arguments: argparse.Namespace) -> int:
     deadline = time.monotonic() + 60 * arguments.budget_minutes if arguments.budget_minutes else None
     load(arguments.data, arguments.data_dir, limit=1)
     methods = arguments.methods.split(",") if arguments.methods else list(ROWS)
-    splits = range(study.seeds) if arguments.data == "digits" else range(1)
+    splits = range(study.seeds if arguments.data == "digits" else study.tune_splits)
     tuning = []
     for seed in splits:
         for method in methods:
@@ -87,6 +96,7 @@ def run_study(arguments: argparse.Namespace) -> int:
                 if bool(row.epochs_of) != timed or best is None:
                     continue
                 path = root / "final" / f"{method}-{seed}.json"
+                remove_stale(path, row.configurations(arguments.data)[best])
                 extra: dict[str, Any] = {}
                 if timed:
                     slow, fast = (cpu_per_epoch(root, name) for name in (row.epochs_of, method.removesuffix("-time")))

@@ -64,7 +64,8 @@ def parts(data: str, directory: Path | None, study: Study, seed: int, *, tuning:
     The validation part (empty for digits) is for choosing the temperature of prediction.
     """
     tuned = study.tune_train + study.tune_validation + study.validation
-    used = (tuned,) if tuning else (study.train + study.validation, study.test)
+    start = seed * tuned  # of a tuning split: no image is in two of them
+    used = (start + tuned,) if tuning else (study.train + study.validation, study.test)
     x, y, x_test, y_test = load(data, directory, limit=max(used) if all(used) else sys.maxsize)
     x_val, y_val = x[:0], y[:0]
     if x_test is None or y_test is None:
@@ -76,6 +77,7 @@ def parts(data: str, directory: Path | None, study: Study, seed: int, *, tuning:
             train, test = train_test_split(train, test_size=0.2, random_state=0, stratify=y.numpy()[train])
         x, y, x_test, y_test = x[train], y[train], x[test], y[test]
     elif tuning:
+        x, y = x[start:], y[start:]
         split = study.tune_train + study.tune_validation
         x_test, y_test = x[study.tune_train : split], y[study.tune_train : split]
         x_val, y_val = x[split : split + study.validation], y[split : split + study.validation]

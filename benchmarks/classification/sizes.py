@@ -18,6 +18,7 @@ class Study:
         epochs: of the final runs.
         tune_train, tune_validation, tune_epochs: sizes of the tuning runs.
         seeds: paired seeds, or folds.
+        tune_splits: disjoint parts of the training images that tuning averages over; digits tune in every fold.
         samples: weight samples of the posterior predictive.
         validation: training images outside the training part, on which a run chooses the temperature of prediction.
         calibration: training images from which batch norm statistics are computed anew for every weight sample.
@@ -35,17 +36,20 @@ class Study:
     batch: int = 64
     validation: int = 0
     calibration: int = 1024
+    tune_splits: int = 1
 
 
 FULL = {
     "digits": Study(0, 0, 30, 0, 0, 30),
     "mnist": Study(12000, 0, 6, 6000, 2000, 4, validation=1000),
-    "cifar10": Study(12000, 0, 12, 6000, 2000, 12, validation=1000),
+    "cifar10": Study(12000, 0, 12, 6000, 2000, 12, validation=1000, tune_splits=2),
 }
 REDUCED = {
     "digits": Study(0, 0, 30, 0, 0, 30),
     "mnist": Study(3000, 2000, 6, 1500, 500, 4, samples=16, batch=32, validation=500),
-    "cifar10": Study(2000, 2000, 12, 1000, 500, 12, samples=16, batch=32, validation=500, calibration=256),
+    "cifar10": Study(
+        2000, 2000, 12, 1000, 500, 12, samples=16, batch=32, validation=500, calibration=256, tune_splits=2
+    ),
 }
 
 
