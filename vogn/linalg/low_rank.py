@@ -148,25 +148,35 @@ def compress(u: Tensor, rows: Tensor, *, decay: float, weight: float, rank: int)
         new = vectors[..., -rank:] * values[..., None, -rank:].sqrt()
         diagonal = full.diagonal(dim1=-2, dim2=-1)
     else:
-        old, fresh = decay**0.5 * u, weight**0.5 * rows
-        new = _merged(old, fresh, rank)
-        diagonal = old.square().sum(-1) + fresh.square().sum(-2)
-    return new, (diagonal - new.square().sum(-1)).clamp_min_(0.0)
+        new = _merged(u, rows, decay, weight, rank)
+        diagonal = decay * _squared_lengths(u, -1) + weight * _squared_lengths(rows, -2)
+    return new, (diagonal - _squared_lengths(new, -1)).clamp_min_(0.0)
 
 
 def merge(u: Tensor, rows: Tensor, *, decay: float, weight: float, rank: int) -> Tensor:
     """:func:`compress` without the diagonal of the rest."""
     if u.shape[-1] + rows.shape[-2] > u.shape[-2]:
         return compress(u, rows, decay=decay, weight=weight, rank=rank)[0]
-    return _merged(decay**0.5 * u, weight**0.5 * rows, rank)
+    return _merged(u, rows, decay, weight, rank)
 
 
-def _merged(old: Tensor, fresh: Tensor, rank: int) -> Tensor:
-    """The best ``rank`` columns of ``[old, fresh^T]``, through the inner products of all of them."""
-    cross = old.mT @ fresh.mT
-    gram = torch.cat([torch.cat([old.mT @ old, cross], -1), torch.cat([cross.mT, fresh @ fresh.mT], -1)], -2)
+def _merged(u: Tensor, rows: Tensor, decay: float, weight: float, rank: int) -> Tensor:
+    """The best ``rank`` columns of ``[sqrt(decay) U, sqrt(weight) J^T]``, through the inner products of all of them.
+
+    The factors go to the small matrices: what is as long as the parameters is only read.
+    """
+    left, right = decay**0.5, weight**0.5
+    cross = (left * right) * (u.mT @ rows.mT)
+    gram = torch.cat(
+        [torch.cat([decay * (u.mT @ u), cross], -1), torch.cat([cross.mT, weight * (rows @ rows.mT)], -1)], -2
+    )
     vectors = eigh(gram)[1][..., -rank:]
-    return old @ vectors[..., : old.shape[-1], :] + fresh.mT @ vectors[..., old.shape[-1] :, :]
+    new = u @ (left * vectors[..., : u.shape[-1], :])
+    return new.add_(rows.mT @ (right * vectors[..., u.shape[-1] :, :]))
+
+
+def _squared_lengths(x: Tensor, dim: int) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=dim).square_()
 
 
 def _squared(d: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
