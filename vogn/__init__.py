@@ -32,8 +32,9 @@ from vogn.optim import (
     VAdam,
 )
 from vogn.optim.check_curvature import check_curvature
+from vogn.optim.laplace import laplace
 from vogn.optim.preview import coverage
-from vogn.posterior import GaussianPosterior, Posterior
+from vogn.posterior import GaussianPosterior, Posterior, log_evidence, tune_prior_precision, with_prior_precision
 from vogn.posterior import Prior as Prior
 from vogn.predict import BatchNormCalibration, Predictive, predict, update_batchnorm
 
@@ -71,8 +72,12 @@ __all__ = [
     "check_curvature",
     "coverage",
     "errors",
+    "laplace",
     "likelihoods",
+    "log_evidence",
     "metrics",
     "predict",
+    "tune_prior_precision",
     "update_batchnorm",
+    "with_prior_precision",
 ]

@@ -1,0 +1,193 @@
+"""The Laplace approximation of a trained network: its curvature at the weights that it has, over all data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vogn.capture.selection import StructureOption, make_selection
+from vogn.optim.base import NaturalGradient
+from vogn.optim.kfac import fisher_statistic
+from vogn.posterior import GaussianPosterior
+from vogn.structures import Kronecker
+
+Subset = Literal["all", "last_layer"] | Sequence[str]
+
+
+def laplace(
+    model: nn.Module,
+    likelihood: Any,
+    loader: Iterable[Any],
+    *,
+    structure: StructureOption = None,
+    subset: Subset = "all",
+    prior_precision: float = 1.0,
+    temperature: float = 1.0,
+    fisher: Literal["ggn", "mc", "empirical"] = "ggn",
+    ggn_samples: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> GaussianPosterior:
+    """A Gaussian posterior of a trained network: ``N(theta, (sum_n H_n / temperature + prior_precision I)^-1)``.
+
+    ``H_n`` is the curvature of the loss of example ``n``, in the structure that is asked for. Any network will do that
+    this library trains: normalisation, attention, recurrent layers, tied weights. Weights, gradients, buffers, modes
+    and ``requires_grad`` are left as they are; the network runs in evaluation mode.
+
+    Args:
+        model: the trained network; returns the outputs of the likelihood.
+        likelihood: one of :mod:`vogn.likelihoods`: what the network was trained with.
+        loader: batches ``(inputs, targets)``, gone through once; inputs are a tensor, a tuple or a dictionary.
+        structure: as for :class:`vogn.NaturalGradient`; by default Kronecker factors, in which the prior is exact.
+        subset: ``"all"``; ``"last_layer"``: the last module that holds parameters of its own; or names and patterns
+            (``"head.*"``, ``"encoder.3.*"``) of parameters. Others are point masses that the posterior leaves out.
+        prior_precision: ``delta`` of the prior ``N(0, I / delta)``, > 0; :func:`vogn.tune_prior_precision` chooses it.
+        temperature: of the data, > 0; below 1 the posterior is narrower.
+        fisher: ``"ggn"`` (exact Gauss-Newton), ``"mc"`` (labels drawn from the network, unbiased, one pass however
+            many classes) or ``"empirical"``.
+        ggn_samples: with ``"ggn"``, random combinations of the output Hessian's columns instead of all of them.
+        seed: of what is drawn.
+        **options: further arguments of :class:`vogn.NaturalGradient`, for example ``partition="model"``.
+
+    Returns:
+        The posterior, with ``ess`` the number of loss terms over the temperature.
+
+    Raises:
+        ValueError: if the loader is empty, a number is out of range, or the subset matches no parameter.
+
+    Example:
+        >>> import torch, vogn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+        >>> data = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(2)]
+        >>> posterior = vogn.laplace(model, vogn.likelihoods.Categorical(), data, subset="last_layer")
+        >>> posterior.names
+        ('2.weight', '2.bias')
+        >>> vogn.predict(model, posterior, torch.randn(5, 4)).mean.shape
+        torch.Size([5, 3])
+
+    Source: MacKay (1992), "A Practical Bayesian Framework for Backpropagation Networks"; Ritter, Botev, Barber (2018),
+    "A Scalable Laplace Approximation for Neural Networks"; Daxberger et al. (2021), "Laplace Redux".
+    """
+    for name, value in (("prior_precision", prior_precision), ("temperature", temperature)):
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name}={value} must be a positive finite number")
+    wanted = _subset(model, subset)
+    with _undisturbed(model, wanted):
+        settings: dict[str, Any] = {"curvature_decay": 0.0, "loss_reduction": "sum", "process_group": None}
+        optimizer = NaturalGradient(
+            model,
+            make_selection(structure, Kronecker()),
+            fisher_statistic(fisher, ggn_samples),
+            lr=0.0,
+            steps=(),
+            variational=False,
+            seed=seed,
+            **(settings | options),
+        )
+        terms = _measure(optimizer, model, likelihood, loader)
+        for group in optimizer.param_groups:
+            group["ess"] = terms / temperature
+            group["weight_decay"] = prior_precision / group["ess"]
+        posterior = optimizer.posterior()
+        optimizer.close()
+    posterior.method = "laplace"
+    return posterior
+
+
+def _measure(optimizer: NaturalGradient, model: nn.Module, likelihood: Any, loader: Iterable[Any]) -> int:
+    """Let the optimizer see all data at the weights as they are; the number of loss terms.
+
+    Sums of all batches make one observation. Structures that hold rows take each batch into an average instead, so
+    that they never hold more rows than a batch has.
+    """
+    table, _ = optimizer._build()
+    by_batch = any(block.structure.REDUCE == "concat" for block in table.blocks)
+    seen = 0
+    optimizer.zero_grad()
+    with nullcontext() if by_batch else optimizer.sampled_params():
+        for number, batch in enumerate(loader):
+            inputs, targets = _split(batch, number)
+            with optimizer.sampled_params() if by_batch else nullcontext(), torch.enable_grad():
+                outputs = _call(model, inputs)
+                count = math.prod(likelihood.term_shape(outputs))
+                (likelihood(outputs, targets) * count).backward()
+            seen += count
+            if by_batch:
+                for group in optimizer.param_groups:
+                    group["curvature_decay"] = 1.0 - count / seen
+                optimizer.step()
+                optimizer.zero_grad()
+    if not seen:
+        raise ValueError("the loader is empty: there is nothing to measure")
+    if not by_batch:
+        optimizer.step()
+    return seen
+
+
+def _split(batch: Any, number: int) -> tuple[Any, Tensor]:
+    if isinstance(batch, (Tensor, Mapping)) or not isinstance(batch, Sequence) or len(batch) != 2:
+        raise ValueError(f"batch {number} of the loader is no pair (inputs, targets)")
+    return batch[0], batch[1]
+
+
+def _call(model: nn.Module, inputs: Any) -> Tensor:
+    device = next(model.parameters()).device
+
+    def moved(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    if isinstance(inputs, Mapping):
+        outputs = model(**{key: moved(value) for key, value in inputs.items()})
+    elif isinstance(inputs, (tuple, list)):
+        outputs = model(*map(moved, inputs))
+    else:
+        outputs = model(moved(inputs))
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"the model returns {type(outputs).__name__}; give a module that returns the tensor of the likelihood"
+        )
+    return outputs
+
+
+def _subset(model: nn.Module, subset: Subset) -> set[str]:
+    """Names of the parameters that are meant."""
+    names = [name for name, _ in model.named_parameters()]
+    if isinstance(subset, str) and subset not in ("all", "last_layer"):
+        raise ValueError(f"subset={subset!r}: choose 'all', 'last_layer' or a list of names and patterns")
+    if subset == "all":
+        return set(names)
+    if subset == "last_layer":
+        if not names:
+            raise ValueError("the model has no parameters")
+        holders = {name.rpartition(".")[0] for name in names}
+        last = [path for path, _ in model.named_modules() if path in holders][-1]
+        return {name for name in names if name.rpartition(".")[0] == last}
+    for pattern in subset:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"subset: no parameter matches {pattern!r}; there are {', '.join(names[:5])} ...")
+    return {name for name in names if any(fnmatchcase(name, pattern) for pattern in subset)}
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, wanted: set[str]) -> Iterator[None]:
+    """Evaluation mode, gradients for the wanted parameters alone; everything comes back."""
+    modes = {module: module.training for module in model.modules()}
+    kept = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
+    try:
+        model.eval()
+        for name, parameter in model.named_parameters():
+            parameter.grad = None
+            parameter.requires_grad_(name in wanted and parameter.is_floating_point())
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for parameter, (requires_grad, grad) in kept.items():
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
