@@ -163,7 +163,7 @@ def test_unusable_inputs_raise(linear, ensemble, members, x, wrong, error, messa
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"method": "magic"}, "'magic'; known methods: mc, mean"),
+        ({"method": "magic"}, "'magic'; known methods: linearized, mc, mean"),
         ({"samples": 0}, "samples must be >= 1"),
         ({"batch_size": 0}, "batch_size must be >= 1"),
     ],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vogn.predict.inputs import Arguments
@@ -114,19 +117,83 @@ def evaluate(
         ValueError: if there is no example.
         TypeError: if the model returns something else than a tensor.
     """
-    device = device_of(model)
     replaced = dict(weights)
+    return _over(model, statistics, batches, lambda call: call(replaced))
+
+
+def evaluate_linearized(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    displacement: Mapping[str, Tensor],
+    statistics: Mapping[str, Tensor],
+    batches: Iterable[Arguments],
+) -> Tensor:
+    """Outputs of the network's linearisation at some weights, ``f(x; m) + J(x; m) d``, by forward differentiation.
+
+    Args:
+        model, statistics, batches: see :func:`evaluate`.
+        weights: ``m``, ``{name: shape}``.
+        displacement: ``d`` of the same parameters.
+
+    Returns:
+        ``(N, ...)``.
+
+    Raises:
+        ValueError, TypeError: see :func:`evaluate`.
+        NotImplementedError: naming an operation that PyTorch cannot differentiate forward.
+    """
+    mean, direction = dict(weights), dict(displacement)
+
+    def linearized(call: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
+        with forward_ad.dual_level():
+            dual = {name: forward_ad.make_dual(value, direction[name]) for name, value in mean.items()}
+            try:
+                output, change = forward_ad.unpack_dual(call(dual))
+            except (NotImplementedError, RuntimeError) as error:
+                if not isinstance(error, NotImplementedError) and "jvp" not in str(error):
+                    raise
+                raise NotImplementedError(f"{error}; use method='mc', which needs no derivatives") from error
+            return output if change is None else output + change
+
+    with _plain_attention():
+        return _over(model, statistics, batches, linearized)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Fused attention has no forward derivative."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _over(
+    model: nn.Module,
+    statistics: Mapping[str, Tensor],
+    batches: Iterable[Arguments],
+    outputs_of: Callable[[Callable[[dict[str, Tensor]], Tensor]], Tensor],
+) -> Tensor:
+    """What ``outputs_of`` makes of the network as a function of its weights, all batches concatenated."""
+    device = device_of(model)
     buffers = {name: statistics.get(name, buffer).to(buffer, copy=True) for name, buffer in model.named_buffers()}
     outputs = []
     for batch in batches:
         args, kwargs = batch.to(device)
-        output = functional_call(model, (replaced, buffers), args, kwargs)
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"predict needs a model that returns a tensor of outputs, got {type(output).__name__}; "
-                "wrap it in a module that returns the tensor, e.g. the logits"
-            )
-        outputs.append(output)
+
+        def call(weights: dict[str, Tensor], args: Any = args, kwargs: Any = kwargs) -> Tensor:
+            output = functional_call(model, (weights, buffers), args, kwargs)
+            if not isinstance(output, Tensor):
+                raise TypeError(
+                    f"predict needs a model that returns a tensor of outputs, got {type(output).__name__}; "
+                    "wrap it in a module that returns the tensor, e.g. the logits"
+                )
+            return output
+
+        outputs.append(outputs_of(call))
     if not outputs or sum(len(output) for output in outputs) == 0:
         raise ValueError("x holds no examples: predict needs at least one")
     return torch.cat(outputs)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vogn.likelihoods import Likelihood
 from vogn.posterior.protocol import Posterior
-from vogn.predict.evaluation import evaluate, weights_for
+from vogn.predict.evaluation import evaluate, evaluate_linearized, weights_for
 from vogn.predict.inputs import Arguments
 from vogn.predict.policies import StatisticsOf
 from vogn.predict.predictive import Predictive
@@ -52,18 +52,52 @@ def mean_weights(request: Request) -> Predictive:
 
 def monte_carlo(request: Request) -> Predictive:
     """Average of the predictive distributions of sampled weights: probabilities are averaged, never logits."""
-    if request.keep_samples:
-        return _keep(request)
-    return _stream(request)
+    return _average(request, _outputs(request, _at_weights(request)))
 
 
-METHODS: dict[str, Callable[[Request], Predictive]] = {"mc": monte_carlo, "mean": mean_weights}
+def linearized(request: Request) -> Predictive:
+    """:func:`monte_carlo` of the network's linearisation at the mean weights: the model in which a Laplace or
+    Gauss-Newton posterior is exact, while the network itself may be far from it a few standard deviations away."""
+    return _average(request, _outputs(request, _linearized_at_mean(request)))
+
+
+METHODS: dict[str, Callable[[Request], Predictive]] = {
+    "linearized": linearized,
+    "mc": monte_carlo,
+    "mean": mean_weights,
+}
 """Value of ``method=`` to implementation."""
 
 
-def _keep(request: Request) -> Predictive:
+OutputsOf = Callable[[dict[str, Tensor], int], Tensor]
+"""Outputs of a weight sample and its number."""
+
+
+def _average(request: Request, outputs: Iterator[Tensor]) -> Predictive:
+    return _keep(request, outputs) if request.keep_samples else _stream(request, outputs)
+
+
+def _at_weights(request: Request) -> OutputsOf:
+    def outputs(weights: dict[str, Tensor], k: int) -> Tensor:
+        return evaluate(request.model, weights, request.statistics(weights, k), request.batches)
+
+    return outputs
+
+
+def _linearized_at_mean(request: Request) -> OutputsOf:
+    mean = weights_for(request.model, request.posterior.mean())
+    statistics = request.statistics(mean, None)
+
+    def outputs(weights: dict[str, Tensor], k: int) -> Tensor:
+        displacement = {name: weights[name] - value for name, value in mean.items()}
+        return evaluate_linearized(request.model, mean, displacement, statistics, request.batches)
+
+    return outputs
+
+
+def _keep(request: Request, found: Iterable[Tensor]) -> Predictive:
     outputs: Tensor | None = None
-    for k, output in enumerate(_outputs(request)):
+    for k, output in enumerate(found):
         if outputs is None:
             outputs = output.new_empty((request.samples, *output.shape))
         outputs[k] = output
@@ -71,10 +105,10 @@ def _keep(request: Request) -> Predictive:
     return Predictive(*request.likelihood.predictive(outputs), request.likelihood)
 
 
-def _stream(request: Request) -> Predictive:
+def _stream(request: Request, found: Iterable[Tensor]) -> Predictive:
     """Mean and variance of the mixture in one pass: law of total variance, with Welford's update for its parts."""
     mean: Tensor | None = None
-    for k, output in enumerate(_outputs(request)):
+    for k, output in enumerate(found):
         sample_mean, sample_variance, _ = request.likelihood.point(output)
         if mean is None:
             mean, within, between = sample_mean.clone(), sample_variance.clone(), torch.zeros_like(sample_mean)
@@ -87,7 +121,7 @@ def _stream(request: Request) -> Predictive:
     return Predictive(mean, within + between / request.samples, None, request.likelihood)
 
 
-def _outputs(request: Request) -> Iterator[Tensor]:
+def _outputs(request: Request, outputs_of: OutputsOf) -> Iterator[Tensor]:
     """Outputs ``(N, ..., K)`` of one weight sample after the other."""
     parameters = list(request.model.parameters())
     size = sum(max(4, p.element_size()) * p.numel() for p in parameters)
@@ -97,7 +131,7 @@ def _outputs(request: Request) -> Iterator[Tensor]:
         draws = request.posterior.sample(count, seed=request.seed, start=start)
         for i in range(count):
             weights = weights_for(request.model, {name: draw[i] for name, draw in draws.items()})
-            yield evaluate(request.model, weights, request.statistics(weights, start + i), request.batches)
+            yield outputs_of(weights, start + i)
             if request.progress:
                 done = start + i + 1
                 end = "\n" if done == request.samples else ""
