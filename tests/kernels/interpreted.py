@@ -8,8 +8,8 @@ array (slow: small shapes), nothing is timed (the first entry of every autotunin
 
 import pytest
 import torch
-from kernel_cases import CASES, assert_same, normal
 
+from kernel_cases import CASES, assert_same, normal
 from vogn import kernels
 from vogn.kernels import TABLE, kernel, philox
 from vogn.kernels.gpu import language

@@ -75,6 +75,51 @@ def woodbury(batch: tuple[int, ...], size: int, rank: int, vectors: int, *, wide
     return Case("woodbury_solve", make, 2e-6 if wide else 1e-4)
 
 
+def eigenbasis(batch: tuple[int, ...], d_out: int, d_in: int, *, strided: bool = False) -> Case:
+    def make(dtype: torch.dtype, device: torch.device) -> Any:
+        g, values = normal(*batch, d_out, d_in, seed=0), normal(*batch, d_out, d_in, seed=1).square()
+        q_s = torch.linalg.qr(normal(*batch, d_out, d_out, seed=2)).Q
+        q_a = torch.linalg.qr(normal(*batch, d_in, d_in, seed=3)).Q
+        tensors = [x.to(device, dtype) for x in (g, q_s, q_a, values)]
+        if strided:
+            tensors = [x.mT.contiguous().mT for x in tensors]
+        return tuple(tensors), {"shift": 0.3}
+
+    return Case("eigenbasis_solve", make, 5e-6)
+
+
+def root(batch: tuple[int, ...], size: int, p: int, *, strided: bool = False) -> Case:
+    def make(dtype: torch.dtype, device: torch.device) -> Any:
+        wide = normal(*batch, size, 2 * size + 1, seed=0)
+        a = (wide @ wide.mT / (2 * size + 1) + 0.05 * torch.eye(size)).to(device, dtype)
+        return ((a.repeat(*[1] * len(batch), 2, 2)[..., ::2, ::2] if strided and size % 2 else a),), {"root": p}
+
+    return Case("inverse_root", make, 2e-5)  # rounding errors times the condition number, below 100
+
+
+def patches(
+    shape: tuple[int, int, int, int],
+    kernel_size: tuple[int, int],
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    ones: bool = False,
+    strided: bool = False,
+) -> Case:
+    out_size = tuple(
+        (shape[2 + k] + 2 * padding[k] - dilation[k] * (kernel_size[k] - 1) - 1) // stride[k] + 1 for k in (0, 1)
+    )
+    options = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+
+    def make(dtype: torch.dtype, device: torch.device) -> Any:
+        x = normal(*shape, seed=0).to(device, dtype)
+        x = x.contiguous(memory_format=torch.channels_last) if strided else x
+        return (x,), {**options, "out_size": out_size, "ones": ones}
+
+    return Case("patch_factor", make)
+
+
 CASES = {
     "diagonal step, retracted": diagonal((3, 7)),
     "diagonal step, more than one block": diagonal((1500,)),
@@ -105,6 +150,26 @@ CASES = {
     "woodbury, strided": woodbury((2,), 19, 3, 2, wide=True, strided=True),
     "woodbury, no vector": woodbury((), 4, 2, 0, wide=True),
     "woodbury, nothing": woodbury((2,), 0, 2, 1, wide=True),
+    "eigenbasis": eigenbasis((), 35, 40),
+    "eigenbasis, batch": eigenbasis((2,), 3, 5),
+    "eigenbasis, strided": eigenbasis((2,), 7, 33, strided=True),
+    "eigenbasis, one of each": eigenbasis((), 1, 1),
+    "eigenbasis, empty": eigenbasis((2,), 0, 3),
+    "inverse root, square": root((3,), 5, 2),
+    "inverse root, fourth": root((2,), 16, 4),
+    "inverse root, odd size": root((), 33, 4),
+    "inverse root, one number": root((4,), 1, 2),
+    "inverse root, strided": root((2,), 7, 2, strided=True),
+    "inverse root, no matrix": root((0,), 3, 2),
+    "inverse root, empty matrix": root((2,), 0, 4),
+    "patch factor": patches((2, 2, 6, 5), (3, 3), padding=(1, 1)),
+    "patch factor, every option": patches(
+        (3, 2, 9, 11), (3, 2), stride=(2, 1), padding=(2, 1), dilation=(2, 3), ones=True
+    ),
+    "patch factor, several tiles and parts": patches((2, 4, 10, 9), (3, 3), padding=(1, 1), ones=True),
+    "patch factor, strided": patches((2, 3, 5, 4), (2, 2), strided=True),
+    "patch factor, one by one": patches((2, 3, 2, 2), (1, 1), stride=(2, 2), ones=True),
+    "patch factor, no image": patches((0, 2, 4, 4), (3, 3), ones=True),
 }
 
 

@@ -6,14 +6,25 @@ the reference everywhere else; ``VOGN_KERNELS=triton`` or ``VOGN_KERNELS=referen
 """
 
 from vogn.kernels.dispatch import TABLE, kernel
-from vogn.kernels.operations import diagonal_step, squared_gradients, symmetric_update, woodbury_solve
+from vogn.kernels.operations import (
+    diagonal_step,
+    eigenbasis_solve,
+    inverse_root,
+    patch_factor,
+    squared_gradients,
+    symmetric_update,
+    woodbury_solve,
+)
 from vogn.kernels.reference import DiagonalStep
 
 __all__ = [
     "TABLE",
     "DiagonalStep",
     "diagonal_step",
+    "eigenbasis_solve",
+    "inverse_root",
     "kernel",
+    "patch_factor",
     "squared_gradients",
     "symmetric_update",
     "woodbury_solve",

@@ -45,6 +45,9 @@ TABLE: dict[str, dict[str, Callable[..., Any]]] = {
     "squared_gradients": {"reference": reference.squared_gradients, "triton": _triton("squared_gradients")},
     "symmetric_update": {"reference": reference.symmetric_update, "triton": _triton("symmetric_update")},
     "woodbury_solve": {"reference": reference.woodbury_solve, "triton": _triton("woodbury_solve")},
+    "eigenbasis_solve": {"reference": reference.eigenbasis_solve, "triton": _triton("eigenbasis_solve")},
+    "inverse_root": {"reference": reference.inverse_root, "triton": _triton("inverse_root")},
+    "patch_factor": {"reference": reference.patch_factor, "triton": _triton("patch_factor")},
 }
 
 

@@ -14,6 +14,10 @@ from torch import Tensor
 from vogn.kernels.dispatch import select
 from vogn.kernels.reference import DiagonalStep
 
+Pair = int | tuple[int, int]
+"""One integer for both dimensions of an image, or one each: height, width."""
+LARGEST_ROOT = 64
+"""Largest matrix of :func:`inverse_root` with a Triton kernel: the iterates live in registers."""
 MOST_COLUMNS = 32
 """Largest rank of :func:`woodbury_solve` with a Triton kernel: the small system lives in registers."""
 
@@ -189,6 +193,133 @@ def woodbury_solve(d: Tensor, u: Tensor, v: Tensor, *, wide: bool = True) -> Ten
     rank = u.shape[-1]
     limit = f"the rank is {rank}, it takes 1 to {MOST_COLUMNS}" if not 0 < rank <= MOST_COLUMNS else ""
     return _tensor(select("woodbury_solve", d, u, v, limit=limit)(d, u, v, wide=wide))
+
+
+@torch.no_grad()
+def eigenbasis_solve(g: Tensor, q_s: Tensor, q_a: Tensor, eigenvalues: Tensor, *, shift: float) -> Tensor:
+    """``Q_S ((Q_S^T G Q_A) / (eigenvalues + shift)) Q_A^T``.
+
+    Args:
+        g: ``G``, ``(*batch, d_out, d_in)``.
+        q_s: ``Q_S``, ``(*batch, d_out, d_out)``.
+        q_a: ``Q_A``, ``(*batch, d_in, d_in)``.
+        eigenvalues: ``(*batch, d_out, d_in)``.
+        shift: ``eigenvalues + shift`` is not zero (not checked: that would wait for the device).
+
+    Returns:
+        ``(*batch, d_out, d_in)`` in the dtype of ``G``.
+
+    Raises:
+        ValueError: if the shapes do not match.
+        TypeError: if a tensor holds no floating-point numbers.
+
+    Source: George et al. (2018), EKFAC, eq. 9.
+    """
+    _check("eigenbasis_solve", {"g": g, "q_s": q_s, "q_a": q_a, "eigenvalues": eigenvalues})
+    _require(g.ndim >= 2, "eigenbasis_solve", f"g has shape {_shape(g)}; it is (*batch, d_out, d_in)")
+    *lead, d_out, d_in = g.shape
+    wanted = {"q_s": (q_s, (d_out, d_out)), "q_a": (q_a, (d_in, d_in)), "eigenvalues": (eigenvalues, (d_out, d_in))}
+    for name, (x, shape) in wanted.items():
+        _require(
+            _shape(x) == (*lead, *shape),
+            "eigenbasis_solve",
+            f"{name} has shape {_shape(x)}; with g of shape {_shape(g)} it is {(*lead, *shape)}",
+        )
+    return _tensor(select("eigenbasis_solve", g, q_s, q_a, eigenvalues)(g, q_s, q_a, eigenvalues, shift=float(shift)))
+
+
+@torch.no_grad()
+def inverse_root(a: Tensor, root: int) -> tuple[Tensor, Tensor]:
+    """``A^(-1 / root)`` of symmetric positive definite matrices by the coupled Newton iteration.
+
+    ``X_0 = z^(1 / root) I`` and ``M_0 = z A`` with ``z = (1 + root) / (2 |A|_F)``; ``T = ((root + 1) I - M) / root``,
+    ``X <- X T``, ``M <- T^root M`` until ``M`` is ``I`` up to rounding.
+
+    Args:
+        a: ``A``, ``(*batch, n, n)``; Triton's kernel takes ``n`` up to :data:`LARGEST_ROOT`.
+        root: 2 or 4.
+
+    Returns:
+        The roots, ``(*batch, n, n)``, symmetric, in the dtype of ``A``, and the largest element of ``|M - I|`` of each
+        matrix, ``(*batch)``. An error that is not small says that the iteration did not converge: the matrix is not
+        positive definite to working precision. The roots lose about as many digits as the condition number has.
+
+    Raises:
+        ValueError: if the matrices are not square, or ``root`` is neither 2 nor 4.
+        TypeError: if ``a`` holds no floating-point numbers.
+
+    Source: Guo, Higham (2006), "A Schur-Newton method for the matrix pth root and its inverse"; Anil et al. (2020),
+    "Scalable second order optimization for deep learning", appendix, for the starting point.
+    """
+    _check("inverse_root", {"a": a})
+    _require(root in (2, 4), "inverse_root", f"root is {root}; it is 2 or 4")
+    _require(
+        a.ndim >= 2 and a.shape[-1] == a.shape[-2], "inverse_root", f"a has shape {_shape(a)}; it is (*batch, n, n)"
+    )
+    size = a.shape[-1]
+    limit = f"the matrices have size {size}, it takes sizes up to {LARGEST_ROOT}" if size > LARGEST_ROOT else ""
+    found, error = select("inverse_root", a, limit=limit)(a, root)
+    return _tensor(found), _tensor(error)
+
+
+@torch.no_grad()
+def patch_factor(
+    x: Tensor,
+    kernel_size: Pair,
+    *,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ones: bool = False,
+) -> Tensor:
+    """``sum over images and positions of patch patch^T``: the input factor of a convolution.
+
+    Args:
+        x: inputs of the convolution, ``(N, C, H, W)``.
+        kernel_size, stride, padding, dilation: as for :class:`torch.nn.Conv2d`; padding is with zeros.
+        ones: append a one to every patch, the input of a bias.
+
+    Returns:
+        ``(d, d)`` with ``d = C * kernel height * kernel width``, one more with ``ones``, in the order of the flattened
+        weight of the convolution; float32 for half precision.
+
+    Raises:
+        ValueError: if ``x`` has no four dimensions, or an option is out of its range.
+        TypeError: if ``x`` holds no floating-point numbers.
+
+    Source: Grosse, Martens (2016), "A Kronecker-factored approximate Fisher matrix for convolution layers".
+    """
+    _check("patch_factor", {"x": x})
+    _require(x.ndim == 4, "patch_factor", f"x has shape {_shape(x)}; it is (N, C, H, W)")
+    options: dict[str, tuple[int, int]] = {}
+    for name, value, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        pair = (value, value) if isinstance(value, int) else tuple(value)
+        _require(
+            len(pair) == 2 and min(pair) >= least,
+            "patch_factor",
+            f"{name} is {value}; it is an integer >= {least} or two of them",
+        )
+        options[name] = (int(pair[0]), int(pair[1]))
+    out_size = tuple(
+        (x.shape[2 + k] + 2 * options["padding"][k] - options["dilation"][k] * (options["kernel_size"][k] - 1) - 1)
+        // options["stride"][k]
+        + 1
+        for k in (0, 1)
+    )
+    _require(
+        min(out_size) > 0,
+        "patch_factor",
+        f"a kernel of {options['kernel_size']} has no place in inputs of {_shape(x)[2:]} with these options",
+    )
+    positions = len(x) * out_size[0] * out_size[1]
+    limit = f"there are {positions} positions, it takes fewer than 2^31" if positions >= 1 << 31 else ""
+    function = select("patch_factor", x, limit=limit)
+    return _tensor(function(x, out_size=out_size, ones=ones, **options))
 
 
 def _check(op: str, tensors: dict[str, Tensor], *, one_dtype: bool = False) -> None:

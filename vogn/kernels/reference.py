@@ -171,3 +171,64 @@ def woodbury_solve(d: Tensor, u: Tensor, v: Tensor, *, wide: bool) -> Tensor:
     inner = u.mT @ scaled + torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
     y = torch.linalg.solve(inner, scaled.mT @ v.mT)
     return ((v - (u @ y).mT) / d.unsqueeze(-2)).to(dtype)
+
+
+def eigenbasis_solve(g: Tensor, q_s: Tensor, q_a: Tensor, eigenvalues: Tensor, *, shift: float) -> Tensor:
+    """See :func:`vogn.kernels.eigenbasis_solve`."""
+    left, right = widen(q_s), widen(q_a)
+    middle = (left.mT @ widen(g) @ right) / (widen(eigenvalues) + shift)
+    return (left @ middle @ right.mT).to(g.dtype)
+
+
+NEWTON_STEPS = 60
+"""Most iterations of :func:`inverse_root`; each brings small eigenvalues nearer to 1 by a factor above 2."""
+NEAR = 0.1
+"""Below this error the iteration converges quadratically, and ends once the error no longer halves."""
+
+
+def inverse_root(a: Tensor, root: int) -> tuple[Tensor, Tensor]:
+    """See :func:`vogn.kernels.inverse_root`."""
+    wide = widen(a)
+    if not wide.numel():
+        return a.clone(), wide.new_zeros(a.shape[:-2])
+    eye = torch.eye(a.shape[-1], dtype=wide.dtype, device=a.device)
+    largest = wide.abs().amax((-1, -2), keepdim=True)
+    z = (1.0 + root) / (2.0 * largest * torch.linalg.matrix_norm(wide / largest, keepdim=True))
+    m, x = z * wide, z.pow(1.0 / root) * eye
+    error = (m - eye).abs().amax((-1, -2), keepdim=True)
+    previous = error + 1.0
+    for _ in range(NEWTON_STEPS):
+        going = (error > 4.0 * torch.finfo(wide.dtype).eps) & ((error < 0.5 * previous) | (previous >= NEAR))
+        if not bool(going.any()):
+            break
+        t = ((root + 1.0) * eye - m) / root
+        m = torch.where(going, torch.linalg.matrix_power(t, root) @ m, m)
+        x = torch.where(going, x @ t, x)
+        previous = torch.where(going, error, previous)
+        error = (m - eye).abs().amax((-1, -2), keepdim=True)
+    return (0.5 * (x + x.mT)).to(a.dtype), error[..., 0, 0]
+
+
+def patch_factor(
+    x: Tensor,
+    *,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    out_size: tuple[int, int],
+    ones: bool,
+) -> Tensor:
+    """See :func:`vogn.kernels.patch_factor`; patches of some images at a time."""
+    x = widen(x)
+    features, positions = x.shape[1] * kernel_size[0] * kernel_size[1], out_size[0] * out_size[1]
+    total = x.new_zeros((features + ones, features + ones))
+    if not positions or not features:
+        if ones:
+            total[-1, -1] = len(x) * positions
+        return total
+    for images in x.split(max(1, CHUNK_ELEMENTS // (features * positions))):
+        patches = F.unfold(images, kernel_size, dilation, padding, stride).transpose(0, 1).flatten(1)
+        rows = F.pad(patches, (0, 0, 0, 1), value=1.0) if ones else patches
+        total.addmm_(rows, rows.T)
+    return total

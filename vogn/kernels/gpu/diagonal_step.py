@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -16,28 +14,28 @@ BLOCK = 1024
 
 @jit(keep_general=("size", "seed", "offset"))
 def _kernel(
-    mean: Any,
-    curvature: Any,
-    momentum: Any,
-    gradient: Any,
-    evidence: Any,
-    new_mean: Any,
-    new_curvature: Any,
-    new_momentum: Any,
-    sample: Any,
-    size: Any,
-    lr: Any,
-    decay: Any,
-    forgotten: Any,
-    weight: Any,
-    momentum_rate: Any,
-    weight_decay: Any,
-    damping: Any,
-    lowest: Any,
-    ess: Any,
-    clip_radius: Any,
-    seed: Any,
-    offset: Any,
+    mean: tl.tensor,
+    curvature: tl.tensor,
+    momentum: tl.tensor,
+    gradient: tl.tensor,
+    evidence: tl.tensor,
+    new_mean: tl.tensor,
+    new_curvature: tl.tensor,
+    new_momentum: tl.tensor,
+    sample: tl.tensor,
+    size: tl.tensor,
+    lr: tl.tensor,
+    decay: tl.tensor,
+    forgotten: tl.tensor,
+    weight: tl.tensor,
+    momentum_rate: tl.tensor,
+    weight_decay: tl.tensor,
+    damping: tl.tensor,
+    lowest: tl.tensor,
+    ess: tl.tensor,
+    clip_radius: tl.tensor,
+    seed: tl.tensor,
+    offset: tl.tensor,
     RETRACT: tl.constexpr,
     SAMPLE: tl.constexpr,
     BLOCK: tl.constexpr,

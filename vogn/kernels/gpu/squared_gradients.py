@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -20,16 +18,16 @@ SPACE = (
 @autotune(SPACE, key=("d_out", "d_in"))
 @jit(keep_general=("examples",))
 def _kernel(
-    g: Any,
-    a: Any,
-    out: Any,
-    examples: Any,
-    d_out: Any,
-    d_in: Any,
-    g_row: Any,
-    g_column: Any,
-    a_row: Any,
-    a_column: Any,
+    g: tl.tensor,
+    a: tl.tensor,
+    out: tl.tensor,
+    examples: tl.tensor,
+    d_out: tl.tensor,
+    d_in: tl.tensor,
+    g_row: tl.tensor,
+    g_column: tl.tensor,
+    a_row: tl.tensor,
+    a_column: tl.tensor,
     PRECISION: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -21,20 +19,20 @@ SPACE = (
 @autotune(SPACE, key=("size",))
 @jit(keep_general=("rows",))
 def _kernel(
-    c: Any,
-    a: Any,
-    out: Any,
-    rows: Any,
-    size: Any,
-    width: Any,
-    c_batch: Any,
-    c_row: Any,
-    c_column: Any,
-    a_batch: Any,
-    a_row: Any,
-    a_column: Any,
-    decay: Any,
-    weight: Any,
+    c: tl.tensor,
+    a: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    size: tl.tensor,
+    width: tl.tensor,
+    c_batch: tl.tensor,
+    c_row: tl.tensor,
+    c_column: tl.tensor,
+    a_batch: tl.tensor,
+    a_row: tl.tensor,
+    a_column: tl.tensor,
+    decay: tl.tensor,
+    weight: tl.tensor,
     ONES: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from vogn.kernels.gpu.language import jit, tl
 
 
 @jit()
-def lower_tile(t: Any) -> Any:
+def lower_tile(t: tl.tensor) -> tl.tensor:
     """Row and column of tile ``t`` in ``(0, 0), (1, 0), (1, 1), (2, 0), ...``."""
     row = ((tl.sqrt(8.0 * t.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
     row = tl.where(row * (row + 1) // 2 > t, row - 1, row)  # the root was rounded up
@@ -17,7 +15,7 @@ def lower_tile(t: Any) -> Any:
 
 
 @jit()
-def store_mirrored(out: Any, value: Any, i: Any, j: Any, size: Any) -> None:
+def store_mirrored(out: tl.tensor, value: tl.tensor, i: tl.tensor, j: tl.tensor, size: tl.tensor) -> None:
     """Store the elements of a tile on or below the diagonal at ``(i, j)`` and at ``(j, i)``."""
     i, j = i[:, None], j[None, :]
     inside = (i < size) & (j <= i)

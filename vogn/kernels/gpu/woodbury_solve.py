@@ -6,8 +6,6 @@ every program writes the inner products of its rows, and their sum has a fixed o
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -23,16 +21,16 @@ MOST_VECTORS = 16
 
 @jit(keep_general=("size", "part"))
 def _inner_products(
-    d: Any,
-    u: Any,
-    v: Any,
-    grams: Any,
-    products: Any,
-    size: Any,
-    rank: Any,
-    vectors: Any,
-    part: Any,
-    v_batch: Any,
+    d: tl.tensor,
+    u: tl.tensor,
+    v: tl.tensor,
+    grams: tl.tensor,
+    products: tl.tensor,
+    size: tl.tensor,
+    rank: tl.tensor,
+    vectors: tl.tensor,
+    part: tl.tensor,
+    v_batch: tl.tensor,
     WIDE: tl.constexpr,
     RANK: tl.constexpr,
     VECTORS: tl.constexpr,
@@ -70,7 +68,13 @@ def _inner_products(
 
 @jit(keep_general=("parts",))
 def _small_system(
-    grams: Any, products: Any, y: Any, parts: Any, WIDE: tl.constexpr, RANK: tl.constexpr, VECTORS: tl.constexpr
+    grams: tl.tensor,
+    products: tl.tensor,
+    y: tl.tensor,
+    parts: tl.tensor,
+    WIDE: tl.constexpr,
+    RANK: tl.constexpr,
+    VECTORS: tl.constexpr,
 ) -> None:
     """``(I + sum of grams) y = sum of products`` by Gauss-Jordan elimination: no pivots, the matrix is ``>= I``."""
     batch = tl.program_id(0).to(tl.int64)
@@ -94,15 +98,15 @@ def _small_system(
 
 @jit(keep_general=("size",))
 def _apply(
-    d: Any,
-    u: Any,
-    v: Any,
-    y: Any,
-    out: Any,
-    size: Any,
-    rank: Any,
-    vectors: Any,
-    v_batch: Any,
+    d: tl.tensor,
+    u: tl.tensor,
+    v: tl.tensor,
+    y: tl.tensor,
+    out: tl.tensor,
+    size: tl.tensor,
+    rank: tl.tensor,
+    vectors: tl.tensor,
+    v_batch: tl.tensor,
     WIDE: tl.constexpr,
     RANK: tl.constexpr,
     VECTORS: tl.constexpr,
