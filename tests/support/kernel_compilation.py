@@ -48,8 +48,8 @@ def is_constant(parameter: Any, value: Any) -> bool:
     return parameter.is_constexpr or (type(value) is int and value == 1 and not parameter.do_not_specialize)
 
 
-def compile_launches(module: ModuleType, call: Callable[[], Any], capability: int) -> list[Any]:
-    """Every kernel of a module that a call launches, in every configuration of its autotuning space."""
+def compile_launches(module: ModuleType, call: Callable[[], Any], capability: int, largest: bool) -> list[Any]:
+    """Every kernel of a module that a call launches, in the last or the first configuration of its space."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -61,13 +61,12 @@ def compile_launches(module: ModuleType, call: Callable[[], Any], capability: in
     compiled = []
     for launch in launches.values():
         parameters = {p.name: p for p in launch.function.params}
-        configurations = launch.kernel.configs if launch.tuned else [triton.Config({})]
+        configuration = launch.kernel.configs[-1 if largest else 0] if launch.tuned else triton.Config({})
         for arguments in launch.arguments:
-            for configuration in configurations:
-                values = arguments | configuration.kwargs
-                constants = {k for k, x in values.items() if is_constant(parameters[k], x)}
-                signature = {k: "constexpr" if k in constants else type_of(x) for k, x in values.items()}
-                source = ASTSource(launch.function, signature, {k: x for k, x in values.items() if k in constants})
-                options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
-                compiled.append(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options))
+            values = arguments | configuration.kwargs
+            constants = {k for k, x in values.items() if is_constant(parameters[k], x)}
+            signature = {k: "constexpr" if k in constants else type_of(x) for k, x in values.items()}
+            source = ASTSource(launch.function, signature, {k: x for k, x in values.items() if k in constants})
+            options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
+            compiled.append(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options))
     return compiled

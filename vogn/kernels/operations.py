@@ -16,8 +16,8 @@ from vogn.kernels.reference import DiagonalStep
 
 Pair = int | tuple[int, int]
 """One integer for both dimensions of an image, or one each: height, width."""
-LARGEST_ROOT = 64
-"""Largest matrix of :func:`inverse_root` with a Triton kernel: the iterates live in registers."""
+LARGEST_ROOT = 32
+"""Largest matrix of :func:`inverse_root` with a Triton kernel: its iterates live in registers, and spill beyond."""
 MOST_COLUMNS = 32
 """Largest rank of :func:`woodbury_solve` with a Triton kernel: the small system lives in registers."""
 

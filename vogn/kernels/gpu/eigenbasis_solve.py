@@ -10,8 +10,8 @@ from vogn.kernels.reference import widen
 
 SPACE = (
     {"BLOCK_O": 32, "BLOCK_I": 32, "BLOCK_K": 32, "warps": 4, "stages": 3},
-    {"BLOCK_O": 64, "BLOCK_I": 64, "BLOCK_K": 32, "warps": 4, "stages": 3},
-    {"BLOCK_O": 128, "BLOCK_I": 64, "BLOCK_K": 32, "warps": 8, "stages": 3},
+    {"BLOCK_O": 64, "BLOCK_I": 64, "BLOCK_K": 16, "warps": 4, "stages": 3},
+    {"BLOCK_O": 128, "BLOCK_I": 64, "BLOCK_K": 16, "warps": 8, "stages": 3},
 )
 """Tile sizes tried once per shape of the block."""
 

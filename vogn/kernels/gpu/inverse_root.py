@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vogn.kernels.gpu.language import dot_precision, jit, matrices, power_of_two, tl
+from vogn.kernels.gpu.language import jit, matrices, power_of_two, tl
 from vogn.kernels.reference import NEAR, NEWTON_STEPS
 
 
@@ -22,7 +22,6 @@ def _kernel(
     ROOT: tl.constexpr,
     STEPS: tl.constexpr,
     NEAR: tl.constexpr,
-    PRECISION: tl.constexpr,
     SIZE: tl.constexpr,
 ) -> None:
     batch = tl.program_id(0).to(tl.int64)
@@ -44,11 +43,11 @@ def _kernel(
     step = 0
     while (step < STEPS) & (error > tolerance) & ((error < 0.5 * previous) | (previous >= NEAR)):
         t = ((ROOT + 1.0) * eye - m) / ROOT
-        power = tl.dot(t, t, input_precision=PRECISION)
+        power = tl.dot(t, t, input_precision="ieee")
         if ROOT == 4:
-            power = tl.dot(power, power, input_precision=PRECISION)
-        m = tl.dot(power, m, input_precision=PRECISION)
-        x = tl.dot(x, t, input_precision=PRECISION)
+            power = tl.dot(power, power, input_precision="ieee")
+        m = tl.dot(power, m, input_precision="ieee")
+        x = tl.dot(x, t, input_precision="ieee")
         previous = error
         error = tl.max(tl.max(tl.abs(m - eye), axis=1), axis=0)
         step += 1
@@ -74,7 +73,6 @@ def inverse_root(a: Tensor, root: int) -> tuple[Tensor, Tensor]:
             ROOT=root,
             STEPS=NEWTON_STEPS,
             NEAR=NEAR,
-            PRECISION=dot_precision(),
             SIZE=power_of_two(size, least=16),
         )
     return out, errors

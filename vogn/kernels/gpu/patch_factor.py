@@ -10,7 +10,7 @@ from vogn.kernels.gpu.tiles import lower_tile, lower_tiles, store_mirrored
 
 SPACE = (
     {"BLOCK": 32, "BLOCK_N": 32, "warps": 4, "stages": 2},
-    {"BLOCK": 64, "BLOCK_N": 32, "warps": 4, "stages": 2},
+    {"BLOCK": 64, "BLOCK_N": 16, "warps": 4, "stages": 2},
 )
 """Tile sizes tried once per size of the factor."""
 PROGRAMS = 512

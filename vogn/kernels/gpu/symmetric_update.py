@@ -10,8 +10,8 @@ from vogn.kernels.gpu.tiles import lower_tile, lower_tiles, store_mirrored
 
 SPACE = (
     {"BLOCK": 32, "BLOCK_N": 32, "warps": 4, "stages": 3},
-    {"BLOCK": 64, "BLOCK_N": 32, "warps": 4, "stages": 3},
-    {"BLOCK": 128, "BLOCK_N": 32, "warps": 8, "stages": 3},
+    {"BLOCK": 64, "BLOCK_N": 16, "warps": 4, "stages": 3},
+    {"BLOCK": 128, "BLOCK_N": 16, "warps": 8, "stages": 3},
 )
 """Tile sizes tried once per size of the matrix."""
 
