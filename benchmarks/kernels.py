@@ -1,9 +1,9 @@
 """How near do the kernels come to what the device can do?
 
-For every kernel the bytes that must be moved and the multiply-adds that must be done are counted. The roofline time is the
-larger of bytes / copy bandwidth and operations / rate of matrix products, both measured on the device and in the precision
-of the kernel's arithmetic; the achieved fraction is that time over the measured one. On the CPU the reference is timed,
-on CUDA the Triton kernel where triton is installed (``VOGN_KERNELS`` forces one of them).
+For every kernel the bytes that must be moved and the operations that must be done are counted. The roofline time is the
+larger of bytes / copy bandwidth and operations / rate of matrix products, both measured on the device, the rate in the
+precision of the kernel's arithmetic; the achieved fraction is that time over the measured one. On the CPU the reference
+is timed, on CUDA the Triton kernel where triton is installed (``VOGN_KERNELS`` forces one of them).
 
     python -m benchmarks.kernels                    # on CUDA if there is one, else on the CPU
     python -m benchmarks.kernels --device cpu --rounds 3

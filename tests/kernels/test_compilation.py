@@ -27,7 +27,7 @@ def test_kernels_compile(op, monkeypatch, tmp_path):
     for dtype, largest in ((torch.float32, True), (torch.bfloat16, False)):
         tensors, options = FIRST[op].make(dtype, torch.device("cpu"))
         call = partial(getattr(module, op), *tensors, **options)
-        compiled = compile_launches(module, call, CAPABILITY, largest)
+        compiled = compile_launches(module, call, CAPABILITY, largest=largest)
         assert compiled
         for binary in compiled:
             assert len(binary.asm["cubin"]) > 0
