@@ -12,7 +12,8 @@ import torch
 from kernel_cases import CASES, assert_same, normal
 from vogn import kernels
 from vogn.kernels import TABLE, kernel, philox
-from vogn.kernels.gpu import language
+from vogn.kernels.gpu import language, woodbury_solve
+from vogn.kernels.gpu.tiles import lower_tile, lower_tiles
 
 
 def test_the_interpreter_runs():
@@ -79,3 +80,53 @@ def test_the_public_functions_take_the_kernels(monkeypatch):
         kernels.squared_gradients(normal(4, 3, seed=0).double(), normal(4, 2, seed=1).double())
     with pytest.raises(ValueError, match="the rank is 33, it takes 1 to 32"):
         kernels.woodbury_solve(torch.ones(40), normal(40, 33, seed=0), torch.ones(1, 40))
+
+
+def test_tiles_enumerate_the_lower_half():
+    """The rounded root is corrected: the first 4096 tiles, and 64 around the start of row 40000."""
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def enumerate_tiles(rows, columns, first, SIZE: tl.constexpr):
+        t = tl.arange(0, SIZE)
+        row, column = lower_tile(first + t)
+        tl.store(rows + t, row)
+        tl.store(columns + t, column)
+
+    for first, size, start in ((0, 4096, (0, 0)), (lower_tiles(40000) - 32, 64, (39999, 40000 - 32))):
+        rows, columns = torch.empty(size, dtype=torch.int32), torch.empty(size, dtype=torch.int32)
+        enumerate_tiles[(1,)](rows, columns, first, SIZE=size)
+        row, column = start
+        for found in zip(rows.tolist(), columns.tolist(), strict=True):
+            assert found == (row, column)
+            row, column = (row, column + 1) if column < row else (row + 1, 0)
+
+
+def test_woodbury_with_several_pieces_in_each_part(monkeypatch):
+    monkeypatch.setattr(woodbury_solve, "MOST_PARTS", 2)
+    d, u, v = normal(600, seed=0).square() + 0.5, normal(600, 3, seed=1), normal(2, 600, seed=2)
+    assert_same(
+        kernel("woodbury_solve", "triton")(d, u, v, wide=True), kernel("woodbury_solve")(d, u, v, wide=True), 2e-6
+    )
+
+
+def test_the_newton_iteration_of_a_hard_matrix_stops_in_both():
+    """Condition 1e5 in single precision: both end where the error no longer falls."""
+    q = torch.linalg.qr(normal(8, 8, seed=0)).Q
+    hard = (q * torch.logspace(-5, 0, 8)) @ q.T
+    expected = (q.double() * torch.logspace(-5, 0, 8).double().rsqrt()) @ q.double().T
+    for backend in ("triton", "reference"):
+        found, error = kernel("inverse_root", backend)(0.5 * (hard + hard.T), 2)
+        assert float(error) < 1e-2
+        assert float((found - expected).norm() / expected.norm()) < 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:All-NaN:RuntimeWarning")
+def test_the_error_tells_of_matrices_without_a_root():
+    """Indefinite, zero, and NaN in one element: maxima skip NaN, so the kernel has to look for it."""
+    matrices = torch.stack([torch.diag(torch.tensor([1.0, -1.0, 2.0])), torch.zeros(3, 3), torch.eye(3)])
+    matrices[2, 0, 1] = float("nan")
+    _, error = kernel("inverse_root", "triton")(matrices, 2)
+    assert not (error < 0.1).any()

@@ -52,6 +52,8 @@ def _kernel(
         error = tl.max(tl.max(tl.abs(m - eye), axis=1), axis=0)
         step += 1
     x = 0.5 * (x + tl.trans(x))
+    undefined = tl.max(tl.max((x != x).to(tl.int32), axis=1), axis=0)  # maxima of floating-point numbers skip NaN
+    error = tl.where(undefined > 0, float("nan"), error)
     tl.store(out + batch * size * size + i * size + j, x.to(out.dtype.element_ty), mask=inside)
     tl.store(errors + batch, error)
 
