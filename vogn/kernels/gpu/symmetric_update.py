@@ -58,7 +58,7 @@ def _kernel(
             other=0.0,
         )
         if ONES:
-            left = tl.where((i[:, None] == width) & (n[None, :] < rows), 1.0, left).to(left.dtype)
+            left = tl.where(i[:, None] == width, 1.0, left).to(left.dtype)
             right = tl.where((j[None, :] == width) & (n[:, None] < rows), 1.0, right).to(right.dtype)
         total = tl.dot(left, right, total, input_precision=PRECISION)
     old = tl.load(
