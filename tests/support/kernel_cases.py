@@ -138,7 +138,7 @@ CASES = {
     "symmetric update, three tiles a side": update((), 5, 70),
     "symmetric update, batch and ones": update((2,), 9, 17, ones=True),
     "symmetric update, only ones": update((), 9, 1, ones=True),
-    "symmetric update, strided": update((2,), 9, 17, strided=True),
+    "symmetric update, strided": update((2,), 9, 40, strided=True),
     "symmetric update, no row": update((2,), 0, 3),
     "symmetric update, no matrix": update((0,), 4, 3),
     "woodbury": woodbury((), 300, 5, 2, wide=True),

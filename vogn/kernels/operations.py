@@ -317,7 +317,7 @@ def patch_factor(
         f"a kernel of {options['kernel_size']} has no place in inputs of {_shape(x)[2:]} with these options",
     )
     positions = len(x) * out_size[0] * out_size[1]
-    limit = f"there are {positions} positions, it takes fewer than 2^31" if positions >= 1 << 31 else ""
+    limit = f"there are {positions} positions, it takes up to 2^30" if positions > 1 << 30 else ""
     function = select("patch_factor", x, limit=limit)
     return _tensor(function(x, out_size=out_size, ones=ones, **options))
 

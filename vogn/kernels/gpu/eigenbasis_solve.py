@@ -41,10 +41,11 @@ def _kernel(
     BLOCK_K: tl.constexpr,
 ) -> None:
     """``(half q) / (eigenvalues + shift)``."""
-    batch = tl.program_id(1).to(tl.int64)
-    tiles = tl.cdiv(d_in, BLOCK_I)
-    o = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)
-    i = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_I + tl.arange(0, BLOCK_I)
+    across = tl.cdiv(d_in, BLOCK_I)
+    tiles = tl.cdiv(d_out, BLOCK_O) * across
+    batch, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    o = (tile // across).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)
+    i = (tile % across).to(tl.int64) * BLOCK_I + tl.arange(0, BLOCK_I)
     half += batch * half_batch
     q += batch * q_batch
     total = tl.zeros((BLOCK_O, BLOCK_I), dtype=tl.float32)
@@ -77,8 +78,8 @@ def eigenbasis_solve(g: Tensor, q_s: Tensor, q_a: Tensor, eigenvalues: Tensor, *
     if g.numel():
         half, q, values = matrices(left.mT @ widen(g)), matrices(q_a), matrices(eigenvalues)
 
-        def grid(meta: dict[str, int]) -> tuple[int, int]:
-            return (blocks(d_out, meta["BLOCK_O"]) * blocks(d_in, meta["BLOCK_I"]), half.shape[0])
+        def grid(meta: dict[str, int]) -> tuple[int]:  # one axis: the others end at 65535
+            return (blocks(d_out, meta["BLOCK_O"]) * blocks(d_in, meta["BLOCK_I"]) * half.shape[0],)
 
         _kernel[grid](
             half,

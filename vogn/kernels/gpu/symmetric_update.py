@@ -38,8 +38,10 @@ def _kernel(
     BLOCK: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    tile_row, tile_column = lower_tile(tl.program_id(0))
-    batch = tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(size, BLOCK)
+    tiles = tiles * (tiles + 1) // 2
+    tile_row, tile_column = lower_tile(tl.program_id(0) % tiles)
+    batch = (tl.program_id(0) // tiles).to(tl.int64)
     i = tile_row.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     j = tile_column.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     a += batch * a_batch
@@ -76,8 +78,8 @@ def symmetric_update(c: Tensor, a: Tensor, *, decay: float, weight: float, ones:
     if out.numel():
         old, new = matrices(c), matrices(a)
 
-        def grid(meta: dict[str, int]) -> tuple[int, int]:
-            return (lower_tiles(blocks(size, meta["BLOCK"])), old.shape[0])
+        def grid(meta: dict[str, int]) -> tuple[int]:  # one axis: the others end at 65535
+            return (lower_tiles(blocks(size, meta["BLOCK"])) * old.shape[0],)
 
         _kernel[grid](
             old,

@@ -37,15 +37,15 @@ def _inner_products(
     BLOCK: tl.constexpr,
 ) -> None:
     """``U^T W`` and ``W^T v`` over one part of the rows."""
-    batch = tl.program_id(1).to(tl.int64)
-    place = batch * tl.num_programs(0) + tl.program_id(0)
+    batch = tl.program_id(0).to(tl.int64)
+    place = batch * tl.num_programs(1) + tl.program_id(1)
     column, vector = tl.arange(0, RANK), tl.arange(0, VECTORS)
     d += batch * size
     u += batch * size * rank
     v += batch * v_batch
     gram = tl.zeros((RANK, RANK), dtype=WIDE)
     product = tl.zeros((RANK, VECTORS), dtype=WIDE)
-    first = tl.program_id(0).to(tl.int64) * part
+    first = tl.program_id(1).to(tl.int64) * part
     for start in range(0, part, BLOCK):
         row = first + start + tl.arange(0, BLOCK)
         inside = row < size  # a part is a multiple of BLOCK
@@ -113,8 +113,9 @@ def _apply(
     BLOCK: tl.constexpr,
 ) -> None:
     """``diag(d)^-1 (v - U y)``; the rows of ``U`` are read once for all vectors."""
-    batch = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    pieces = tl.cdiv(size, BLOCK)
+    batch = (tl.program_id(0) // pieces).to(tl.int64)
+    row = (tl.program_id(0) % pieces).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     column = tl.arange(0, RANK)
     inside = row < size
     scale = tl.load(d + batch * size + row, mask=inside, other=1.0).to(WIDE)
@@ -149,9 +150,9 @@ def woodbury_solve(d: Tensor, u: Tensor, v: Tensor, *, wide: bool) -> Tensor:
         some, into = v.view(-1, vectors, size)[:, start:], out.view(-1, vectors, size)[:, start:]
         options = {**sizes, "WIDE": tl.float64 if wide else tl.float32}
         step = vectors * size
-        _inner_products[(parts, shape[0])](
+        _inner_products[shape](  # the first axis is the only one without a limit
             d, u, some, grams, products, size, rank, count, part, step, BLOCK=BLOCK, **options
         )
         _small_system[(shape[0],)](grams, products, y, parts, **options)
-        _apply[(blocks(size, BLOCK), shape[0])](d, u, some, y, into, size, rank, count, step, BLOCK=BLOCK, **options)
+        _apply[(blocks(size, BLOCK) * shape[0],)](d, u, some, y, into, size, rank, count, step, BLOCK=BLOCK, **options)
     return out
