@@ -1,29 +1,31 @@
 """Floor 0: the arithmetic that is worth a hand-written kernel, behind one dispatch table.
 
-``reference`` is the meaning of every operation in plain PyTorch. Faster backends register beside it and are
-tested against it.
+``reference`` is the meaning of every operation in plain PyTorch; kernels in Triton stand beside it in the table and are
+tested against it. The public functions check their operands and take Triton's kernel on CUDA where triton is installed,
+the reference everywhere else; ``VOGN_KERNELS=triton`` or ``VOGN_KERNELS=reference`` forces one of them.
 """
 
-from __future__ import annotations
+from vogn.kernels.dispatch import TABLE, kernel
+from vogn.kernels.operations import (
+    diagonal_step,
+    eigenbasis_solve,
+    inverse_root,
+    patch_factor,
+    squared_gradients,
+    symmetric_update,
+    woodbury_solve,
+)
+from vogn.kernels.reference import DiagonalStep
 
-from collections.abc import Callable
-from typing import Any
-
-from vogn.kernels import reference
-
-TABLE: dict[str, dict[str, Callable[..., Any]]] = {
-    "row_dense": {"reference": reference.row_dense},
-    "row_squares": {"reference": reference.row_squares},
-    "row_matvec": {"reference": reference.row_matvec},
-    "row_rmatvec": {"reference": reference.row_rmatvec},
-    "row_gram": {"reference": reference.row_gram},
-}
-
-
-def kernel(op: str, backend: str = "reference") -> Callable[..., Any]:
-    """The implementation of ``op`` in ``backend``.
-
-    Raises:
-        KeyError: if the operation or the backend is unknown.
-    """
-    return TABLE[op][backend]
+__all__ = [
+    "TABLE",
+    "DiagonalStep",
+    "diagonal_step",
+    "eigenbasis_solve",
+    "inverse_root",
+    "kernel",
+    "patch_factor",
+    "squared_gradients",
+    "symmetric_update",
+    "woodbury_solve",
+]

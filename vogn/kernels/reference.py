@@ -7,9 +7,13 @@ Shapes: ``a`` is ``(*lead, N, T, d_in)``, ``g`` is ``(*lead, K, N, T, d_out)``; 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from vogn.kernels import philox
 
 CHUNK_ELEMENTS = 1 << 22
 """Per-example gradients are materialised in chunks of at most this many numbers."""
@@ -104,4 +108,137 @@ def gram_by_rows(a: Tensor, g: Tensor) -> Tensor:
             explicit = row_dense(inputs, part).flatten(-2).flatten(-3, -2)  # (blocks, K N, columns d_in)
             explicit = explicit.movedim(-2, 0).flatten(1)
             total.addmm_(explicit, explicit.T)
+    return total
+
+
+class DiagonalStep(NamedTuple):
+    """What :func:`diagonal_step` computes; ``sample`` is ``None`` without ``ess``."""
+
+    curvature: Tensor
+    momentum: Tensor
+    mean: Tensor
+    sample: Tensor | None
+
+
+def widen(x: Tensor) -> Tensor:
+    """Half precision becomes single precision, in which the kernels compute."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def diagonal_step(
+    mean: Tensor,
+    curvature: Tensor,
+    momentum: Tensor,
+    gradient: Tensor,
+    evidence: Tensor,
+    *,
+    lr: float,
+    decay: float,
+    weight: float,
+    momentum_rate: float,
+    weight_decay: float,
+    damping: float,
+    retract: bool,
+    ess: float | None,
+    clip_radius: float,
+    seed: int,
+    offset: int,
+) -> DiagonalStep:
+    """See :func:`vogn.kernels.diagonal_step`."""
+    m, c, average, g, h = (widen(x) for x in (mean, curvature, momentum, gradient, evidence))
+    if retract:
+        delta = weight * h - (1.0 - decay) * c
+        c = c + delta + 0.5 * delta.square() / (c + weight_decay)
+        c = c.clamp_min((4.0 * torch.finfo(curvature.dtype).eps - 1.0) * weight_decay)
+    else:
+        c = decay * c + weight * h
+    average = average + momentum_rate * (g - average)
+    update = (average + weight_decay * m) / (c + (weight_decay + damping))
+    m = m - lr * update.clamp(-clip_radius, clip_radius)
+    sample = None
+    if ess is not None:
+        noise = philox.normal(m.numel(), seed=seed, offset=offset, device=m.device).view(m.shape)
+        sample = (m + noise / (ess * (c + weight_decay)).sqrt()).to(mean.dtype)
+    return DiagonalStep(c.to(curvature.dtype), average.to(momentum.dtype), m.to(mean.dtype), sample)
+
+
+def squared_gradients(g: Tensor, a: Tensor) -> Tensor:
+    """See :func:`vogn.kernels.squared_gradients`."""
+    return widen(g).square().T @ widen(a).square()
+
+
+def symmetric_update(c: Tensor, a: Tensor, *, decay: float, weight: float, ones: bool) -> Tensor:
+    """See :func:`vogn.kernels.symmetric_update`."""
+    wide = widen(F.pad(a, (0, 1), value=1.0) if ones else a)
+    lower = (decay * widen(c) + weight * (wide.mT @ wide)).tril()
+    return (lower + lower.tril(-1).mT).to(c.dtype)
+
+
+def woodbury_solve(d: Tensor, u: Tensor, v: Tensor, *, wide: bool) -> Tensor:
+    """See :func:`vogn.kernels.woodbury_solve`."""
+    dtype, (d, u, v) = v.dtype, (x.double() if wide else widen(x) for x in (d, u, v))
+    scaled = u / d.unsqueeze(-1)
+    inner = u.mT @ scaled + torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
+    y = torch.linalg.solve(inner, scaled.mT @ v.mT)
+    return ((v - (u @ y).mT) / d.unsqueeze(-2)).to(dtype)
+
+
+def eigenbasis_solve(g: Tensor, q_s: Tensor, q_a: Tensor, eigenvalues: Tensor, *, shift: float) -> Tensor:
+    """See :func:`vogn.kernels.eigenbasis_solve`."""
+    left, right = widen(q_s), widen(q_a)
+    middle = (left.mT @ widen(g) @ right) / (widen(eigenvalues) + shift)
+    return (left @ middle @ right.mT).to(g.dtype)
+
+
+NEWTON_STEPS = 60
+"""Most iterations of :func:`inverse_root`; each brings small eigenvalues nearer to 1 by a factor above 2."""
+NEAR = 0.1
+"""Below this error the iteration converges quadratically, and ends once the error no longer halves."""
+
+
+def inverse_root(a: Tensor, root: int) -> tuple[Tensor, Tensor]:
+    """See :func:`vogn.kernels.inverse_root`."""
+    wide = widen(a)
+    if not wide.numel():
+        return a.clone(), wide.new_zeros(a.shape[:-2])
+    eye = torch.eye(a.shape[-1], dtype=wide.dtype, device=a.device)
+    largest = wide.abs().amax((-1, -2), keepdim=True)
+    z = (1.0 + root) / (2.0 * largest * torch.linalg.matrix_norm(wide / largest, keepdim=True))
+    m, x = z * wide, z.pow(1.0 / root) * eye
+    error = (m - eye).abs().amax((-1, -2), keepdim=True)
+    previous = error + 1.0
+    for _ in range(NEWTON_STEPS):
+        going = (error > 4.0 * torch.finfo(wide.dtype).eps) & ((error < 0.5 * previous) | (previous >= NEAR))
+        if not bool(going.any()):
+            break
+        t = ((root + 1.0) * eye - m) / root
+        m = torch.where(going, torch.linalg.matrix_power(t, root) @ m, m)
+        x = torch.where(going, x @ t, x)
+        previous = torch.where(going, error, previous)
+        error = (m - eye).abs().amax((-1, -2), keepdim=True)
+    return (0.5 * (x + x.mT)).to(a.dtype), error[..., 0, 0]
+
+
+def patch_factor(
+    x: Tensor,
+    *,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    out_size: tuple[int, int],
+    ones: bool,
+) -> Tensor:
+    """See :func:`vogn.kernels.patch_factor`; patches of some images at a time."""
+    x = widen(x)
+    features, positions = x.shape[1] * kernel_size[0] * kernel_size[1], out_size[0] * out_size[1]
+    total = x.new_zeros((features + ones, features + ones))
+    if not positions or not features:
+        if ones:
+            total[-1, -1] = len(x) * positions
+        return total
+    for images in x.split(max(1, CHUNK_ELEMENTS // (features * positions))):
+        patches = F.unfold(images, kernel_size, dilation, padding, stride).transpose(0, 1).flatten(1)
+        rows = F.pad(patches, (0, 0, 0, 1), value=1.0) if ones else patches
+        total.addmm_(rows, rows.T)
     return total

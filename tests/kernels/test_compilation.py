@@ -1,0 +1,34 @@
+"""Every Triton kernel compiles to machine code of a GPU that need not exist: the interpreter checks no types."""
+
+from functools import partial
+from importlib import import_module
+
+import pytest
+import torch
+
+from kernel_cases import CASES
+from kernel_compilation import compile_launches
+from vogn.kernels import TABLE
+
+CAPABILITY = 80
+SHARED_BYTES = 99 * 1024
+"""Shared memory that a program may use on every GPU since compute capability 8.0."""
+FIRST = {case.op: case for case in reversed(CASES.values())}
+
+
+@pytest.mark.parametrize("op", [op for op, table in TABLE.items() if "triton" in table])
+def test_kernels_compile(op, monkeypatch, tmp_path):
+    triton = pytest.importorskip("triton", reason="triton is not installed: pip install 'vogn[gpu]'")
+    if triton.knobs.runtime.interpret:
+        pytest.skip("TRITON_INTERPRET=1: nothing is compiled")
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    module = import_module(f"vogn.kernels.gpu.{op}")
+    # the largest tile in single precision, the smallest in bfloat16, which the interpreter cannot check
+    for dtype, largest in ((torch.float32, True), (torch.bfloat16, False)):
+        tensors, options = FIRST[op].make(dtype, torch.device("cpu"))
+        call = partial(getattr(module, op), *tensors, **options)
+        compiled = compile_launches(module, call, CAPABILITY, largest=largest)
+        assert compiled
+        for binary in compiled:
+            assert len(binary.asm["cubin"]) > 0
+            assert binary.metadata.shared <= SHARED_BYTES

@@ -1,0 +1,115 @@
+"""Which implementation a call takes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vogn import kernels
+from vogn.errors import MissingExtraError
+from vogn.kernels import TABLE, dispatch
+
+CPU = torch.ones(2, 3)
+
+
+class OnCuda:
+    """What the dispatch reads of a tensor."""
+
+    is_cuda = True
+
+    def __init__(self, dtype=torch.float32):
+        self.dtype = dtype
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.delenv("VOGN_KERNELS", raising=False)
+    monkeypatch.setattr(dispatch, "installed", lambda: True)
+
+
+def taken(*tensors, op="squared_gradients", limit=""):
+    function = dispatch.select(op, *tensors, limit=limit)
+    return next(backend for backend, other in TABLE[op].items() if other is function)
+
+
+def test_the_device_chooses():
+    assert taken(CPU, CPU) == "reference"
+    assert taken(OnCuda(), OnCuda()) == "triton"
+    assert taken(OnCuda(), CPU) == "reference"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_dtypes_of_the_kernels(dtype):
+    assert taken(OnCuda(dtype)) == "triton"
+
+
+def test_what_the_kernels_cannot_take_goes_to_the_reference():
+    assert taken(OnCuda(torch.float64), OnCuda()) == "reference"
+    assert taken(OnCuda(), limit="it is too large") == "reference"
+    assert taken(OnCuda(), op="row_gram") == "reference"
+
+
+def test_without_triton_cuda_takes_the_reference(monkeypatch):
+    monkeypatch.setattr(dispatch, "installed", lambda: False)
+    assert taken(OnCuda()) == "reference"
+
+
+def test_the_reference_can_be_forced(monkeypatch):
+    monkeypatch.setenv("VOGN_KERNELS", "reference")
+    assert taken(OnCuda()) == "reference"
+
+
+def test_triton_can_be_forced(monkeypatch):
+    monkeypatch.setenv("VOGN_KERNELS", "triton")
+    assert taken(OnCuda()) == "triton"
+    monkeypatch.setattr(dispatch, "_interpreted", lambda: True)
+    assert taken(CPU) == "triton"
+    assert taken(CPU, op="row_gram") == "reference"  # has no other implementation
+
+
+@pytest.mark.parametrize(
+    "tensors, limit, message",
+    [
+        (
+            (CPU,),
+            "",
+            "squared_gradients is not on CUDA: move it there, unset VOGN_KERNELS, or set TRITON_",
+        ),
+        ((OnCuda(torch.float64),), "", "it takes float16, bfloat16 and float32, not float64; unset VOGN_KERNELS"),
+        ((OnCuda(),), "it is too large", "no kernel for this: it is too large; unset VOGN_KERNELS"),
+    ],
+    ids=["on the CPU", "double precision", "too large"],
+)
+def test_forcing_triton_on_what_it_cannot_take_raises(monkeypatch, tensors, limit, message):
+    monkeypatch.setenv("VOGN_KERNELS", "triton")
+    monkeypatch.setattr(dispatch, "_interpreted", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        taken(*tensors, limit=limit)
+
+
+def test_forcing_triton_that_is_not_installed_names_the_extra(monkeypatch):
+    monkeypatch.setenv("VOGN_KERNELS", "triton")
+    monkeypatch.setattr(dispatch, "installed", lambda: False)
+    with pytest.raises(MissingExtraError, match=r"pip install 'vogn\[gpu\]', or set VOGN_KERNELS=reference"):
+        kernels.squared_gradients(CPU, CPU)
+
+
+def test_an_unknown_value_is_named(monkeypatch):
+    monkeypatch.setenv("VOGN_KERNELS", "cuda")
+    with pytest.raises(ValueError, match="VOGN_KERNELS='cuda' is unknown; use 'triton' or 'reference', or unset it"):
+        kernels.squared_gradients(CPU, CPU)
+
+
+def test_without_triton_the_modules_of_the_kernels_can_be_imported():
+    """And ``import vogn`` imports none of them."""
+    code = (
+        "import sys; sys.modules['triton'] = None; import vogn, vogn.kernels as k, torch;"
+        "assert not [m for m in sys.modules if m.startswith('vogn.kernels.gpu')];"
+        "import importlib;"
+        "[importlib.import_module(f'vogn.kernels.gpu.{op}') for op, t in k.TABLE.items() if 'triton' in t];"
+        "print(k.squared_gradients(torch.ones(2, 1), torch.ones(2, 1)).item())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "2.0"
