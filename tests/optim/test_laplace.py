@@ -1,6 +1,8 @@
 """The Laplace approximation against dense matrices, and that it leaves the network alone."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -183,3 +185,11 @@ def test_regression_counts_loss_terms():
     a = torch.cat([x, torch.ones(6, 1).double()], 1)
     expected = torch.kron(torch.eye(2).double(), a.T @ a / 0.25) + torch.eye(8).double()
     torch.testing.assert_close(posterior.precision_matrices()["weight"], expected)
+
+
+def test_the_page_runs():
+    page = (Path(__file__).parents[2] / "docs" / "laplace.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    names = {}
+    exec(compile(block, "docs/laplace.md", "exec"), names)
+    assert names["found"].mean.shape == (5, 3) and bool(names["evidence"].isfinite())
