@@ -51,6 +51,10 @@ class Kronecker(Structure):
     is stored as ``(*lead, 1, n)``; the other factor stays a matrix. The input factor of an embedding is diagonal
     anyway under ``sharing="expand"``.
 
+    With factored damping, inverses and roots are powers of the factors. Those that were used last (one for steps, one
+    for samples) are kept beside the state until the next refresh: two products instead of four, for up to as much
+    memory again as the state has.
+
     Args:
         damping: ``"exact"``: ``C (+) shift = S (x) A + shift I``. ``"factored"``:
             ``(S + sqrt(shift) / pi I) (x) (A + pi sqrt(shift) I)``, ``pi^2 = (tr A / i) / (tr S / o)``, and ``pi = 1``
