@@ -1,0 +1,118 @@
+"""What does a whole training step cost: forward, backward and update?
+
+Every method of the registry in its modes, K-FAC that measures every 10 steps and factorises every 100, torch's fused SGD
+and AdamW, and peers as far as they are installed. All variants run in turn, in one process, every one on its own copy of
+the network, and are measured in processor time. The kinds of steps of a schedule (plain, observing, refreshing) are
+measured one by one and charged in proportion; a peer with a schedule runs whole periods. Ratios are medians over the
+rounds of the ratio in the same round.
+
+    python -m benchmarks.speed.step_time
+    python -m benchmarks.speed.step_time --short --compare
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import read_cell, write_cell
+from benchmarks.speed.cases import CASES, TINY, Case
+from benchmarks.speed.contenders import ADAMW, FOCUS, SGD, Runner, UnaffordableError, chosen, rows_of
+from benchmarks.speed.measuring import (
+    RESULTS,
+    arguments_of,
+    in_turn,
+    limit_memory,
+    limit_seconds,
+    lines_of,
+    reason,
+    record,
+)
+from benchmarks.speed.peers import PEERS, NotInstalledError
+
+FIRST_STEPS_SECONDS = 30.0
+"""Processor time that the first steps of a row may take."""
+TOLERANCE = 0.15
+"""A ratio has risen if it is above the committed one by more than both spreads and this part of it."""
+
+
+def skipped(error: BaseException) -> str:
+    """Why a row has no numbers."""
+    return str(error) if isinstance(error, UnaffordableError | NotInstalledError) else reason(error)
+
+
+def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
+    """The lines of a network."""
+    runners: dict[str, Runner] = {}
+    refused: dict[str, str] = {}
+    rows = chosen(rows_of(case), arguments.rows, arguments.short)
+    for name, row in rows.items():
+        try:
+            with limit_seconds(FIRST_STEPS_SECONDS):
+                runner = Runner(case, row)
+                runner.warm_up()
+        except Exception as error:  # noqa: BLE001 - whatever a row cannot do is what its line says
+            refused[name] = skipped(error)
+        else:
+            runners[name] = runner
+        gc.collect()
+    steps = 1 if arguments.tiny else max(1, round(0.15 / runners[SGD].seconds(1)))
+    print(f"{case.title}: {len(runners)} rows, {len(refused)} skipped, {steps} steps per kind and round", flush=True)
+    timers = {name: (lambda runner=runner: runner.seconds(steps)) for name, runner in runners.items()}
+    times = in_turn(timers, arguments.rounds, arguments.row_seconds)
+    lines = lines_of(times, [SGD, ADAMW, *(name for name in ("vogn (variational)", *PEERS) if name in runners)])
+    return {name: lines[name] if name in lines else {"skipped": refused[name]} for name in rows}
+
+
+def compare(committed: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, float, float, bool]]:
+    """Network, row, committed ratio to SGD, ratio now, and whether it has risen by more than spread and tolerance."""
+    found = []
+    for case, lines in now.items():
+        for name, line in lines.items():
+            old = committed.get(case, {}).get(name, {})
+            if name == SGD or "ratio" not in line or "ratio" not in old:
+                continue
+            before, low, high = old["ratio"][SGD]
+            after, low_now, high_now = line["ratio"][SGD]
+            spread = max(high - low, high_now - low_now)
+            found.append((case, name, before, after, after > before + spread + TOLERANCE * before))
+    return found
+
+
+def print_comparison(committed: dict[str, Any], now: dict[str, Any]) -> None:
+    """A table of committed and present ratios, with a mark where one has risen."""
+    print("| network | row | x SGD, committed | now | change | |\n|---|---|---|---|---|---|")
+    for case, name, before, after, risen in compare(committed, now):
+        mark = "**RISEN**" if risen else ""
+        print(f"| {case} | {name} | {before:.2f} | {after:.2f} | {after / before - 1.0:+.0%} | {mark} |")
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Command line."""
+    arguments = arguments_of("step_time", __doc__, argv, compare=True)
+    if arguments.short:
+        arguments.rounds = min(arguments.rounds, 3)
+    limit_memory()
+    cases = TINY if arguments.tiny else CASES
+    committed = read_cell(RESULTS / "step_time.json") if arguments.compare else None
+    lines = {name: measure(cases[name], arguments) for name in arguments.cases or cases}
+    found = record("step_time", arguments, {"lines": lines, "baseline": SGD, "rounds": arguments.rounds})
+    if arguments.compare:
+        if committed is None:
+            print("there are no committed results to compare with")
+        else:
+            print_comparison(committed["lines"], lines)
+        return found
+    write_cell(Path(arguments.results), found)
+    from benchmarks.speed.report import print_lines
+
+    print_lines(found, cases)
+    return found
+
+
+__all__ = ["FOCUS", "compare", "main", "measure"]
+
+if __name__ == "__main__":
+    main()
