@@ -87,9 +87,7 @@ class Case:
 
 
 CASES: dict[str, Case] = {
-    "mlp": Case(
-        "MLP 784-1024-1024-10, batch 128", lambda: build_model("mlp", sizes=(784, 1024, 1024, 10)), (128, 784)
-    ),
+    "mlp": Case("MLP 784-1024-1024-10, batch 128", lambda: build_model("mlp", sizes=(784, 1024, 1024, 10)), (128, 784)),
     "resnet20": Case(
         "ResNet-20 width 16, 32x32, batch 64",
         lambda: build_model("resnet20", in_channels=3, width=16),

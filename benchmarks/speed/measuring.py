@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import json
 import os
 import platform
 import resource
@@ -10,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +20,10 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed"
 MEMORY = 10 * 2**30
 """Address space of a measuring process, in bytes."""
+
+
+class ChildError(Exception):
+    """A measurement failed in its process; the message is its reason."""
 
 
 class TooSlowError(Exception):
@@ -34,9 +40,11 @@ def arguments_of(module: str, description: str | None, argv: Sequence[str] | Non
         **defaults: of the options.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=defaults.get("rounds", 7))
+    parser.add_argument("--rounds", type=int, default=defaults.get("rounds", 5))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--row-seconds", type=float, default=defaults.get("row_seconds", 10.0), help="see the report")
+    parser.add_argument(
+        "--row-seconds", type=float, default=3.0, help="processor time after which a row sits out the other rounds"
+    )
     parser.add_argument("--short", action="store_true", help="fewer rounds and rows")
     parser.add_argument("--tiny", action="store_true", help="networks of a few weights, to try the program")
     parser.add_argument("--cases", nargs="*", default=None)
@@ -60,18 +68,23 @@ def limit_memory(size: int = MEMORY) -> None:
 
 @contextmanager
 def limit_seconds(seconds: float) -> Iterator[None]:
-    """Raise :class:`TooSlowError` in the body after so many seconds of processor time, between two operations."""
+    """Raise :class:`TooSlowError` in the body after so many seconds of processor time, between two operations.
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TooSlowError(f"more than {seconds:g} s of processor time for its first steps")
+    The alarm is one of wall time: a timer of processor time makes Linux read the process's clock at ticks only.
+    """
+    start = time.process_time()
 
-    old = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    def look(number: int, frame: FrameType | None) -> None:
+        if time.process_time() - start > seconds:
+            raise TooSlowError(f"more than {seconds:g} s of processor time for its first steps")
+
+    old = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, 1.0, 0.5)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
-        signal.signal(signal.SIGPROF, old)
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, old)
 
 
 def reason(error: BaseException, size: int = 160) -> str:
@@ -80,9 +93,64 @@ def reason(error: BaseException, size: int = 160) -> str:
     text = lines[0]
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         text = f"memory: more than {MEMORY / 2**30:.0f} GiB of address space"
-    elif not isinstance(error, TooSlowError):
+    elif not isinstance(error, TooSlowError | ChildError):
         text = f"{type(error).__name__}: {text}"
     return text if len(text) <= size else text[: size - 3] + "..."
+
+
+def in_child(body: Callable[[], Mapping[str, float]], seconds: float) -> dict[str, float]:
+    """Run the body in a process of its own, a fork of this one, with limits on memory and processor time.
+
+    Args:
+        body: returns numbers.
+        seconds: processor time that it may take.
+
+    Raises:
+        ChildError: if it fails, with its reason.
+    """
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if not child:
+        os.close(reading)
+        try:
+            limit_memory()
+            with limit_seconds(seconds):
+                answer = {"found": dict(body())}
+        except BaseException as error:  # noqa: BLE001 - the parent hears of it
+            answer = {"error": reason(error)}
+        os.write(writing, json.dumps(answer).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        text = stream.read()
+    _, status = os.waitpid(child, 0)
+    if not text:
+        raise ChildError(f"its process ended with status {status}")
+    answer = json.loads(text)
+    if "error" in answer:
+        raise ChildError(answer["error"])
+    return answer["found"]
+
+
+def resident() -> float:
+    """Bytes that this process holds in memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return float(pages * resource.getpagesize())
+
+
+def peak() -> float:
+    """The most bytes that this process has ever held in memory."""
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def reset_peak() -> None:
+    """Give freed memory back and let :func:`peak` begin anew (on Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def processor_seconds(body: Callable[[], Any], repeats: int = 1) -> float:
@@ -96,10 +164,12 @@ def processor_seconds(body: Callable[[], Any], repeats: int = 1) -> float:
 Timer = Callable[[], float]
 
 
-def in_turn(timers: Mapping[str, Timer], rounds: int, row_seconds: float) -> dict[str, list[float | None]]:
+def in_turn(
+    timers: Mapping[str, Timer], rounds: int, row_seconds: Mapping[str, float]
+) -> dict[str, list[float | None]]:
     """Every timer once per round, each round beginning with another one.
 
-    A timer that has used more than ``row_seconds`` in total sits out the rest, after two rounds at the earliest.
+    A timer that has used more processor time than its ``row_seconds`` sits out the other rounds.
 
     Returns:
         What each timer returned, ``None`` for rounds that it sat out.
@@ -110,7 +180,7 @@ def in_turn(timers: Mapping[str, Timer], rounds: int, row_seconds: float) -> dic
     for number in range(rounds):
         shift = (number * max(1, len(names) // max(1, rounds))) % max(1, len(names))
         for name in names[shift:] + names[:shift]:
-            if number >= 2 and spent[name] > row_seconds:
+            if spent[name] > row_seconds[name]:
                 found[name].append(None)
                 continue
             start = time.process_time()
@@ -165,8 +235,8 @@ def machine() -> dict[str, Any]:
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
+        names = [line.partition(":")[2] for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].strip() if names else model
     return environment() | {
         "processor": model,
         "cores": os.cpu_count(),
@@ -175,15 +245,19 @@ def machine() -> dict[str, Any]:
     }
 
 
-def record(module: str, arguments: Any, content: Mapping[str, Any]) -> dict[str, Any]:
-    """What is written to the results."""
-    from benchmarks.speed.contenders import peer_versions
+def write(module: str, arguments: Any, case: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what was measured on a network to the file of results, and return all of the file."""
+    from benchmarks.cells import read_cell, write_cell
+    from benchmarks.speed.peers import peer_versions
 
-    options = [f"--rounds {arguments.rounds}", f"--threads {arguments.threads}"]
+    options = [f"--cases {case}", f"--rounds {arguments.rounds}", f"--threads {arguments.threads}"]
     options += [f"--row-seconds {arguments.row_seconds:g}"]
-    options += ["--short"] if arguments.short else []
-    options += ["--tiny"] if arguments.tiny else []
-    return dict(content) | {
+    options += [f"--{name}" for name in ("short", "tiny") if getattr(arguments, name)]
+    path = Path(arguments.results)
+    found = read_cell(path) or {}
+    found[case] = dict(content) | {
         "command": " ".join([f"python -m benchmarks.speed.{module}", *options]),
         "environment": machine() | {"peers": peer_versions()},
     }
+    write_cell(path, found)
+    return found

@@ -1,31 +1,28 @@
-"""Tables and plots of what was measured."""
+"""Tables and plots of what was measured: docs/speed.md and docs/speed/*.png.
+
+python -m benchmarks.speed.report
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.speed.cases import Case
 
-
-def print_lines(found: Mapping[str, Any], cases: Mapping[str, Case]) -> None:
-    """A table per network."""
-    for case, lines in found["lines"].items():
-        print(f"\n{cases[case].title}\n")
-        print("\n".join(table(lines, found["baseline"])))
-
-
-def table(lines: Mapping[str, Any], baseline: str) -> list[str]:
-    """Lines of a markdown table: milliseconds and ratios to the baseline."""
-    out = [f"| row | ms (quartiles) | x {baseline} (quartiles) | n |", "|---|---|---|---|"]
+def table(lines: Mapping[str, Any], baseline: str, more: Sequence[str] = ()) -> list[str]:
+    """Lines of a markdown table: milliseconds, ratios to the baseline, and further columns."""
+    out = [
+        "| " + " | ".join(["row", "ms (quartiles)", f"x {baseline} (quartiles)", *more, "n"]) + " |",
+        "|---" * (4 + len(more)) + "|",
+    ]
     for name, line in lines.items():
         if "skipped" in line:
-            out.append(f"| {name} | | {line['skipped']} | |")
+            out.append(f"| {name} | | {line['skipped']} |" + " |" * (1 + len(more)))
             continue
         low, high = line["quartiles"]
-        middle, below, above = line["ratio"][baseline]
-        out.append(
-            f"| {name} | {line['ms']:.4g} ({low:.4g}, {high:.4g}) | {middle:.2f} ({below:.2f}, {above:.2f}) "
-            f"| {line['n']} |"
-        )
+        ratio = ""
+        if baseline in line["ratio"]:
+            ratio = "{:.2f} ({:.2f}, {:.2f})".format(*line["ratio"][baseline])
+        cells = [name, f"{line['ms']:.4g} ({low:.4g}, {high:.4g})", ratio, *(f"{line[key]:.4g}" for key in more)]
+        out.append("| " + " | ".join([*cells, str(line["n"])]) + " |")
     return out

@@ -1,10 +1,11 @@
 """What does a whole training step cost: forward, backward and update?
 
-Every method of the registry in its modes, K-FAC that measures every 10 steps and factorises every 100, torch's fused SGD
-and AdamW, and peers as far as they are installed. All variants run in turn, in one process, every one on its own copy of
-the network, and are measured in processor time. The kinds of steps of a schedule (plain, observing, refreshing) are
-measured one by one and charged in proportion; a peer with a schedule runs whole periods. Ratios are medians over the
-rounds of the ratio in the same round.
+Every method of the registry in its modes, K-FAC that measures every 10 steps and factorises every 100, torch's fused
+SGD and AdamW, and peers as far as they are installed. All variants run in turn, in one process, every one on its own
+copy of the network, and are measured in processor time. The kinds of steps of a schedule (plain, observing, refreshing)
+are measured one by one and charged in proportion; a peer with a schedule runs whole periods. Ratios are medians over
+the rounds of the ratio in the same round. A row that has used up its time sits out the other rounds; n says how many
+it took part in.
 
     python -m benchmarks.speed.step_time
     python -m benchmarks.speed.step_time --short --compare
@@ -13,11 +14,12 @@ rounds of the ratio in the same round.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
-from pathlib import Path
+import sys
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.cells import read_cell, write_cell
+from benchmarks.cells import read_cell
 from benchmarks.speed.cases import CASES, TINY, Case
 from benchmarks.speed.contenders import ADAMW, FOCUS, SGD, Runner, UnaffordableError, chosen, rows_of
 from benchmarks.speed.measuring import (
@@ -28,12 +30,17 @@ from benchmarks.speed.measuring import (
     limit_seconds,
     lines_of,
     reason,
-    record,
+    write,
 )
 from benchmarks.speed.peers import PEERS, NotInstalledError
+from benchmarks.speed.report import table
 
-FIRST_STEPS_SECONDS = 30.0
+FIRST_STEPS_SECONDS = 20.0
 """Processor time that the first steps of a row may take."""
+FOCUS_SECONDS = 3.0
+"""Rows of the short form may use so many times the others' processor time."""
+SLOW = 0.2
+"""Seconds of a step from which on one step per round is enough."""
 TOLERANCE = 0.15
 """A ratio has risen if it is above the committed one by more than both spreads and this part of it."""
 
@@ -43,12 +50,19 @@ def skipped(error: BaseException) -> str:
     return str(error) if isinstance(error, UnaffordableError | NotInstalledError) else reason(error)
 
 
+def timer(runner: Runner, steps: int) -> Callable[[], float]:
+    """Seconds of a step; rows whose steps are long make only one."""
+    few = runner.first_seconds > SLOW
+    return lambda: runner.seconds(1 if few else steps)
+
+
 def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
     """The lines of a network."""
     runners: dict[str, Runner] = {}
     refused: dict[str, str] = {}
     rows = chosen(rows_of(case), arguments.rows, arguments.short)
     for name, row in rows.items():
+        start = time.process_time()
         try:
             with limit_seconds(FIRST_STEPS_SECONDS):
                 runner = Runner(case, row)
@@ -58,10 +72,13 @@ def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
         else:
             runners[name] = runner
         gc.collect()
-    steps = 1 if arguments.tiny else max(1, round(0.15 / runners[SGD].seconds(1)))
+        seconds = time.process_time() - start
+        print(f"  {name}: first steps {seconds:.1f} s {refused.get(name, '')}", file=sys.stderr, flush=True)
+    steps = 1 if arguments.tiny else max(1, round(0.05 / runners[SGD].seconds(1)))
     print(f"{case.title}: {len(runners)} rows, {len(refused)} skipped, {steps} steps per kind and round", flush=True)
-    timers = {name: (lambda runner=runner: runner.seconds(steps)) for name, runner in runners.items()}
-    times = in_turn(timers, arguments.rounds, arguments.row_seconds)
+    timers = {name: timer(runner, steps) for name, runner in runners.items()}
+    limits = {name: arguments.row_seconds * (FOCUS_SECONDS if name in FOCUS else 1.0) for name in timers}
+    times = in_turn(timers, arguments.rounds, limits)
     lines = lines_of(times, [SGD, ADAMW, *(name for name in ("vogn (variational)", *PEERS) if name in runners)])
     return {name: lines[name] if name in lines else {"skipped": refused[name]} for name in rows}
 
@@ -96,20 +113,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         arguments.rounds = min(arguments.rounds, 3)
     limit_memory()
     cases = TINY if arguments.tiny else CASES
-    committed = read_cell(RESULTS / "step_time.json") if arguments.compare else None
-    lines = {name: measure(cases[name], arguments) for name in arguments.cases or cases}
-    found = record("step_time", arguments, {"lines": lines, "baseline": SGD, "rounds": arguments.rounds})
+    lines = {}
+    for name in arguments.cases or cases:
+        lines[name] = measure(cases[name], arguments)
+        if not arguments.compare:
+            write("step_time", arguments, name, {"lines": lines[name], "baseline": SGD})
+        print("\n".join(["", cases[name].title, "", *table(lines[name], SGD), ""]), flush=True)
     if arguments.compare:
-        if committed is None:
-            print("there are no committed results to compare with")
-        else:
-            print_comparison(committed["lines"], lines)
-        return found
-    write_cell(Path(arguments.results), found)
-    from benchmarks.speed.report import print_lines
-
-    print_lines(found, cases)
-    return found
+        committed = read_cell(RESULTS / "step_time.json") or {}
+        print_comparison({name: found["lines"] for name, found in committed.items()}, lines)
+    return lines
 
 
 __all__ = ["FOCUS", "compare", "main", "measure"]
