@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks.speed.cases import CASES, TINY, Case
 from benchmarks.speed.contenders import SGD, Row, Runner, chosen, rows_of
 from benchmarks.speed.measuring import ChildError, arguments_of, in_child, peak, reset_peak, resident, short, write
+from benchmarks.speed.report import memory_table
 
 STEPS = 3
 
@@ -77,19 +78,6 @@ def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
             "x SGD": short(found["peak"] / 1e6 / base),
         }
     return lines
-
-
-def memory_table(lines: Mapping[str, Any]) -> list[str]:
-    """Lines of a markdown table."""
-    out = ["| row | state, bytes per parameter | peak of a step, MB | x SGD |", "|---|---|---|---|"]
-    for name, line in lines.items():
-        if "skipped" in line:
-            out.append(f"| {name} | | {line['skipped']} | |")
-        else:
-            out.append(
-                f"| {name} | {line['state bytes per parameter']:.1f} | {line['peak MB']:.4g} | {line['x SGD']:.2f} |"
-            )
-    return out
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def backpack(model: nn.Module, x: Tensor, y: Tensor) -> Sums:
     def body() -> list[Tensor]:
         extended.zero_grad()
         with package.backpack(extensions.SumGradSquared()):
-            loss(extended(x), y).backward()
+            loss(extended(x).flatten(0, -2), y.flatten()).backward()
         return [p.sum_grad_squared for p in extended.parameters()]
 
     return body
