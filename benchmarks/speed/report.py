@@ -138,8 +138,8 @@ process, which other processes do not add to but can lengthen, through caches an
 process, and a ratio is the median over the rounds of ratios within a round, quartiles in brackets. `n` is the number of
 rounds: with fewer than five, quartiles say little. Rows that use up their time sit out the other rounds.
 
-A schedule of a method of ours is charged in proportion: plain, observing and refreshing steps are measured one by one and
-weighted by how often they occur. Peers with a schedule run whole periods. Rows without numbers say why.
+A schedule of a method of ours is charged in proportion: plain, observing and refreshing steps are measured one by one
+and weighted by how often they occur. Peers with a schedule run whole periods. Rows without numbers say why.
 """
 
 

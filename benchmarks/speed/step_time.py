@@ -35,7 +35,7 @@ from benchmarks.speed.measuring import (
 from benchmarks.speed.peers import PEERS, NotInstalledError
 from benchmarks.speed.report import table
 
-FIRST_STEPS_SECONDS = 20.0
+FIRST_STEPS_SECONDS = 15.0
 """Processor time that the first steps of a row may take."""
 FOCUS_SECONDS = 3.0
 """Rows of the short form may use so many times the others' processor time."""
@@ -71,7 +71,8 @@ def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
             refused[name] = skipped(error)
         else:
             runners[name] = runner
-        gc.collect()
+        if not arguments.tiny:
+            gc.collect()
         seconds = time.process_time() - start
         print(f"  {name}: first steps {seconds:.1f} s {refused.get(name, '')}", file=sys.stderr, flush=True)
     steps = 1 if arguments.tiny else max(1, round(0.05 / runners[SGD].seconds(1)))
