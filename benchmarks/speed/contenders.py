@@ -20,7 +20,7 @@ from vogn.capture.statistics import Price
 from vogn.likelihoods import Categorical
 
 SGD, ADAMW = "SGD, momentum, fused", "AdamW, fused"
-STATE_LIMIT = 2**30
+STATE_LIMIT = 2**29
 """Bytes of optimizer state that a row may need."""
 NEVER = 10**9
 """An interval that does not end."""
@@ -179,7 +179,9 @@ class Runner:
     def seconds(self, steps: int) -> float:
         """Processor time of a step, averaged over the schedule."""
         whole = -(-steps // self.row.period) * self.row.period
-        return sum(share * self.seconds_of(kind, whole) for kind, (share, _) in self.kinds.items())
+        found = sum(share * self.seconds_of(kind, whole) for kind, (share, _) in self.kinds.items())
+        self.optimizer.zero_grad()  # all rows share one limit on memory
+        return found
 
 
 def require_affordable(optimizer: vogn.NaturalGradient) -> None:
@@ -194,7 +196,7 @@ def require_affordable(optimizer: vogn.NaturalGradient) -> None:
         raise UnaffordableError(f"{wanted} is not affordable: {rows[0]['note']}")
     size = sum(row["bytes"] for row in rows)
     if size > STATE_LIMIT:
-        raise UnaffordableError(f"its state is {size / 2**30:.1f} GiB; the limit here is {STATE_LIMIT / 2**30:.0f} GiB")
+        raise UnaffordableError(f"its state is {size / 2**20:.0f} MiB; the limit here is {STATE_LIMIT / 2**20:.0f} MiB")
 
 
 def chosen(rows: Mapping[str, Row], beginnings: list[str] | None, short: bool) -> dict[str, Row]:

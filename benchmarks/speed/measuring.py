@@ -161,7 +161,7 @@ def processor_seconds(body: Callable[[], Any], repeats: int = 1) -> float:
     return (time.process_time() - start) / repeats
 
 
-Timer = Callable[[], float]
+Timer = Callable[[], float | None]
 
 
 def in_turn(

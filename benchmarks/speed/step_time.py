@@ -50,10 +50,20 @@ def skipped(error: BaseException) -> str:
     return str(error) if isinstance(error, UnaffordableError | NotInstalledError) else reason(error)
 
 
-def timer(runner: Runner, steps: int) -> Callable[[], float]:
-    """Seconds of a step; rows whose steps are long make only one."""
+def timer(name: str, runner: Runner, steps: int, refused: dict[str, str]) -> Callable[[], float | None]:
+    """Seconds of a step, ``None`` once the row has failed; rows whose steps are long make only one."""
     few = runner.first_seconds > SLOW
-    return lambda: runner.seconds(1 if few else steps)
+
+    def seconds() -> float | None:
+        if name in refused:
+            return None
+        try:
+            return runner.seconds(1 if few else steps)
+        except Exception as error:  # noqa: BLE001 - whatever a row cannot do is what its line says
+            refused[name] = skipped(error)
+            return None
+
+    return seconds
 
 
 def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
@@ -77,10 +87,11 @@ def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
         print(f"  {name}: first steps {seconds:.1f} s {refused.get(name, '')}", file=sys.stderr, flush=True)
     steps = 1 if arguments.tiny else max(1, round(0.05 / runners[SGD].seconds(1)))
     print(f"{case.title}: {len(runners)} rows, {len(refused)} skipped, {steps} steps per kind and round", flush=True)
-    timers = {name: timer(runner, steps) for name, runner in runners.items()}
+    timers = {name: timer(name, runner, steps, refused) for name, runner in runners.items()}
     limits = {name: arguments.row_seconds * (FOCUS_SECONDS if name in FOCUS else 1.0) for name in timers}
     times = in_turn(timers, arguments.rounds, limits)
-    lines = lines_of(times, [SGD, ADAMW, *(name for name in ("vogn (variational)", *PEERS) if name in runners)])
+    times = {name: values for name, values in times.items() if name not in refused}
+    lines = lines_of(times, [SGD, ADAMW, *(name for name in ("vogn (variational)", *PEERS) if name in times)])
     return {name: lines[name] if name in lines else {"skipped": refused[name]} for name in rows}
 
 
