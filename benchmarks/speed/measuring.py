@@ -202,12 +202,17 @@ def short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
+WITH_QUARTILES = 3
+"""References whose ratios are kept as median, lower and upper quartile; of the others the median."""
+
+
 def lines_of(times: Mapping[str, Sequence[float | None]], references: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Milliseconds and ratios of all variants.
 
     Args:
         times: seconds of every round; ``None`` for a round that was left out.
-        references: variants that the others are compared with, the plain one first. Ratios are taken within rounds.
+        references: variants that the others are compared with, the plain one first. Ratios are taken within rounds;
+            those to the first :data:`WITH_QUARTILES` are kept with their quartiles.
     """
     lines = {}
     for name, values in times.items():
@@ -223,7 +228,8 @@ def lines_of(times: Mapping[str, Sequence[float | None]], references: Sequence[s
             ratios = [value / base for value, base in pairs if value is not None and base is not None]
             if ratios:
                 low, middle, high = quartiles(ratios)
-                line["ratio"][reference] = [short(middle), short(low), short(high)]
+                found = [short(middle), short(low), short(high)]
+                line["ratio"][reference] = found if reference in references[:WITH_QUARTILES] else found[:1]
         lines[name] = line
     return lines
 

@@ -76,7 +76,7 @@ def target_table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     from benchmarks.speed.targets import TARGETS, measured
 
     out = ["| network | row | x | aim | measured (quartiles) | |", "|---|---|---|---|---|---|"]
-    notes: dict[str, None] = {}
+    notes: dict[str, list[str]] = {}
     for target in TARGETS:
         found = measured(target, results)
         reference = SHORT.get(target.reference, target.reference)
@@ -87,8 +87,10 @@ def target_table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         missed = found[0] > target.ratio
         out.append(f"{start} {found[0]:.2f} ({found[1]:.2f}, {found[2]:.2f}) | {'missed' if missed else 'met'} |")
         if missed and target.note:
-            notes[f"- {target.row}, {target.case}: {target.note}"] = None
-    return [*out, "", "Where the time goes in rows that miss:", "", *notes] if notes else out
+            notes.setdefault(target.note, []).append(f"{target.row}, {target.case}")
+    listed = [f"- {'; '.join(rows)}: {note}." for note, rows in notes.items()]
+    title = "Where the time goes in rows that miss (torch's profiler, one step; shares of a step):"
+    return [*out, "", title, "", *listed] if notes else out
 
 
 def circumstances(record: Mapping[str, Any]) -> list[str]:
