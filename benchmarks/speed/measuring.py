@@ -252,8 +252,8 @@ def machine() -> dict[str, Any]:
 
 
 def write(module: str, arguments: Any, case: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Add what was measured on a network to the file of results, and return all of the file."""
-    from benchmarks.cells import read_cell, write_cell
+    """Add what was measured on a network to the file of results, rows in their order, and return all of the file."""
+    from benchmarks.cells import read_cell
     from benchmarks.speed.peers import peer_versions
 
     options = [f"--cases {case}", f"--rounds {arguments.rounds}", f"--threads {arguments.threads}"]
@@ -265,5 +265,8 @@ def write(module: str, arguments: Any, case: str, content: Mapping[str, Any]) ->
         "command": " ".join([f"python -m benchmarks.speed.{module}", *options]),
         "environment": machine() | {"peers": peer_versions()},
     }
-    write_cell(path, found)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found, indent=1) + "\n")
+    os.replace(temporary, path)
     return found

@@ -31,20 +31,22 @@ class Target:
 
 
 ELEMENTWISE = (
-    "normal numbers, then additions, products, `lerp` and square roots one after the other, each over all parameters and "
-    "into new memory: a step of the MLP has 3400 to 4000 page faults more than AdamW's, whose update is one fused pass"
+    "normal numbers, then additions, products, `lerp` and square roots one after the other, each over all parameters "
+    "and into new memory: a step of the MLP has 3400 to 4000 page faults more than AdamW's, "
+    "whose update is one fused pass"
 )
 IMAGES = (
     "copies of the convolutions' unfolded inputs (`copy_`) are 46 % of the step, the products with them 12 %; the "
     "convolutions' own forward and backward are 22 %; moments of a batch norm's input are computed again (8 %)"
 )
 POSITIONS = (
-    "products of the rows are 24 % of the step, the network's own 50 %; moments of the layer norms' inputs are computed "
-    "again (4 to 6 %); where positions are many and examples few, forming the gradients is cheaper (see vmap's row)"
+    "products of the rows are 24 % of the step, the network's own 50 %; moments of the layer norms' inputs are "
+    "computed again (4 to 6 %); where positions are many and examples few, forming the "
+    "gradients is cheaper (see vmap's row)"
 )
 VECTORS = (
-    "the products of squared rows cost as many operations as the weight gradients; since the first layer needs no input "
-    "gradient, that alone is 1.39. The rest is that these products ran at a lower rate here"
+    "the products of squared rows cost as many operations as the weight gradients; since the first layer needs no "
+    "input gradient, that alone is 1.39. The rest is that these products ran at a lower rate here"
 )
 CONVOLUTION_FACTORS = (
     "an observing step is 5.6 plain ones: products of the factors 34 %, copies of the unfolded inputs 32 %, moments of "
@@ -55,9 +57,9 @@ POSITION_FACTORS = (
     "of which a hundredth is charged. Plain steps turn gradients into the eigenbases and back"
 )
 RANK = (
-    "rows of all layers are written out and compressed: on the MLP 39 % products with matrices as long as all parameters, "
-    "35 % elementwise work and copies of that size; 28 (ResNet-20) to 47 % (MLP) of the time is the system's, for 0.15 "
-    "to 1.5 million page faults in a step"
+    "rows of all layers are written out and compressed: on the MLP 39 % products with matrices as long as all "
+    "parameters, 35 % elementwise work and copies of that size; 28 (ResNet-20) to 47 % (MLP) of the time is the "
+    "system's, for 0.15 to 1.5 million page faults in a step"
 )
 DRAWS = (
     "drawing normal numbers costs as much as the forward passes (a batch of 128 is small for 1.9 million weights), "
