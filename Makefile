@@ -43,11 +43,12 @@ lint: $(VENV)/.installed-dev  ## ruff
 types: $(VENV)/.installed-dev  ## mypy
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-bench  ## compare IVON with ivon-opt, finish the quick studies, print all tables
+bench: $(VENV)/.installed-bench  ## compare IVON with ivon-opt, finish the quick studies, print all tables, look for steps that became slower
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.ivon_parity
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.regression_coverage run --jobs $(WORKERS)
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.classification run --data digits --methods kfac,kfac-det,vogn,vogn-det,adamw --jobs $(WORKERS)
 	for data in mnist cifar10; do $(ONE_THREAD) $(BIN)/python -m benchmarks.classification report --data $$data; done
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.speed.step_time --short --compare
 
 clean:  ## remove the environment and the caches
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,96 @@
+"""What does an optimizer hold between steps, and what is the most that a step holds?
+
+Every row runs three steps in a process of its own (a fork of one that has computed nothing): ``state`` are the bytes of
+all tensors in the optimizer's state, per parameter; ``peak`` is the most memory that the process held from building the
+network on, minus what it held before, weights and batch included. Rows are those of ``step_time``.
+
+    python -m benchmarks.speed.memory
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.speed.cases import CASES, TINY, Case
+from benchmarks.speed.contenders import SGD, Row, Runner, chosen, rows_of
+from benchmarks.speed.measuring import ChildError, arguments_of, in_child, peak, reset_peak, resident, short, write
+from benchmarks.speed.report import memory_table
+
+STEPS = 3
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested containers."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors(item)
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the tensors in an optimizer's state and groups, parameters left out and every storage once."""
+    own = {p.untyped_storage().data_ptr() for group in optimizer.param_groups for p in group["params"]}
+    entries = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    kept = vars(optimizer).values() if type(optimizer).__module__.startswith("singd") else ()
+    found = {}
+    for tensor in tensors([dict(optimizer.state), entries, *kept]):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def hold(case: Case, row: Row) -> Mapping[str, float]:
+    """Bytes of three steps of a row, in this process."""
+    reset_peak()
+    before = resident()
+    runner = Runner(case, row)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(STEPS):
+            runner.step()
+    parameters = sum(p.numel() for p in runner.model.parameters())
+    return {"peak": peak() - before, "state": state_bytes(runner.optimizer) / parameters, "parameters": parameters}
+
+
+def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
+    """The lines of a network."""
+    lines: dict[str, dict[str, Any]] = {}
+    for name, row in chosen(rows_of(case), arguments.rows, arguments.short).items():
+        try:
+            found = in_child(lambda row=row: hold(case, row), 20.0)
+        except ChildError as error:
+            lines[name] = {"skipped": str(error)}
+            continue
+        base = lines[SGD]["peak MB"] if SGD in lines else short(found["peak"] / 1e6)
+        lines[name] = {
+            "state bytes per parameter": short(found["state"]),
+            "peak MB": short(found["peak"] / 1e6),
+            "x SGD": short(found["peak"] / 1e6 / base),
+        }
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Command line."""
+    arguments = arguments_of("memory", __doc__, argv)
+    cases = TINY if arguments.tiny else CASES
+    found = {}
+    for name in arguments.cases or cases:
+        found[name] = measure(cases[name], arguments)
+        write("memory", arguments, name, {"lines": found[name]})
+        print("\n".join(["", cases[name].title, "", *memory_table(found[name]), ""]), flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What does a posterior prediction with 32 weight samples cost, beside 32 plain forward passes?
+
+Time in turn, in one process; memory in a process for each: the most that it held, minus what it held before the
+prediction. Outputs are softmaxed and averaged in both.
+
+    python -m benchmarks.speed.predictive
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+import vogn
+from benchmarks.speed.cases import CASES, TINY, Case
+from benchmarks.speed.measuring import (
+    arguments_of,
+    in_child,
+    in_turn,
+    limit_memory,
+    lines_of,
+    peak,
+    processor_seconds,
+    reset_peak,
+    resident,
+    short,
+    write,
+)
+from benchmarks.speed.report import table
+from vogn.likelihoods import Categorical
+
+PLAIN = "32 forward passes"
+SAMPLES = 32
+METHODS = {"vogn": "predict, diagonal", "kfac": "predict, Kronecker"}
+Work = Callable[[], Any]
+
+
+def plain(case: Case) -> Work:
+    """The average of 32 softmaxed outputs of one network."""
+    model, (x, y) = case.model(), case.batch()
+    Categorical()(model(x), y).backward()  # as before the others: what is made at the first pass is there
+    model.zero_grad()
+    model.eval()
+
+    def work() -> torch.Tensor:
+        with torch.no_grad():
+            total = torch.softmax(model(x), -1)
+            for _ in range(SAMPLES - 1):
+                total += torch.softmax(model(x), -1)
+            return total / SAMPLES
+
+    return work
+
+
+def ours(case: Case, method: str) -> Work:
+    """:func:`vogn.predict` with the posterior of a method after one step."""
+    model, (x, y) = case.model(), case.batch()
+    opt = vogn.METHODS[method].build(model, lr=1e-5, ess=5e6, variational=False)
+    likelihood = Categorical()
+    with opt.sampled_params():
+        likelihood(model(x), y).backward()
+    opt.step()
+    posterior = opt.posterior()
+    opt.close()
+    opt.zero_grad()
+
+    def work() -> vogn.Predictive:
+        return vogn.predict(
+            model, posterior, x, samples=SAMPLES, likelihood=likelihood, batchnorm="mean", keep_samples=False
+        )
+
+    return work
+
+
+def builders_of(case: Case) -> dict[str, Callable[[], Work]]:
+    """Row to what prepares its work."""
+    return {
+        PLAIN: lambda: plain(case),
+        **{title: (lambda method=method: ours(case, method)) for method, title in METHODS.items()},
+    }
+
+
+def held(build: Callable[[], Work]) -> Mapping[str, float]:
+    """Bytes that the work needs beyond what was there before."""
+    work = build()
+    reset_peak()
+    before = resident()
+    work()
+    return {"bytes": peak() - before}
+
+
+def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
+    """The lines of a network."""
+    builders = builders_of(case)
+    memory = {name: in_child(lambda build=build: held(build), 120.0) for name, build in builders.items()}
+    works = {name: build() for name, build in builders.items()}
+    for work in works.values():
+        work()
+    timers = {name: (lambda work=work: processor_seconds(work)) for name, work in works.items()}
+    times = in_turn(timers, arguments.rounds, dict.fromkeys(timers, 3.0 * arguments.row_seconds))
+    lines = lines_of(times, [PLAIN])
+    for name, line in lines.items():
+        line["MB"] = short(memory[name]["bytes"] / 1e6)
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Command line."""
+    arguments = arguments_of("predictive", __doc__, argv)
+    limit_memory()
+    cases = TINY if arguments.tiny else CASES
+    found = {}
+    for name in arguments.cases or cases:
+        found[name] = measure(cases[name], arguments)
+        write("predictive", arguments, name, {"lines": found[name], "baseline": PLAIN})
+        print("\n".join(["", cases[name].title, "", *table(found[name], PLAIN, ("MB",)), ""]), flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    main()

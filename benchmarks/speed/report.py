@@ -1,0 +1,194 @@
+"""Tables and plots of what was measured: docs/speed.md and docs/speed/*.png.
+
+python -m benchmarks.speed.report
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+SHORT = {
+    "SGD, momentum, fused": "SGD",
+    "AdamW, fused": "AdamW",
+    "vogn (variational)": "VOGN",
+    "heavyball SOAP, every 10": "hb SOAP",
+    "heavyball Muon": "hb Muon",
+    "pytorch-optimizer SOAP, every 10": "po SOAP",
+    "pytorch-optimizer Shampoo, every 10": "po Shampoo",
+    "singd dense, every 10": "singd",
+    "singd diagonal, every 10": "singd diag.",
+}
+"""Short names of references, for heads of columns."""
+TITLES = {
+    "step_time": "Training steps",
+    "per_example": "Sums of squared per-example gradients",
+    "curvature_refresh": "K-FAC's factors and their factorisation",
+    "predictive": "Prediction with 32 weight samples",
+    "memory": "Memory",
+    "import_time": "Import",
+}
+
+
+def table(lines: Mapping[str, Any], baseline: str, more: Sequence[str] = (), others: Sequence[str] = ()) -> list[str]:
+    """Lines of a markdown table.
+
+    Args:
+        lines: of a network.
+        baseline: whose ratios are shown with quartiles.
+        more: keys of further columns.
+        others: further references of ratios.
+    """
+    head = ["row", "ms (quartiles)", f"x {SHORT.get(baseline, baseline)} (quartiles)"]
+    head += [f"x {SHORT.get(name, name)}" for name in others] + list(more) + ["n"]
+    out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, line in lines.items():
+        if "skipped" in line:
+            out.append("| " + " | ".join([name, "", line["skipped"], *[""] * (len(head) - 3)]) + " |")
+            continue
+        low, high = line["quartiles"]
+        ratio = "{:.2f} ({:.2f}, {:.2f})".format(*line["ratio"][baseline]) if baseline in line["ratio"] else ""
+        cells = [name, f"{line['ms']:.4g} ({low:.4g}, {high:.4g})", ratio]
+        cells += [f"{line['ratio'][key][0]:.2f}" if key in line["ratio"] else "" for key in others]
+        cells += [f"{line[key]:.4g}" for key in more]
+        out.append("| " + " | ".join([*cells, str(line["n"])]) + " |")
+    return out
+
+
+def memory_table(lines: Mapping[str, Any]) -> list[str]:
+    """Lines of a markdown table about memory."""
+    out = ["| row | state, bytes per parameter | peak of a step, MB | x SGD |", "|---|---|---|---|"]
+    for name, line in lines.items():
+        if "skipped" in line:
+            out.append(f"| {name} | | {line['skipped']} | |")
+        else:
+            out.append(
+                f"| {name} | {line['state bytes per parameter']:.1f} | {line['peak MB']:.4g} | {line['x SGD']:.2f} |"
+            )
+    return out
+
+
+def target_table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines of a markdown table of what is aimed at and what was found."""
+    from benchmarks.speed.targets import TARGETS, measured
+
+    out = ["| network | row | x | aim | measured (quartiles) | |", "|---|---|---|---|---|---|"]
+    notes: dict[str, list[str]] = {}
+    for target in TARGETS:
+        found = measured(target, results)
+        reference = SHORT.get(target.reference, target.reference)
+        start = f"| {target.case} | {target.row} | {reference} | {target.ratio:.2f} |"
+        if isinstance(found, str):
+            out.append(f"{start} {found} | |")
+            continue
+        missed = found[0] > target.ratio
+        out.append(f"{start} {found[0]:.2f} ({found[1]:.2f}, {found[2]:.2f}) | {'missed' if missed else 'met'} |")
+        if missed and target.note:
+            notes.setdefault(target.note, []).append(f"{target.row}, {target.case}")
+    listed = [f"- {'; '.join(rows)}: {note}." for note, rows in notes.items()]
+    title = "Where the time goes in rows that miss (torch's profiler, one step; shares of a step):"
+    return [*out, "", title, "", *listed] if notes else out
+
+
+def circumstances(record: Mapping[str, Any]) -> list[str]:
+    """Machine, versions and command, in words."""
+    seen = record["environment"]
+    peers = ", ".join(f"{name} {version}" for name, version in seen["peers"].items())
+    return [
+        f"`{record['command']}`: {seen['processor']}, {seen['threads']} thread(s) of {seen['cores']} cores, load "
+        f"{seen['load']:g} at the end; Python {seen['python']}, torch {seen['torch']}; {peers}."
+    ]
+
+
+def plot(lines: Mapping[str, Any], title: str, baseline: str, path: Path) -> None:
+    """Bars of the ratios to the baseline, with quartiles."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = {name: line["ratio"][baseline] for name, line in lines.items() if baseline in line.get("ratio", {})}
+    order = sorted(found, key=lambda name: found[name][0], reverse=True)
+    figure, axes = plt.subplots(figsize=(8.0, 1.0 + 0.19 * len(order)), layout="constrained")
+    ours = [name.endswith(("(variational)", "(deterministic)")) for name in order]
+    axes.barh(
+        order,
+        [found[name][0] for name in order],
+        xerr=[[found[n][0] - found[n][1] for n in order], [found[n][2] - found[n][0] for n in order]],
+        color=["tab:blue" if own else "tab:gray" for own in ours],
+        error_kw={"linewidth": 0.8},
+    )
+    axes.set_xscale("log")
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_xlabel(f"processor time of a step, x {SHORT.get(baseline, baseline)}")
+    axes.set_title(title, fontsize=10)
+    axes.tick_params(axis="y", labelsize=7)
+    axes.margins(y=0.01)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+INTRODUCTION = """# What it costs
+
+Written by `python -m benchmarks.speed.report` from `benchmarks/results/speed/`; each part names the command that
+measures it. The machine was shared with other work while this was measured. Times are processor time of the measuring
+process, which other processes do not add to but can lengthen, through caches and memory; variants ran in turn in one
+process, and a ratio is the median over the rounds of ratios within a round, quartiles in brackets. `n` is the number of
+rounds: with fewer than five, quartiles say little. Rows that use up their time sit out the other rounds.
+
+A schedule of a method of ours is charged in proportion: plain, observing and refreshing steps are measured one by one
+and weighted by how often they occur. Peers with a schedule run whole periods. Rows without numbers say why.
+"""
+
+
+def report(results: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
+    """The page; plots are written beside it."""
+    from benchmarks.speed.cases import CASES
+
+    out = [INTRODUCTION, "## Aims", "", *target_table(results)]
+    for question, title in TITLES.items():
+        if not results.get(question):
+            continue
+        out += ["", f"## {title}", ""]
+        for case, record in results[question].items():
+            if case in CASES:
+                out += [f"### {CASES[case].title}", ""]
+            out += [*circumstances(record), ""]
+            lines = record["lines"]
+            if question == "memory":
+                out += [*memory_table(lines), ""]
+                continue
+            baseline = record["baseline"]
+            references = {key for line in lines.values() for key in line.get("ratio", {})} - {baseline}
+            more = [key for key in ("MB",) if any(key in line for line in lines.values())]
+            others = [name for name in lines if name in references]
+            if question == "step_time":
+                path = folder / "speed" / f"step_time_{case}.png"
+                plot(lines, record.get("title", CASES[case].title), baseline, path)
+                out += [f"![steps relative to SGD](speed/{path.name})", ""]
+            out += [*table(lines, baseline, more, others), ""]
+            out += [f"{key}: {value:.4g}. " for key, value in record.get("numbers", {}).items()]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Command line."""
+    from benchmarks.cells import read_cell
+    from benchmarks.speed.measuring import RESULTS
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of speed.md")
+    arguments = parser.parse_args(argv)
+    found = {question: read_cell(arguments.results / f"{question}.json") or {} for question in TITLES}
+    text = report(found, arguments.docs)
+    (arguments.docs / "speed.md").write_text(text)
+    return text
+
+
+if __name__ == "__main__":
+    main()
