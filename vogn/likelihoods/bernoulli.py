@@ -75,6 +75,11 @@ class Bernoulli(Likelihood):
         p = torch.sigmoid(at_least_float32(output_samples))
         return p.mean(0), p.var(0, correction=0), p
 
+    def point(self, outputs: Tensor) -> Prediction:
+        """The probabilities, which do not vary."""
+        p = torch.sigmoid(at_least_float32(outputs))
+        return p, torch.zeros_like(p), p.unsqueeze(0)
+
     def nll(
         self, mean: Tensor, targets: Tensor, *, variance: Tensor | None = None, samples: Tensor | None = None
     ) -> Tensor:

@@ -79,6 +79,11 @@ class Categorical(Likelihood):
         p = torch.softmax(at_least_float32(output_samples), -1)
         return p.mean(0), p.var(0, correction=0), p
 
+    def point(self, outputs: Tensor) -> Prediction:
+        """The probabilities, which do not vary."""
+        p = torch.softmax(at_least_float32(outputs), -1)
+        return p, torch.zeros_like(p), p.unsqueeze(0)
+
     def nll(
         self, mean: Tensor, targets: Tensor, *, variance: Tensor | None = None, samples: Tensor | None = None
     ) -> Tensor:
