@@ -40,9 +40,9 @@ IMAGES = (
     "convolutions' own forward and backward are 22 %; moments of a batch norm's input are computed again (8 %)"
 )
 POSITIONS = (
-    "products that form the gradients of the examples are 24 % of the step, the network's own 50 %; moments of the layer "
-    "norms' inputs are computed again (4 to 6 %). Backward forms the same weight gradients once more, as their sum; "
-    "`torch.func` does not, which is why its row is cheaper"
+    "products that form the gradients of the examples are 24 % of the step, the network's own 50 %; moments of the "
+    "layer norms' inputs are computed again (4 to 6 %). Backward forms the same weight gradients once more, as their "
+    "sum; `torch.func` does not, which is why its row is cheaper"
 )
 VECTORS = (
     "the products of squared rows cost as many operations as the weight gradients; since the first layer needs no "
