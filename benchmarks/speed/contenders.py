@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vogn
 from benchmarks.speed.cases import Case
-from benchmarks.speed.measuring import processor_seconds
+from benchmarks.speed.measuring import UnaffordableError, processor_seconds
 from benchmarks.speed.peers import PEERS
 from vogn.capture.statistics import Price
 from vogn.likelihoods import Categorical
@@ -24,10 +24,6 @@ STATE_LIMIT = 2**29
 """Bytes of optimizer state that a row may need."""
 NEVER = 10**9
 """An interval that does not end."""
-
-
-class UnaffordableError(Exception):
-    """A method cannot afford a network as what it is."""
 
 
 @dataclass(frozen=True)

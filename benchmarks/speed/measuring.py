@@ -26,6 +26,10 @@ class ChildError(Exception):
     """A measurement failed in its process; the message is its reason."""
 
 
+class UnaffordableError(Exception):
+    """A method cannot afford a network as what it is."""
+
+
 class TooSlowError(Exception):
     """A measurement has used up its processor time."""
 
@@ -93,7 +97,7 @@ def reason(error: BaseException, size: int = 160) -> str:
     text = lines[0]
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         text = f"memory: more than {MEMORY / 2**30:.0f} GiB of address space"
-    elif not isinstance(error, TooSlowError | ChildError):
+    elif not isinstance(error, TooSlowError | ChildError | UnaffordableError):
         text = f"{type(error).__name__}: {text}"
     return text if len(text) <= size else text[: size - 3] + "..."
 

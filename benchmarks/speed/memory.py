@@ -1,8 +1,8 @@
 """What does an optimizer hold between steps, and what is the most that a step holds?
 
 Every row runs three steps in a process of its own (a fork of one that has computed nothing): ``state`` are the bytes of
-all tensors in the optimizer's state, per parameter; ``peak`` is the most memory that the process held from building the
-network on, minus what it held before, weights and batch included. Rows are those of ``step_time``.
+all tensors that the optimizer holds afterwards, per parameter; ``peak`` is the most memory that the process held from
+building the network on, minus what it held before, weights and batch included. Rows are those of ``step_time``.
 
     python -m benchmarks.speed.memory
 """
@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.speed.cases import CASES, TINY, Case
 from benchmarks.speed.contenders import SGD, Row, Runner, chosen, rows_of
@@ -24,25 +25,31 @@ from benchmarks.speed.report import memory_table
 STEPS = 3
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested containers."""
+def tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
+    """All tensors in nested containers and in the attributes of objects, networks left out."""
+    seen = set() if seen is None else seen
+    if id(value) in seen:
+        return
+    seen.add(id(value))
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors(item)
-    elif isinstance(value, list | tuple):
+        for item in list(value.values()):
+            yield from tensors(item, seen)
+    elif isinstance(value, list | tuple | set):
         for item in value:
-            yield from tensors(item)
+            yield from tensors(item, seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, nn.Module | type | FunctionType | ModuleType):
+        yield from tensors(vars(value), seen)
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the tensors in an optimizer's state and groups, parameters left out and every storage once."""
-    own = {p.untyped_storage().data_ptr() for group in optimizer.param_groups for p in group["params"]}
-    entries = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    kept = vars(optimizer).values() if type(optimizer).__module__.startswith("singd") else ()
+    """Bytes of the tensors that an optimizer holds, parameters and gradients left out and every storage once."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    own = {p.untyped_storage().data_ptr() for p in parameters}
+    own |= {p.grad.untyped_storage().data_ptr() for p in parameters if p.grad is not None}
     found = {}
-    for tensor in tensors([dict(optimizer.state), entries, *kept]):
+    for tensor in tensors(vars(optimizer)):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             found[storage.data_ptr()] = storage.nbytes()
@@ -67,7 +74,7 @@ def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
     lines: dict[str, dict[str, Any]] = {}
     for name, row in chosen(rows_of(case), arguments.rows, arguments.short).items():
         try:
-            found = in_child(lambda row=row: hold(case, row), 20.0)
+            found = in_child(lambda row=row: hold(case, row), 30.0)
         except ChildError as error:
             lines[name] = {"skipped": str(error)}
             continue

@@ -40,9 +40,9 @@ IMAGES = (
     "convolutions' own forward and backward are 22 %; moments of a batch norm's input are computed again (8 %)"
 )
 POSITIONS = (
-    "products of the rows are 24 % of the step, the network's own 50 %; moments of the layer norms' inputs are "
-    "computed again (4 to 6 %); where positions are many and examples few, forming the "
-    "gradients is cheaper (see vmap's row)"
+    "products that form the gradients of the examples are 24 % of the step, the network's own 50 %; moments of the "
+    "layer norms' inputs are computed again (4 to 6 %). Backward forms the same weight gradients once more, as their "
+    "sum; `torch.func` does not, which is why its row is cheaper"
 )
 VECTORS = (
     "the products of squared rows cost as many operations as the weight gradients; since the first layer needs no "
@@ -53,8 +53,9 @@ CONVOLUTION_FACTORS = (
     "the batch norms' inputs 5 %; charged every tenth step, this is nearly all of the excess"
 )
 POSITION_FACTORS = (
-    "in an observing step 74 % are matrix products; a refreshing one adds 1.2 s of eigendecompositions, 4.7 gradients, "
-    "of which a hundredth is charged. Plain steps turn gradients into the eigenbases and back"
+    "a plain step already takes 1.8 of SGD's, for four products in each layer turn its gradient into the eigenbases "
+    "and back (an inverse of each side would take two); an observing step takes 3.9 (74 % of it products), every tenth "
+    "time, and the eigendecompositions of a refresh take 4.7 gradients, every hundredth time"
 )
 RANK = (
     "rows of all layers are written out and compressed: on the MLP 39 % products with matrices as long as all "
