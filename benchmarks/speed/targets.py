@@ -36,8 +36,8 @@ ELEMENTWISE = (
     "whose update is one fused pass"
 )
 IMAGES = (
-    "copies of the convolutions' unfolded inputs (`copy_`) are 46 % of the step, the products with them 12 %; the "
-    "convolutions' own forward and backward are 22 %; moments of a batch norm's input are computed again (8 %)"
+    "weight gradients of single examples are about 16 % of the step where they are convolutions and 9 % where they are "
+    "batched products; the rest is the squares, the batch norms' inputs normalised once more, and sampling"
 )
 POSITIONS = (
     "products that form the gradients of the examples are 24 % of the step, the network's own 50 %; moments of the "
@@ -49,13 +49,12 @@ VECTORS = (
     "input gradient, that alone is 1.39. The rest is that these products ran at a lower rate here"
 )
 CONVOLUTION_FACTORS = (
-    "an observing step is 5.6 plain ones: products of the factors 34 %, copies of the unfolded inputs 32 %, moments of "
-    "the batch norms' inputs 5 %; charged every tenth step, this is nearly all of the excess"
+    "an observing step is several plain ones: mostly the products of the factors; charged every tenth step, this is "
+    "nearly all of the excess"
 )
 POSITION_FACTORS = (
-    "a plain step already takes 1.8 of SGD's, for four products in each layer turn its gradient into the eigenbases "
-    "and back (an inverse of each side would take two); an observing step takes 3.9 (74 % of it products), every tenth "
-    "time, and the eigendecompositions of a refresh take 4.7 gradients, every hundredth time"
+    "products with the inverses of both factors take o^2 i + o i^2 multiply-adds for a layer, in every step: 37 % of "
+    "the network's own work for the 1024 positions of this batch, so that no schedule of the statistics reaches the aim"
 )
 RANK = (
     "rows of all layers are written out and compressed: on the MLP 39 % products with matrices as long as all "
@@ -67,12 +66,10 @@ DRAWS = (
     "scaling and adding them half as much again"
 )
 POINT = (
-    "the likelihood's prediction for one sample takes a `var` over that one sample, whose result is zero: 15 % of the "
-    "time; normal numbers 9 %"
+    "normal numbers for all weights, and scaling and adding them, beside forward passes over only 1024 positions"
 )
 DYNAMO = (
-    "`torch.compiler.disable`, a decorator in vogn/capture/reweighting.py, imports torch._dynamo when that module is "
-    "imported: nearly all of the difference"
+    "the library's own modules"
 )
 VOGN = "vogn (variational)"
 GRADIENT = "forward and backward"
