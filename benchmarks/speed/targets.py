@@ -40,8 +40,8 @@ IMAGES = (
     "batched products; the rest is the squares, the batch norms' inputs normalised once more, and sampling"
 )
 POSITIONS = (
-    "products that form the gradients of the examples are 24 % of the step, the network's own 50 %; moments of the "
-    "layer norms' inputs are computed again (4 to 6 %). Backward forms the same weight gradients once more, as their "
+    "products that form the gradients of the examples are 24 % of the step, the network's own 50 %; the "
+    "layer norms' inputs are normalised once more. Backward forms the same weight gradients once more, as their "
     "sum; `torch.func` does not, which is why its row is cheaper"
 )
 VECTORS = (
