@@ -1,4 +1,4 @@
-"""A posterior for a network that somebody else has trained.
+"""What does a network that somebody else has trained not know?
 
 Adam trains a network. Its Laplace approximation reads the curvature at these weights in one pass over the data; the
 evidence chooses the prior of every layer without any other images; the linearised network makes the predictions. On
