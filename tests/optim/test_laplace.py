@@ -81,6 +81,7 @@ def test_structures_of_rows_take_the_batches_into_an_average():
         ("all", {"0.weight", "0.bias", "2.weight", "2.bias", "3.weight", "3.bias"}),
         ("last_layer", {"3.weight", "3.bias"}),
         (["0.*"], {"0.weight", "0.bias"}),
+        (["0"], {"0.weight", "0.bias"}),
         (["*.bias"], {"0.bias", "2.bias", "3.bias"}),
     ],
 )

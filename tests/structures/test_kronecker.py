@@ -224,10 +224,11 @@ def test_kept_powers_follow_shift_state_and_refresh() -> None:
     structure = Kronecker(damping="factored")
     state = observed(structure, random_rows(SHAPE, seed=1))
     v = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    scaled = state | {"x": 2.0 * state["x"]}  # the same basis
+    scaled = [state | {key: 2.0 * state[key]} for key in ("x", "y")]  # the same bases
+    turned = state | {"QS": state["QS"].flip(-1)}
     fresh = observed(structure, random_rows(SHAPE, seed=2))
     for _ in range(2):
-        for case in (state, scaled, fresh):
+        for case in (state, *scaled, turned, fresh):
             for shift in (0.1, 2.0, 0.3):
                 inverse = torch.linalg.inv(structure.to_dense(case, shift))
                 solved = structure.solve(case, v, shift)

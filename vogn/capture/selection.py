@@ -122,6 +122,12 @@ def _structure(value: Structure | str, own: Structure, where: str) -> Structure:
     return kind(**{name: mine[name] for name in INHERITED if name in mine and name in theirs})
 
 
+def matches(pattern: str, names: Iterable[str]) -> bool:
+    """Whether a pattern (see :class:`Selection`) means one of these parameters, by its name or that of a module around
+    it."""
+    return _matches(pattern, None, _paths(names))
+
+
 def _paths(names: Iterable[str]) -> list[str]:
     """The names and all their prefixes, each once."""
     found: dict[str, None] = {}

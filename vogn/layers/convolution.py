@@ -21,8 +21,6 @@ from vogn.linalg.patches import Patches, grouped_gradients
 from vogn.linalg.rows import Rows
 from vogn.types import Shape
 
-_MODES = {"zeros": "constant"}
-
 
 @register_layer(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class ConvolutionRule(LayerRule):
@@ -66,7 +64,9 @@ class ConvolutionRule(LayerRule):
 def padded(module: _ConvNd, x: Tensor) -> Tensor:
     """The input that the kernel slides over."""
     pads = _pads(module)
-    return F.pad(x, pads, mode=_MODES.get(module.padding_mode, module.padding_mode)) if any(pads) else x
+    if not any(pads):
+        return x
+    return F.pad(x, pads, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
 
 
 def padding_pairs(module: _ConvNd) -> list[tuple[int, int]]:

@@ -157,6 +157,13 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def moments(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance over the first dimension, dividing by its size; of a single sample nothing is computed."""
+    if len(samples) == 1:
+        return samples[0], torch.zeros_like(samples[0])
+    return samples.mean(0), samples.var(0, correction=0)
+
+
 def diagonal_columns(scale: Tensor) -> Tensor:
     """Columns of ``diag(scale)`` per loss term: ``(N, ..., K)`` to ``(K, N, ..., K)``, ``(N,)`` to ``(1, N)``."""
     return scale.unsqueeze(0) if scale.ndim == 1 else torch.diag_embed(scale).movedim(-1, 0)

@@ -17,6 +17,7 @@ from vogn.likelihoods.base import (
     check_outputs,
     diagonal_columns,
     diagonal_matrices,
+    moments,
     sum_outputs,
 )
 
@@ -73,12 +74,7 @@ class Bernoulli(Likelihood):
     def predictive(self, output_samples: Tensor) -> Prediction:
         """Averaged probabilities, their variance over the samples, and the probabilities of each sample."""
         p = torch.sigmoid(at_least_float32(output_samples))
-        return p.mean(0), p.var(0, correction=0), p
-
-    def point(self, outputs: Tensor) -> Prediction:
-        """The probabilities, which do not vary."""
-        p = torch.sigmoid(at_least_float32(outputs))
-        return p, torch.zeros_like(p), p.unsqueeze(0)
+        return *moments(p), p
 
     def nll(
         self, mean: Tensor, targets: Tensor, *, variance: Tensor | None = None, samples: Tensor | None = None

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from vogn.likelihoods.base import Likelihood, Prediction, at_least_float32, check_outputs
+from vogn.likelihoods.base import Likelihood, Prediction, at_least_float32, check_outputs, moments
 
 
 @final
@@ -77,12 +77,7 @@ class Categorical(Likelihood):
     def predictive(self, output_samples: Tensor) -> Prediction:
         """Averaged probabilities, their variance over the samples, and the probabilities of each sample."""
         p = torch.softmax(at_least_float32(output_samples), -1)
-        return p.mean(0), p.var(0, correction=0), p
-
-    def point(self, outputs: Tensor) -> Prediction:
-        """The probabilities, which do not vary."""
-        p = torch.softmax(at_least_float32(outputs), -1)
-        return p, torch.zeros_like(p), p.unsqueeze(0)
+        return *moments(p), p
 
     def nll(
         self, mean: Tensor, targets: Tensor, *, variance: Tensor | None = None, samples: Tensor | None = None

@@ -17,6 +17,7 @@ from vogn.likelihoods.base import (
     check_outputs,
     diagonal_columns,
     diagonal_matrices,
+    moments,
     sum_outputs,
 )
 
@@ -103,7 +104,8 @@ class Gaussian(Likelihood):
     def predictive(self, output_samples: Tensor) -> Prediction:
         """Mean of the outputs, their variance over the samples plus ``noise^2``, and the outputs themselves."""
         f = at_least_float32(output_samples)
-        return f.mean(0), f.var(0, correction=0) + self._constant() ** 2, f
+        mean, variance = moments(f)
+        return mean, variance + self._constant() ** 2, f
 
     def nll(
         self, mean: Tensor, targets: Tensor, *, variance: Tensor | None = None, samples: Tensor | None = None

@@ -16,6 +16,7 @@ from vogn.capture.partition import Block
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.distributed import inner_module
 from vogn.optim.base import NaturalGradient
+from vogn.optim.calling import outputs_of
 from vogn.optim.report import Cell, Report
 from vogn.structures import Kronecker
 
@@ -163,16 +164,8 @@ class _Sliced(nn.Module):
         self.index = torch.arange(len(leaves[0]), device=leaves[0].device)
 
     def forward(self, index: Tensor) -> Tensor:
-        x = tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, self.inputs)
-        if isinstance(x, Mapping):
-            outputs = self.model(**x)
-        else:
-            outputs = self.model(*x) if isinstance(x, (tuple, list)) else self.model(x)
-        if not isinstance(outputs, Tensor):
-            raise TypeError(
-                f"the model returns {type(outputs).__name__}; give a module that returns the tensor of the likelihood"
-            )
-        return outputs
+        inputs = tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, self.inputs)
+        return outputs_of(self.model, inputs)
 
 
 def _tracked(

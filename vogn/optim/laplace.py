@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from vogn.capture.selection import StructureOption, make_selection
+from vogn.capture.selection import StructureOption, make_selection, matches
 from vogn.optim.base import NaturalGradient
+from vogn.optim.calling import outputs_of
 from vogn.optim.kfac import fisher_statistic
 from vogn.posterior import GaussianPosterior
 from vogn.structures import Kronecker
@@ -45,8 +46,9 @@ def laplace(
         likelihood: one of :mod:`vogn.likelihoods`: what the network was trained with.
         loader: batches ``(inputs, targets)``, gone through once; inputs are a tensor, a tuple or a dictionary.
         structure: as for :class:`vogn.NaturalGradient`; by default Kronecker factors, in which the prior is exact.
-        subset: ``"all"``; ``"last_layer"``: the last module that holds parameters of its own; or names and patterns
-            (``"head.*"``, ``"encoder.3.*"``) of parameters. Others are point masses that the posterior leaves out.
+        subset: ``"all"``; ``"last_layer"``: the last module that holds parameters of its own; or names and patterns of
+            parameters and modules (``"head"``, ``"encoder.3.*"``), as in ``structure``. Others are point masses that
+            the posterior leaves out.
         prior_precision: ``delta`` of the prior ``N(0, I / delta)``, > 0; :func:`vogn.tune_prior_precision` chooses it.
         temperature: of the data, > 0; below 1 the posterior is narrower.
         fisher: ``"ggn"`` (exact Gauss-Newton), ``"mc"`` (labels drawn from the network, unbiased, one pass however
@@ -107,14 +109,17 @@ def _measure(optimizer: NaturalGradient, model: nn.Module, likelihood: Any, load
     that they never hold more rows than a batch has.
     """
     table, _ = optimizer._build()
+    device = next(model.parameters()).device
     by_batch = any(block.structure.REDUCE == "concat" for block in table.blocks)
     seen = 0
     optimizer.zero_grad()
     with nullcontext() if by_batch else optimizer.sampled_params():
         for number, batch in enumerate(loader):
-            inputs, targets = _split(batch, number)
+            inputs, targets = tree_map(
+                lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, _split(batch, number)
+            )
             with optimizer.sampled_params() if by_batch else nullcontext(), torch.enable_grad():
-                outputs = _call(model, inputs)
+                outputs = outputs_of(model, inputs)
                 count = math.prod(likelihood.term_shape(outputs))
                 (likelihood(outputs, targets) * count).backward()
             seen += count
@@ -136,25 +141,6 @@ def _split(batch: Any, number: int) -> tuple[Any, Tensor]:
     return batch[0], batch[1]
 
 
-def _call(model: nn.Module, inputs: Any) -> Tensor:
-    device = next(model.parameters()).device
-
-    def moved(value: Any) -> Any:
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    if isinstance(inputs, Mapping):
-        outputs = model(**{key: moved(value) for key, value in inputs.items()})
-    elif isinstance(inputs, (tuple, list)):
-        outputs = model(*map(moved, inputs))
-    else:
-        outputs = model(moved(inputs))
-    if not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"the model returns {type(outputs).__name__}; give a module that returns the tensor of the likelihood"
-        )
-    return outputs
-
-
 def _subset(model: nn.Module, subset: Subset) -> set[str]:
     """Names of the parameters that are meant."""
     names = [name for name, _ in model.named_parameters()]
@@ -169,9 +155,9 @@ def _subset(model: nn.Module, subset: Subset) -> set[str]:
         last = [path for path, _ in model.named_modules() if path in holders][-1]
         return {name for name in names if name.rpartition(".")[0] == last}
     for pattern in subset:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not matches(pattern, names):
             raise ValueError(f"subset: no parameter matches {pattern!r}; there are {', '.join(names[:5])} ...")
-    return {name for name in names if any(fnmatchcase(name, pattern) for pattern in subset)}
+    return {name for name in names if any(matches(pattern, [name]) for pattern in subset)}
 
 
 @contextmanager

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from vogn.capture.selection import matches
 from vogn.errors import UnsupportedObservationError
 from vogn.posterior.block import PosteriorBlock
 from vogn.posterior.gaussian import GaussianPosterior
@@ -82,8 +82,8 @@ def with_prior_precision(posterior: GaussianPosterior, precision: float | Mappin
 
     Args:
         posterior: any.
-        precision: > 0, one number, or a mapping from name patterns (``"head.*"``) to numbers: the first that matches a
-            parameter of a block decides, other blocks keep theirs.
+        precision: > 0, one number, or a mapping from name patterns (``"head"``, ``"encoder.*"``, as in ``structure``)
+            to numbers: the first that matches a parameter of a block decides, other blocks keep theirs.
 
     Raises:
         ValueError: if a number is not positive and finite, or a pattern matches no sampled block.
@@ -94,7 +94,7 @@ def with_prior_precision(posterior: GaussianPosterior, precision: float | Mappin
             raise ValueError(f"a prior precision must be a positive finite number, got {number}")
     unused, blocks = set(chosen), []
     for block in posterior.blocks:
-        keys = [key for key in chosen if any(fnmatchcase(name, key) for name in block.layout.names)]
+        keys = [key for key in chosen if matches(key, block.layout.names)]
         if block.sampled and keys:
             unused.discard(keys[0])
             block = replace(block, shift=chosen[keys[0]] / block.ess)

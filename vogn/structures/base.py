@@ -99,11 +99,12 @@ class Structure(ABC):
 
     @abstractmethod
     def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
-        """``(C + shift I) v``."""
+        """``(C + shift I) v``, in memory of its own: the caller may change it."""
 
     @abstractmethod
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
-        """``S noise``, linear in the noise, with ``S S^T = (C + shift I)^-1`` and ``S`` continuous in ``C``."""
+        """``S noise``, linear in the noise, with ``S S^T = (C + shift I)^-1`` and ``S`` continuous in ``C``; in memory
+        of its own."""
 
     @abstractmethod
     def logdet(self, state: State, shift: Shift) -> Tensor:

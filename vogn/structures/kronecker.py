@@ -31,11 +31,11 @@ LARGEST_PI = 2.0**50
 
 
 class _Powers(NamedTuple):
-    """Powers of both damped factors, and the eigenvalues of the input factor that they were made of."""
+    """Powers of both damped factors, and what they were made of."""
 
     left: Tensor
     right: Tensor
-    eigenvalues: Tensor
+    made_of: tuple[Tensor, ...]
 
 
 _POWERS: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -176,13 +176,14 @@ class Kronecker(Structure):
         """``S^exponent v A^exponent`` with damped factors, which are powers until the next refresh: two products."""
         key = exponent, self._scalar_shift(shift)
         known = _POWERS.setdefault(state["QA"], {})
-        if key not in known or known[key].eigenvalues is not state["x"]:
+        made_of = state["x"], state["y"], state["QS"]
+        if key not in known or any(a is not b for a, b in zip(known[key].made_of, made_of, strict=True)):
             if key[1] <= 0:
                 self._eigenvalues(state, shift)  # raises if there is no inverse
             y, x, _ = self._damped(state, shift)
             while len(known) > 1:  # one for steps, one for samples
                 del known[next(iter(known))]
-            known[key] = _Powers(power(y, state["QS"], exponent), power(x, state["QA"], exponent), state["x"])
+            known[key] = _Powers(power(y, state["QS"], exponent), power(x, state["QA"], exponent), made_of)
         return multiply(v, known[key].left, known[key].right)
 
     def _scale(self, state: State, v: Tensor, factor: Tensor) -> Tensor:

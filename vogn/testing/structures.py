@@ -150,7 +150,8 @@ class StructureConformance(OperatorConformance, PartsConformance):
                 assert not tensor.requires_grad and torch.equal(loaded[key], tensor), f"{name}: state[{key!r}]"
 
     def test_nothing_mutates_its_inputs(self) -> None:
-        """Observing, updating, refreshing and the operators leave state, observation and vectors as they were."""
+        """Observing, updating, refreshing and the operators leave state, observation and vectors as they were, and so
+        does whoever changes what ``apply`` and ``sample`` return."""
         for name, shape, state in self.states():
             noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
             seen = self.observation(state, shape, seed=9)
@@ -159,8 +160,10 @@ class StructureConformance(OperatorConformance, PartsConformance):
             self.structure.update(state, seen, decay=0.5, weight=0.5, shift=self.shift)
             self.structure.refresh(state)
             self.structure.to_dense(state, self.shift)
-            for operator in self.operators().values():
-                operator(state, noise, self.shift)
+            for feature, operator in self.operators().items():
+                result = operator(state, noise, self.shift)
+                if feature in ("apply", "sample"):
+                    result.add_(1.0)
             for key, tensor in inputs.items():
                 assert torch.equal(tensor, copies[key]), f"{name}: {key} was changed in place"
 
