@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -21,6 +19,7 @@ from benchmarks.classification.one_run import run_cell
 from benchmarks.classification.report import report
 from benchmarks.classification.rows import ROWS
 from benchmarks.classification.sizes import FULL, RESULTS, folder, sizes
+from benchmarks.classification.tuning import tuned, tuning_cell
 
 
 def arguments_of(arguments: argparse.Namespace, method: str, configuration: int, seed: int, **extra: Any) -> list[str]:
@@ -33,32 +32,6 @@ def arguments_of(arguments: argparse.Namespace, method: str, configuration: int,
     for key, value in extra.items():
         line += [f"--{key}"] if value is True else [f"--{key}", str(value)]
     return line
-
-
-def score(record: Mapping[str, Any]) -> float:
-    """What tuning minimises: the NLL of the prediction that the method is meant for."""
-    value = float(record.get("posterior", record["mean"])["nll"])
-    return value if math.isfinite(value) else math.inf
-
-
-def tuning_cell(arguments: argparse.Namespace, method: str, configuration: int, split: int) -> Path:
-    """Where the tuning run of a configuration is; its name changes with the configuration."""
-    text = json.dumps(ROWS[method].configurations(arguments.data)[configuration], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return folder(arguments, "tuning") / f"{method}-{digest}-{split}.json"
-
-
-def tuned(arguments: argparse.Namespace, method: str, seed: int) -> int | None:
-    """Index of the configuration that is best on average over the splits, or ``None`` while tuning is unfinished."""
-    name = method.removesuffix("-time")
-    splits = [seed] if arguments.data == "digits" else range(sizes(arguments).tune_splits)
-    scores = []
-    for k in range(len(ROWS[method].configurations(arguments.data))):
-        records = [read_cell(tuning_cell(arguments, name, k, split)) for split in splits]
-        if any(record is None for record in records):
-            return None
-        scores.append(np.mean([score(record) for record in records if record is not None]))
-    return int(np.argmin(scores))
 
 
 def remove_stale(path: Path, configuration: Mapping[str, Any]) -> None:

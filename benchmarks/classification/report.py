@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.cells import environment, write_cell
 from benchmarks.classification.rows import ROWS
 from benchmarks.classification.sizes import folder
+from benchmarks.classification.tuning import scores_of
 
 
 def summarise(root: Path) -> list[dict[str, Any]]:
@@ -38,22 +39,56 @@ def summarise(root: Path) -> list[dict[str, Any]]:
                 values = np.array([r[kind][metric] for r in cells[method].values()])
                 error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
                 line[f"{kind} {metric}"] = [float(values.mean()), float(error)]
-        if "adamw" in cells and method != "adamw":
-            shared = sorted(set(cells[method]) & set(cells["adamw"]))
-            for metric in ("accuracy", "nll", "ece"):
-                pairs = np.array(
-                    [best(cells[method][s])[metric] - best(cells["adamw"][s])[metric] for s in shared], dtype=float
-                )
+        found = {seed: best(record) for seed, record in cells[method].items()}
+        others = {"adamw": {seed: best(record) for seed, record in cells.get("adamw", {}).items()}}
+        if ROWS[method].samples:
+            twin = cells.get(f"{method}-det", {})
+            others["twin"] = {seed: best(record) for seed, record in twin.items()}
+            others["mean weights"] = {seed: record["mean"] for seed, record in cells[method].items()}
+        for name, other in others.items():
+            for metric in ("accuracy", "nll", "ece") if name != method else ():
+                pairs = np.array([found[s][metric] - other[s][metric] for s in sorted(set(found) & set(other))])
                 if len(pairs) < 2:
                     continue
-                draws = generator.choice(pairs, (10000, len(pairs))).mean(1)
-                line[f"minus adamw {metric}"] = [
-                    float(pairs.mean()),
-                    float(pairs.std(ddof=1) / math.sqrt(len(pairs))),
-                    *(float(q) for q in np.quantile(draws, [0.025, 0.975])),
-                ]
+                line[f"minus {name} {metric}"] = [float(pairs.mean()), float(pairs.std(ddof=1) / math.sqrt(len(pairs)))]
+                if name == "adamw":
+                    draws = generator.choice(pairs, (10000, len(pairs))).mean(1)
+                    line[f"minus {name} {metric}"] += [float(q) for q in np.quantile(draws, [0.025, 0.975])]
         lines.append(line)
     return lines
+
+
+def print_sampling(lines: Sequence[Mapping[str, Any]]) -> None:
+    """What sampling does: paired differences to the deterministic twin and to the method's own mean weights."""
+    titles = ["method", *(f"{metric} minus {name}" for name in OTHERS for metric in ("NLL", "ECE", "points"))]
+    print("\n| " + " | ".join(titles) + " |\n|" + "---|" * len(titles))
+    for line in lines:
+        if "minus mean weights nll" not in line:
+            continue
+        texts = []
+        for name in OTHERS.values():
+            values = [line.get(f"minus {name} {metric}") for metric in ("nll", "ece", "accuracy")]
+            for value, factor, digits in zip(values, (1, 1, 100), (4, 4, 2), strict=True):
+                text = f"{factor * value[0]:+.{digits}f} ± {factor * value[1]:.{digits}f}" if value else ""
+                texts.append(text)
+        print("| " + " | ".join([line["method"], *texts]) + " |")
+
+
+def print_tuning(arguments: argparse.Namespace, lines: Sequence[Mapping[str, Any]]) -> None:
+    """The kept configuration of every method and its loss on the tuning images; digits are tuned in every fold."""
+    print("\n| method | kept configuration | NLL on the tuning images |\n|---|---|---|")
+    for line in lines:
+        method = line["method"]
+        scores = None if ROWS[method].epochs_of else scores_of(arguments, method, 0)
+        if scores is None:
+            continue
+        values = ROWS[method].configurations(arguments.data)[int(np.argmin(scores))]
+        kept = ", ".join(f"{key} {value:g}" for key, value in values.items())
+        print(f"| {method} | {kept} | {min(scores):.4f} |")
+
+
+OTHERS = {"its twin": "twin", "its own mean weights": "mean weights"}
+"""What a method that samples is compared with: title and key."""
 
 
 def best(record: Mapping[str, Any]) -> Mapping[str, float]:
@@ -85,3 +120,6 @@ def report(arguments: argparse.Namespace) -> None:
         ]
         texts.append(f"{100 * points[0]:+.2f} ± {100 * points[1]:.2f}" if points else "")
         print("| " + " | ".join(texts) + " |")
+    print_sampling(lines)
+    if arguments.data != "digits":
+        print_tuning(arguments, lines)
