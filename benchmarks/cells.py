@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 
-def write_cell(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a cell atomically."""
+def write_cell(path: Path, record: Mapping[str, Any], *, sort_keys: bool = True) -> None:
+    """Write a cell atomically, keys in alphabetical order or in their own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    temporary.write_text(json.dumps(record, indent=1, sort_keys=sort_keys) + "\n")
     os.replace(temporary, path)
 
 

@@ -17,28 +17,25 @@ Rows, each the processor time of the named work alone:
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import vogn
-from benchmarks.speed.cases import CASES, TINY, Case
+from benchmarks.speed.cases import Case
 from benchmarks.speed.measuring import (
     arguments_of,
     in_turn,
     limit_memory,
-    limit_seconds,
     lines_of,
     processor_seconds,
     quartiles,
-    reason,
     short,
-    write,
 )
-from benchmarks.speed.peers import NotInstalledError, load
+from benchmarks.speed.peers import load
+from benchmarks.speed.questions import over_cases, ready
 from benchmarks.speed.report import table
 from vogn.likelihoods import Categorical
 
@@ -163,8 +160,8 @@ def curvlinops(case: Case) -> Work:
     return work
 
 
-def measure(case: Case, arguments: Any) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
-    """The lines of a network, and its numbers of operations."""
+def measure(case: Case, arguments: Any) -> dict[str, Any]:
+    """The lines of a network, their baseline, and its numbers of operations."""
     model, (x, y) = case.model(), case.batch()
     likelihood, sizes = Categorical(), sides(model, x)
 
@@ -187,18 +184,8 @@ def measure(case: Case, arguments: Any) -> tuple[dict[str, dict[str, Any]], dict
         "cholesky inverses": lambda: inverses(sizes),
         "curvlinops": lambda: curvlinops(case),
     }
-    timers: dict[str, Callable[[], float]] = {}
-    refused = {}
-    for name, build in builders.items():
-        try:
-            with limit_seconds(60.0), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                work = build()
-                work()
-        except Exception as error:  # noqa: BLE001 - whatever a row cannot do is what its line says
-            refused[name] = str(error) if isinstance(error, NotInstalledError) else reason(error)
-        else:
-            timers[name] = lambda work=work: processor_seconds(work)
+    works, refused = ready(builders, 60.0)
+    timers = {name: (lambda work=work: processor_seconds(work)) for name, work in works.items()}
     times = in_turn(timers, arguments.rounds, dict.fromkeys(timers, 3.0 * arguments.row_seconds))
     for name in ("factors, empirical", "factors, mc"):
         if name in times:
@@ -213,20 +200,19 @@ def measure(case: Case, arguments: Any) -> tuple[dict[str, dict[str, Any]], dict
     seconds = 1e-3 * lines[GRADIENT]["ms"]
     bound = 0.5 * operations / numbers["operations per second, 1024 x 1024"] / seconds
     numbers["symmetric products at that rate, x gradient"] = short(bound)
-    return {name: lines[name] if name in lines else {"skipped": refused[name]} for name in builders}, numbers
+    lines = {name: lines[name] if name in lines else {"skipped": refused[name]} for name in builders}
+    return {"lines": lines, "baseline": GRADIENT, "numbers": numbers}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Command line."""
-    arguments = arguments_of("curvature_refresh", __doc__, argv)
+    arguments = arguments_of("curvature_refresh", __doc__, argv, "rounds", "cases")
     limit_memory()
-    cases = TINY if arguments.tiny else CASES
-    found = {}
-    for name in arguments.cases or cases:
-        found[name], numbers = measure(cases[name], arguments)
-        write("curvature_refresh", arguments, name, {"lines": found[name], "baseline": GRADIENT, "numbers": numbers})
-        print("\n".join(["", cases[name].title, "", *table(found[name], GRADIENT), "", str(numbers)]), flush=True)
-    return found
+
+    def show(content: Mapping[str, Any]) -> list[str]:
+        return [*table(content["lines"], GRADIENT), "", str(content["numbers"])]
+
+    return over_cases("curvature_refresh", arguments, measure, show)
 
 
 if __name__ == "__main__":

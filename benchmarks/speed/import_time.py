@@ -25,7 +25,7 @@ def seconds_of(statement: str) -> Callable[[], float]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Command line."""
-    arguments = arguments_of("import_time", __doc__, argv)
+    arguments = arguments_of("import_time", __doc__, argv, "rounds")
     timers = {statement: seconds_of(statement) for statement in STATEMENTS}
     times = in_turn(timers, arguments.rounds, dict.fromkeys(timers, 60.0))
     found = {"import": lines_of(times, [TORCH])}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed"
 MEMORY = 10 * 2**30
@@ -34,27 +34,36 @@ class TooSlowError(Exception):
     """A measurement has used up its processor time."""
 
 
-def arguments_of(module: str, description: str | None, argv: Sequence[str] | None, **defaults: Any) -> Any:
-    """The command line that all questions share; the process starts again if its number of threads is not as asked for.
+def arguments_of(
+    module: str,
+    description: str | None,
+    argv: Sequence[str] | None,
+    *options: Literal["rounds", "cases", "rows", "compare"],
+) -> argparse.Namespace:
+    """The command line of a question; the process starts again if its number of threads is not as asked for.
 
     Args:
         module: name of the question, as in ``python -m benchmarks.speed.NAME``.
         description: for ``--help``.
         argv: arguments, ``None`` for those of the process (only then it may start again).
-        **defaults: of the options.
+        *options: what the question goes through: rounds, networks, rows that can be chosen, committed ratios.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=defaults.get("rounds", 5))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--row-seconds", type=float, default=3.0, help="processor time after which a row sits out the other rounds"
-    )
-    parser.add_argument("--short", action="store_true", help="fewer rounds and rows")
-    parser.add_argument("--tiny", action="store_true", help="networks of a few weights, to try the program")
-    parser.add_argument("--cases", nargs="*", default=None)
-    parser.add_argument("--rows", nargs="*", default=None, help="only rows whose names begin so")
     parser.add_argument("--results", type=Path, default=RESULTS / f"{module}.json")
-    if "compare" in defaults:
+    if "rounds" in options:
+        parser.add_argument("--rounds", type=int, default=5)
+    if "cases" in options:
+        parser.add_argument("--cases", nargs="*", default=None)
+        parser.add_argument("--tiny", action="store_true", help="networks of a few weights, to try the program")
+    if "rounds" in options and "cases" in options:
+        parser.add_argument(
+            "--row-seconds", type=float, default=3.0, help="processor time after which a row sits out the other rounds"
+        )
+    if "rows" in options:
+        parser.add_argument("--short", action="store_true", help="fewer rounds and rows")
+        parser.add_argument("--rows", nargs="*", default=None, help="only rows whose names begin so")
+    if "compare" in options:
         parser.add_argument("--compare", action="store_true", help="with the committed ratios; writes nothing")
     arguments = parser.parse_args(argv)
     if argv is None and os.environ.get("OMP_NUM_THREADS") != str(arguments.threads):
@@ -257,20 +266,19 @@ def machine() -> dict[str, Any]:
 
 def write(module: str, arguments: Any, case: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Add what was measured on a network to the file of results, rows in their order, and return all of the file."""
-    from benchmarks.cells import read_cell
+    from benchmarks.cells import read_cell, write_cell
     from benchmarks.speed.peers import peer_versions
 
-    options = [f"--cases {case}", f"--rounds {arguments.rounds}", f"--threads {arguments.threads}"]
-    options += [f"--row-seconds {arguments.row_seconds:g}"]
-    options += [f"--{name}" for name in ("short", "tiny") if getattr(arguments, name)]
+    options = [f"--cases {case}"] if "cases" in arguments else []
+    options += [f"--rounds {arguments.rounds}"] if "rounds" in arguments else []
+    options += [f"--threads {arguments.threads}"]
+    options += [f"--row-seconds {arguments.row_seconds:g}"] if "row_seconds" in arguments else []
+    options += [f"--{name}" for name in ("short", "tiny") if getattr(arguments, name, False)]
     path = Path(arguments.results)
     found = read_cell(path) or {}
     found[case] = dict(content) | {
         "command": " ".join([f"python -m benchmarks.speed.{module}", *options]),
         "environment": machine() | {"peers": peer_versions()},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_cell(path, found, sort_keys=False)
     return found

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.cases import CASES, TINY, Case
+from benchmarks.speed.cases import Case
 from benchmarks.speed.contenders import SGD, Row, Runner, chosen, rows_of
-from benchmarks.speed.measuring import ChildError, arguments_of, in_child, peak, reset_peak, resident, short, write
+from benchmarks.speed.measuring import ChildError, arguments_of, in_child, peak, reset_peak, resident, short
+from benchmarks.speed.questions import over_cases
 from benchmarks.speed.report import memory_table
 
 STEPS = 3
@@ -69,7 +70,7 @@ def hold(case: Case, row: Row) -> Mapping[str, float]:
     return {"peak": peak() - before, "state": state_bytes(runner.optimizer) / parameters, "parameters": parameters}
 
 
-def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
+def measure(case: Case, arguments: Any) -> dict[str, Any]:
     """The lines of a network."""
     lines: dict[str, dict[str, Any]] = {}
     for name, row in chosen(rows_of(case), arguments.rows, arguments.short).items():
@@ -84,19 +85,13 @@ def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
             "peak MB": short(found["peak"] / 1e6),
             "x SGD": short(found["peak"] / 1e6 / base),
         }
-    return lines
+    return {"lines": lines}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Command line."""
-    arguments = arguments_of("memory", __doc__, argv)
-    cases = TINY if arguments.tiny else CASES
-    found = {}
-    for name in arguments.cases or cases:
-        found[name] = measure(cases[name], arguments)
-        write("memory", arguments, name, {"lines": found[name]})
-        print("\n".join(["", cases[name].title, "", *memory_table(found[name]), ""]), flush=True)
-    return found
+    arguments = arguments_of("memory", __doc__, argv, "cases", "rows")
+    return over_cases("memory", arguments, measure, lambda content: memory_table(content["lines"]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ statistics; ours take a batch norm's own parameters by row, the peers refuse.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,18 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vogn
-from benchmarks.speed.cases import CASES, TINY, Case
+from benchmarks.speed.cases import Case
 from benchmarks.speed.measuring import (
     arguments_of,
     in_turn,
     limit_memory,
-    limit_seconds,
     lines_of,
     processor_seconds,
-    reason,
-    write,
 )
-from benchmarks.speed.peers import NotInstalledError, load
+from benchmarks.speed.peers import load
+from benchmarks.speed.questions import over_cases, ready
 from benchmarks.speed.report import table
 from vogn.likelihoods import Categorical
 
@@ -126,40 +123,26 @@ ROWS: dict[str, Callable[[nn.Module, Tensor, Tensor], Sums]] = {
 }
 
 
-def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
-    """The lines of a network."""
-    timers: dict[str, Callable[[], float]] = {}
-    refused: dict[str, str] = {}
-    steps = 1
-    for name, build in ROWS.items():
-        try:
-            with limit_seconds(30.0), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                body = build(case.model(), *case.batch())
-                body()
-                seconds = processor_seconds(body)
-        except Exception as error:  # noqa: BLE001 - whatever a row cannot do is what its line says
-            refused[name] = str(error) if isinstance(error, NotInstalledError) else reason(error)
-            continue
-        if name == PLAIN:
-            steps = 1 if arguments.tiny else max(1, round(0.1 / seconds))
-        timers[name] = lambda body=body, steps=steps: processor_seconds(body, steps)
+def measure(case: Case, arguments: Any) -> dict[str, Any]:
+    """The lines of a network, and their baseline."""
+    bodies, refused = ready(
+        {name: lambda build=build: build(case.model(), *case.batch()) for name, build in ROWS.items()}, 30.0
+    )
+    steps = 1 if arguments.tiny else max(1, round(0.1 / processor_seconds(bodies[PLAIN])))
+    timers = {name: (lambda body=body: processor_seconds(body, steps)) for name, body in bodies.items()}
     times = in_turn(timers, arguments.rounds, dict.fromkeys(timers, 3.0 * arguments.row_seconds))
-    lines = lines_of(times, [name for name in ROWS if name in timers])
-    return {name: lines[name] if name in lines else {"skipped": refused[name]} for name in ROWS}
+    lines = lines_of(times, list(timers))
+    return {
+        "lines": {name: lines[name] if name in lines else {"skipped": refused[name]} for name in ROWS},
+        "baseline": PLAIN,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Command line."""
-    arguments = arguments_of("per_example", __doc__, argv)
+    arguments = arguments_of("per_example", __doc__, argv, "rounds", "cases")
     limit_memory()
-    cases = TINY if arguments.tiny else CASES
-    found = {}
-    for name in arguments.cases or cases:
-        found[name] = measure(cases[name], arguments)
-        write("per_example", arguments, name, {"lines": found[name], "baseline": PLAIN})
-        print("\n".join(["", cases[name].title, "", *table(found[name], PLAIN), ""]), flush=True)
-    return found
+    return over_cases("per_example", arguments, measure, lambda content: table(content["lines"], PLAIN))
 
 
 if __name__ == "__main__":

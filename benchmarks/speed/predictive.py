@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import vogn
-from benchmarks.speed.cases import CASES, TINY, Case
+from benchmarks.speed.cases import Case
 from benchmarks.speed.measuring import (
     arguments_of,
     in_child,
@@ -26,8 +26,8 @@ from benchmarks.speed.measuring import (
     reset_peak,
     resident,
     short,
-    write,
 )
+from benchmarks.speed.questions import over_cases
 from benchmarks.speed.report import table
 from vogn.likelihoods import Categorical
 
@@ -91,8 +91,8 @@ def held(build: Callable[[], Work]) -> Mapping[str, float]:
     return {"bytes": peak() - before}
 
 
-def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
-    """The lines of a network."""
+def measure(case: Case, arguments: Any) -> dict[str, Any]:
+    """The lines of a network, and their baseline."""
     builders = builders_of(case)
     memory = {name: in_child(lambda build=build: held(build), 120.0) for name, build in builders.items()}
     works = {name: build() for name, build in builders.items()}
@@ -103,20 +103,14 @@ def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
     lines = lines_of(times, [PLAIN])
     for name, line in lines.items():
         line["MB"] = short(memory[name]["bytes"] / 1e6)
-    return lines
+    return {"lines": lines, "baseline": PLAIN}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Command line."""
-    arguments = arguments_of("predictive", __doc__, argv)
+    arguments = arguments_of("predictive", __doc__, argv, "rounds", "cases")
     limit_memory()
-    cases = TINY if arguments.tiny else CASES
-    found = {}
-    for name in arguments.cases or cases:
-        found[name] = measure(cases[name], arguments)
-        write("predictive", arguments, name, {"lines": found[name], "baseline": PLAIN})
-        print("\n".join(["", cases[name].title, "", *table(found[name], PLAIN, ("MB",)), ""]), flush=True)
-    return found
+    return over_cases("predictive", arguments, measure, lambda content: table(content["lines"], PLAIN, ("MB",)))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.cells import read_cell
-from benchmarks.speed.cases import CASES, TINY, Case
+from benchmarks.speed.cases import Case
 from benchmarks.speed.contenders import ADAMW, FOCUS, SGD, Runner, UnaffordableError, chosen, rows_of
 from benchmarks.speed.measuring import (
     RESULTS,
@@ -30,9 +30,9 @@ from benchmarks.speed.measuring import (
     limit_seconds,
     lines_of,
     reason,
-    write,
 )
 from benchmarks.speed.peers import PEERS, NotInstalledError
+from benchmarks.speed.questions import over_cases
 from benchmarks.speed.report import table
 
 FIRST_STEPS_SECONDS = 15.0
@@ -66,8 +66,8 @@ def timer(name: str, runner: Runner, steps: int, refused: dict[str, str]) -> Cal
     return seconds
 
 
-def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
-    """The lines of a network."""
+def measure(case: Case, arguments: Any) -> dict[str, Any]:
+    """The lines of a network, and their baseline."""
     runners: dict[str, Runner] = {}
     refused: dict[str, str] = {}
     rows = chosen(rows_of(case), arguments.rows, arguments.short)
@@ -92,7 +92,10 @@ def measure(case: Case, arguments: Any) -> dict[str, dict[str, Any]]:
     times = in_turn(timers, arguments.rounds, limits)
     times = {name: values for name, values in times.items() if name not in refused}
     lines = lines_of(times, [SGD, ADAMW, *(name for name in ("vogn (variational)", *PEERS) if name in times)])
-    return {name: lines[name] if name in lines else {"skipped": refused[name]} for name in rows}
+    return {
+        "lines": {name: lines[name] if name in lines else {"skipped": refused[name]} for name in rows},
+        "baseline": SGD,
+    }
 
 
 def compare(committed: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, float, float, bool]]:
@@ -120,17 +123,13 @@ def print_comparison(committed: dict[str, Any], now: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Command line."""
-    arguments = arguments_of("step_time", __doc__, argv, compare=True)
+    arguments = arguments_of("step_time", __doc__, argv, "rounds", "cases", "rows", "compare")
     if arguments.short:
         arguments.rounds = min(arguments.rounds, 3)
     limit_memory()
-    cases = TINY if arguments.tiny else CASES
-    lines = {}
-    for name in arguments.cases or cases:
-        lines[name] = measure(cases[name], arguments)
-        if not arguments.compare:
-            write("step_time", arguments, name, {"lines": lines[name], "baseline": SGD})
-        print("\n".join(["", cases[name].title, "", *table(lines[name], SGD), ""]), flush=True)
+    lines = over_cases(
+        "step_time", arguments, measure, lambda content: table(content["lines"], SGD), keep=not arguments.compare
+    )
     if arguments.compare:
         committed = read_cell(RESULTS / "step_time.json") or {}
         print_comparison({name: found["lines"] for name, found in committed.items()}, lines)

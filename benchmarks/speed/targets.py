@@ -65,12 +65,8 @@ DRAWS = (
     "drawing normal numbers costs as much as the forward passes (a batch of 128 is small for 1.9 million weights), "
     "scaling and adding them half as much again"
 )
-POINT = (
-    "normal numbers for all weights, and scaling and adding them, beside forward passes over only 1024 positions"
-)
-DYNAMO = (
-    "the library's own modules"
-)
+POINT = "normal numbers for all weights, and scaling and adding them, beside forward passes over only 1024 positions"
+DYNAMO = "the library's own modules"
 VOGN = "vogn (variational)"
 GRADIENT = "forward and backward"
 IVON, VADAM, SLANG = "ivon (variational)", "vadam (variational)", "slang rank 8 (variational)"

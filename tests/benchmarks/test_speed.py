@@ -48,7 +48,7 @@ def run(module, tmp_path, *options):
 def run_apart(module, tmp_path, *options):
     """In a process that may fork, from the command line."""
     path = tmp_path / f"{module}.json"
-    command = [sys.executable, "-m", f"benchmarks.speed.{module}", "--tiny", "--rounds", "1", "--cases", "mlp"]
+    command = [sys.executable, "-m", f"benchmarks.speed.{module}", "--tiny", "--cases", "mlp"]
     subprocess.run(
         [*command, "--results", str(path), *options],
         check=True,
