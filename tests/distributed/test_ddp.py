@@ -82,15 +82,24 @@ def test_four_ranks_equal_one_process(ranks, case):
     ranks.assert_equal(results[0], ranks.alone("train", **arguments), 1e-12)
 
 
+AMPLIFIED = {"slang": 1e-5, "ekfac": 5e-6, "kfac": 2e-6, "skfac": 2e-6}
+"""Where the shift is 0.02, statistics are divided by little and their rounding grows: SLANG, whose small diagonal is a
+difference of squares (4.9e-6 was measured), EK-FAC's momentum (1.7e-6), and on other processors K-FAC's and SKFAC's
+(0.6e-6, 0.9e-6 here)."""
+
+
+@pytest.mark.parametrize("weight_decay", [0.1, 0.01])
 @pytest.mark.parametrize("case", ONE_PER_STRUCTURE)
-def test_two_ranks_equal_one_process_in_single_precision(ranks, case):
-    # SLANG divides by a small diagonal that is a difference of squares (4.5e-6 was measured); EK-FAC's momentum is a
-    # gradient over small eigenvalues (1.7e-6), and K-FAC's and SKFAC's (0.6e-6, 0.9e-6) may be elsewhere
-    tolerance = {"slang": 1e-5, "ekfac": 5e-6, "kfac": 2e-6, "skfac": 2e-6}.get(case, 1e-6)
-    arguments = CASES[case] | {"dtype": torch.float32}
+def test_two_ranks_equal_one_process_in_single_precision(ranks, case, weight_decay):
+    tolerance = 1e-6 if weight_decay == 0.1 else AMPLIFIED.get(case, 1e-6)
+    arguments = CASES[case] | {"dtype": torch.float32, "weight_decay": weight_decay}
     results = ranks.run("train", **arguments)
     ranks.assert_identical(results)
-    ranks.assert_equal(results[0], ranks.alone("train", **arguments), tolerance)
+    found, one = results[0], ranks.alone("train", **arguments)
+    if case == "evon" and weight_decay == 0.1:
+        # here eigenvalues of a factor nearly coincide: a spectrum is that of a basis, which then turns by rounding
+        found, one = ({name: t for name, t in r.items() if name.split()[-1] != "s"} for r in (found, one))
+    ranks.assert_equal(found, one, tolerance)
 
 
 def test_the_optimizer_may_get_the_inner_module(ranks):
