@@ -88,12 +88,13 @@ difference of squares (4.9e-6 was measured), EK-FAC's momentum (1.7e-6), and on 
 (0.6e-6, 0.9e-6 here)."""
 
 
-@pytest.mark.parametrize("weight_decay", [0.1, 0.01])
+@pytest.mark.parametrize(("weight_decay", "sizes"), [(0.1, (3, 3)), (0.1, (2, 2, 2, 2)), (0.01, (3, 3))])
 @pytest.mark.parametrize("case", ONE_PER_STRUCTURE)
-def test_two_ranks_equal_one_process_in_single_precision(ranks, case, weight_decay):
-    tolerance = 1e-6 if weight_decay == 0.1 else AMPLIFIED.get(case, 1e-6)
-    arguments = CASES[case] | {"dtype": torch.float32, "weight_decay": weight_decay}
-    results = ranks.run("train", **arguments)
+def test_ranks_equal_one_process_in_single_precision(ranks, case, weight_decay, sizes):
+    exact = weight_decay == 0.1 and case != "skfac"  # whose roots are compared by their products: 1.1e-6 on four ranks
+    tolerance = 1e-6 if exact else AMPLIFIED.get(case, 1e-6)
+    arguments = CASES[case] | {"dtype": torch.float32, "weight_decay": weight_decay, "sizes": sizes}
+    results = ranks.run("train", size=len(sizes), **arguments)
     ranks.assert_identical(results)
     found, one = results[0], ranks.alone("train", **arguments)
     if case == "evon" and weight_decay == 0.1:
