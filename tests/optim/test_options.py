@@ -28,6 +28,7 @@ ILLEGAL_EVERYWHERE = [
     ({"mc_samples": 1.5}, ValueError, r"mc_samples=1\.5 must be a whole number >= 1"),
     ({"refresh_every": 0}, ValueError, r"refresh_every=0 must be a whole number >= 1"),
     ({"observe_every": -2}, ValueError, r"observe_every=-2 must be a whole number >= 1"),
+    ({"overhead": -0.1}, ValueError, r"overhead=-0\.1 must be a positive share of a step's time, such as 0\.05"),
     ({"ess": 0.0}, ValueError, r"ess=0\.0 must be positive: ess = number of training examples \* augmentation / temp"),
     ({"ess": -5.0}, ValueError, r"ess=-5\.0 must be positive"),
     ({"ess": math.nan}, ValueError, r"ess=nan must be positive"),

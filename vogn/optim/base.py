@@ -26,6 +26,7 @@ from vogn.optim.coverage import Coverage, announce_fallbacks, coverage_of
 from vogn.optim.diagnostics import diagnostics
 from vogn.optim.evidence import REMEDY, EvidenceCheck
 from vogn.optim.groups import STARTING_ENTRIES, NormPolicy, build_groups, named_members
+from vogn.optim.overhead import TRIAL, OverheadBudget
 from vogn.optim.posterior import posterior_of, store_likelihood
 from vogn.optim.steps import Momentum, Prior, Solve, Step
 from vogn.optim.update import update
@@ -65,6 +66,9 @@ class NaturalGradient(torch.optim.Optimizer):
         curvature_decay: weight of the old curvature, in [0, 1].
         refresh_every: steps between factorisations, >= 1.
         observe_every: steps between curvature observations, >= 1.
+        overhead: bound, > 0, on the share of time that observations and factorisations add to a step. About 30 steps
+            are timed, then ``observe_every`` and ``refresh_every`` of all groups are chosen and stay; ``None`` keeps the
+            intervals that are given.
         initial_curvature: ``"first_batch"`` (the first observation counts fully) or a number >= 0, ``C_0 = c I``.
         mc_samples: weight samples per step, >= 1: number of sampled contexts that one ``step()`` averages over.
         antithetic: samples come in mirrored pairs; ``mc_samples`` must be even.
@@ -120,6 +124,7 @@ class NaturalGradient(torch.optim.Optimizer):
         curvature_decay: float = 0.95,
         refresh_every: int = 1,
         observe_every: int = 1,
+        overhead: float | None = None,
         initial_curvature: float | Literal["first_batch"] = "first_batch",
         mc_samples: int = 1,
         antithetic: bool = False,
@@ -159,6 +164,7 @@ class NaturalGradient(torch.optim.Optimizer):
             "curvature_decay": curvature_decay,
             "refresh_every": refresh_every,
             "observe_every": observe_every,
+            "overhead": overhead,
             "initial_curvature": initial_curvature,
             "mc_samples": mc_samples,
             "variational": variational,
@@ -170,7 +176,10 @@ class NaturalGradient(torch.optim.Optimizer):
         self._table: BlockTable | None = None
         self._evidence = EvidenceCheck(self.statistics)
         self._announced: set[str] = set()
+        self._overhead = OverheadBudget()
         super().__init__(build_groups(params, norms, groups), defaults)
+        for group in self.param_groups if overhead is not None else ():
+            group.update(TRIAL)
         if self.selection.rules:
             check_blocks(self, new_table(self))
 
@@ -391,6 +400,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self.restore_()
         with torch.no_grad():
             update(self, closure if isinstance(closure, Objective) else None)
+        self._overhead.finished(self.param_groups, self.replicas)
         return loss
 
     # ------------------------------------------------------------------ posterior and checkpoints

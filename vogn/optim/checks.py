@@ -132,6 +132,9 @@ def check_group(optimizer: NaturalGradient, group: Mapping[str, Any]) -> None:
     for key in ("refresh_every", "observe_every", "mc_samples"):
         if int(group[key]) != group[key] or group[key] < 1:
             raise ValueError(f"{key}={group[key]} must be a whole number >= 1")
+    overhead = group.get("overhead")
+    if overhead is not None and not 0.0 < overhead < math.inf:
+        raise ValueError(f"overhead={overhead} must be a positive share of a step's time, such as 0.05, or None")
     initial = group["initial_curvature"]
     if initial != "first_batch":
         if isinstance(initial, str):

@@ -18,6 +18,7 @@ STARTING_ENTRIES: Mapping[str, Any] = {
     "steps_done": 0,
     "examples_done": 0,
     "examples_measured": 0,
+    "overhead_met": False,
     "likelihood": "",  # JSON text: distributed checkpoints take nested dictionaries apart
 }
 """Entries of a param group that are no options of the constructor."""
