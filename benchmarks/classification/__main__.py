@@ -17,7 +17,7 @@ from benchmarks.cells import read_cell, run_cells
 from benchmarks.classification.images import load
 from benchmarks.classification.one_run import run_cell
 from benchmarks.classification.report import report
-from benchmarks.classification.rows import ROWS
+from benchmarks.classification.rows import ROWS, base_of
 from benchmarks.classification.sizes import FULL, RESULTS, folder, sizes
 from benchmarks.classification.tuning import tuned, tuning_cell
 
@@ -72,7 +72,7 @@ def run_study(arguments: argparse.Namespace) -> int:
                 remove_stale(path, row.configurations(arguments.data)[best])
                 extra: dict[str, Any] = {}
                 if timed:
-                    slow, fast = (cpu_per_epoch(root, name) for name in (row.epochs_of, method.removesuffix("-time")))
+                    slow, fast = (cpu_per_epoch(root, name) for name in (row.epochs_of, base_of(method)))
                     if slow is None or fast is None:
                         continue
                     extra["epochs"] = max(1, round(study.epochs * slow / fast))

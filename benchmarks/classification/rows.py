@@ -168,4 +168,10 @@ ROWS: dict[str, Row] = {
     "ivon-opt": Row(_ivon_opt, _IVON, samples=True),
     "adamw-time": Row(_adamw, _ADAMW, epochs_of="vogn"),
     "sgd-time": Row(_sgd, _SGD, epochs_of="vogn"),
+    "adamw-kfac-time": Row(_adamw, _ADAMW, epochs_of="kfac"),
 }
+
+
+def base_of(method: str) -> str:
+    """The row that a timed row takes its configuration from; any other row itself."""
+    return method.split("-")[0] if ROWS[method].epochs_of else method

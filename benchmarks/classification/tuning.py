@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cells import read_cell
-from benchmarks.classification.rows import ROWS
+from benchmarks.classification.rows import ROWS, base_of
 from benchmarks.classification.sizes import folder, sizes
 
 
@@ -38,7 +38,7 @@ def tuned(arguments: argparse.Namespace, method: str, seed: int) -> int | None:
 
 def scores_of(arguments: argparse.Namespace, method: str, seed: int) -> list[float] | None:
     """The mean score of every configuration over the splits, or ``None`` while tuning is unfinished."""
-    name = method.removesuffix("-time")
+    name = base_of(method)
     splits = [seed] if arguments.data == "digits" else range(sizes(arguments).tune_splits)
     scores = []
     for k in range(len(ROWS[method].configurations(arguments.data))):

@@ -64,7 +64,7 @@ FORMS = {
             "cifar10": Size(1500, 500, 1000, 4, 32, 16),
             "multi30k": Size(2000, 300, 300, 5, 32, 64, tokens=16, vocabulary=1500),
         },
-        seeds=3,
+        seeds=5,
         rounds=20,
     ),
     "smoke": Form(

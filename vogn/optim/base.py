@@ -67,8 +67,8 @@ class NaturalGradient(torch.optim.Optimizer):
         refresh_every: steps between factorisations, >= 1.
         observe_every: steps between curvature observations, >= 1.
         overhead: bound, > 0, on the share of time that observations and factorisations add to a step. About 30 steps
-            are timed, then ``observe_every`` and ``refresh_every`` of all groups are chosen and stay; ``None`` keeps the
-            intervals that are given.
+            are timed, then ``observe_every`` and ``refresh_every`` of all groups are chosen and stay; ``None`` keeps
+            the intervals that are given.
         initial_curvature: ``"first_batch"`` (the first observation counts fully) or a number >= 0, ``C_0 = c I``.
         mc_samples: weight samples per step, >= 1: number of sampled contexts that one ``step()`` averages over.
         antithetic: samples come in mirrored pairs; ``mc_samples`` must be even.
