@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vogn.errors import NotPositiveDefiniteError, UnsupportedObservationError, in_block
-from vogn.linalg.layout import Layout
+from vogn.linalg.layout import Layout, layout_from_dict
 from vogn.linalg.noise import normal
+from vogn.structures import structure_from_dict, structure_to_dict
 from vogn.structures.base import Structure
 from vogn.types import State
 
@@ -55,6 +58,31 @@ class PosteriorBlock:
         self._require("sample")
         if self.shift == 0:
             self._check_invertible()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain description of all but the state's tensors; see :meth:`from_dict`."""
+        return {
+            "name": self.name,
+            "layout": self.layout.to_dict(),
+            "structure": structure_to_dict(self.structure),
+            "state": list(self.state),
+            "shift": self.shift,
+            "ess": self.ess,
+            "sampled": self.sampled,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], state: State) -> PosteriorBlock:
+        """The block with the description of :meth:`to_dict` and this state."""
+        return cls(
+            name=data["name"],
+            layout=layout_from_dict(data["layout"]),
+            structure=structure_from_dict(data["structure"]),
+            state=state,
+            shift=float(data["shift"]),
+            ess=float(data["ess"]),
+            sampled=bool(data["sampled"]),
+        )
 
     def _require(self, feature: str) -> None:
         if feature not in self.structure.SUPPORTS:

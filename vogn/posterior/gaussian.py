@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from vogn.errors import CheckpointError
 from vogn.posterior.block import PosteriorBlock
-from vogn.posterior.files import read_file, write_file
+from vogn.posterior.files import Content, SavedPosterior
 from vogn.posterior.prior import Prior
 
 _DTYPES = (torch.float32, torch.float64)
 
 
-class GaussianPosterior:
+class GaussianPosterior(SavedPosterior):
     """A Gaussian over named parameters that needs neither the optimizer nor the model any more.
 
     Blocks with ``sampled=False``, and parameters without a block, are point masses: their samples equal the mean, their
@@ -35,6 +33,8 @@ class GaussianPosterior:
     Raises:
         ValueError: if a block names a parameter without a mean or of another shape, or two blocks share a parameter.
     """
+
+    FORMAT: ClassVar[str] = "vogn.posterior.gaussian"
 
     def __init__(
         self,
@@ -235,22 +235,28 @@ class GaussianPosterior:
         blocks = [replace(block, ess=block.ess / temperature) for block in self._blocks]
         return GaussianPosterior(blocks, self._means, likelihood=self.likelihood, method=self.method)
 
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file; it appears complete or not at all. See :mod:`vogn.posterior.files`."""
-        write_file(path, self._blocks, self._means, self.likelihood, self.method)
+    def content(self) -> Content:
+        """See :meth:`SavedPosterior.content`."""
+        tensors = {f"mean/{name}": mean for name, mean in self._means.items()}
+        for i, block in enumerate(self._blocks):
+            tensors.update({f"state/{i}/{key}": tensor for key, tensor in block.state.items()})
+        description = {
+            "method": self.method,
+            "likelihood": self.likelihood,
+            "means": list(self._means),
+            "blocks": [block.to_dict() for block in self._blocks],
+        }
+        return description, tensors
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> GaussianPosterior:
-        """Read what :meth:`save` wrote, bit for bit.
-
-        Raises:
-            CheckpointError: if the file is damaged, not a posterior, or of a newer schema.
-        """
-        content = read_file(path, device)
-        try:
-            return cls(content.blocks, content.means, likelihood=content.likelihood, method=content.method)
-        except ValueError as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from error
+    def from_content(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GaussianPosterior:
+        """See :meth:`SavedPosterior.from_content`."""
+        blocks = [
+            PosteriorBlock.from_dict(entry, {key: tensors[f"state/{i}/{key}"] for key in entry["state"]})
+            for i, entry in enumerate(description["blocks"])
+        ]
+        means = {name: tensors[f"mean/{name}"] for name in description["means"]}
+        return cls(blocks, means, likelihood=description["likelihood"], method=description["method"])
 
     def _logdet(self) -> Tensor:
         """``log det Lambda`` of all sampled blocks; zero for a point mass."""
