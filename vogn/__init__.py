@@ -34,7 +34,19 @@ from vogn.optim import (
 from vogn.optim.check_curvature import check_curvature
 from vogn.optim.laplace import laplace
 from vogn.optim.preview import coverage
-from vogn.posterior import GaussianPosterior, Posterior, log_evidence, tune_prior_precision, with_prior_precision
+from vogn.posterior import (
+    SWAG,
+    Ensemble,
+    GaussianPosterior,
+    MCDropout,
+    Mixture,
+    Point,
+    Posterior,
+    load_posterior,
+    log_evidence,
+    tune_prior_precision,
+    with_prior_precision,
+)
 from vogn.posterior import Prior as Prior
 from vogn.predict import BatchNormCalibration, Predictive, predict, update_batchnorm
 
@@ -44,6 +56,7 @@ __all__ = [
     "BatchNormCalibration",
     "EKFAC",
     "EVON",
+    "Ensemble",
     "FNGD",
     "GGT",
     "GaussianPosterior",
@@ -53,10 +66,13 @@ __all__ = [
     "KFAC",
     "KalmanNaturalGradient",
     "LiSSA",
+    "MCDropout",
     "METHODS",
     "MFAC",
+    "Mixture",
     "NaturalGradient",
     "Objective",
+    "Point",
     "Posterior",
     "Predictive",
     "Prior",
@@ -65,6 +81,7 @@ __all__ = [
     "SLANG",
     "SMW",
     "SNGD",
+    "SWAG",
     "TONGA",
     "VAdam",
     "VOGN",
@@ -74,6 +91,7 @@ __all__ = [
     "errors",
     "laplace",
     "likelihoods",
+    "load_posterior",
     "log_evidence",
     "metrics",
     "predict",

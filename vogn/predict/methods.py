@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -78,8 +79,12 @@ def _average(request: Request, outputs: Iterator[Tensor]) -> Predictive:
 
 
 def _at_weights(request: Request) -> OutputsOf:
+    drawing = getattr(request.posterior, "drawing", None)  # optional: what a draw is beside its weights
+
     def outputs(weights: dict[str, Tensor], k: int) -> Tensor:
-        return evaluate(request.model, weights, request.statistics(weights, k), request.batches)
+        statistics = request.statistics(weights, k)
+        with nullcontext() if drawing is None else drawing(request.model, seed=request.seed, draw=k):
+            return evaluate(request.model, weights, statistics, request.batches)
 
     return outputs
 
