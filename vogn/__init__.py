@@ -48,7 +48,7 @@ from vogn.posterior import (
     with_prior_precision,
 )
 from vogn.posterior import Prior as Prior
-from vogn.predict import BatchNormCalibration, Predictive, predict, update_batchnorm
+from vogn.predict import BatchNormCalibration, Predictive, ood_score, predict, update_batchnorm
 
 __version__ = "0.1.0"
 
@@ -94,6 +94,7 @@ __all__ = [
     "load_posterior",
     "log_evidence",
     "metrics",
+    "ood_score",
     "predict",
     "tune_prior_precision",
     "update_batchnorm",

@@ -278,9 +278,9 @@ def test_dropout_is_off_for_the_mean_and_afterwards():
 
 
 def test_dropout_goes_off_again_after_an_error():
-    model = dropout_network().eval()
+    model, x = dropout_network().eval(), torch.randn(2, 7, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="shapes"):
-        vogn.predict(model, vogn.MCDropout(model, likelihood=Categorical()), torch.randn(2, 7, dtype=torch.float64), samples=2)
+        vogn.predict(model, vogn.MCDropout(model, likelihood=Categorical()), x, samples=2)
     assert not model[2].training
 
 

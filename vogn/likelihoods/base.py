@@ -135,6 +135,39 @@ class Likelihood(ABC):
             samples: predictive samples ``(S, N, ..., K)``; they give the exact density of the mixture.
         """
 
+    def uncertainty(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """How uncertain an observation is, given the moments of its distribution as in :meth:`predictive`.
+
+        Returns:
+            For labels the entropy in nats, ``(N, ...)``; by default the variance, ``(N, ..., K)``.
+        """
+        return variance
+
+    def free_energy(self, outputs: Tensor) -> Tensor | None:
+        """``-log sum_k exp(f_k)``, ``(N, ...)``, of outputs that are unnormalised log-probabilities of classes, else
+        ``None``.
+
+        Source: Liu et al. (2020), "Energy-based Out-of-distribution Detection", eq. 4 at temperature 1.
+        """
+        return None
+
+    def interval(self, level: float, mean: Tensor, variance: Tensor, samples: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Ends of the central interval of probability ``level``: by default of the samples, element by element.
+
+        Args:
+            level: in (0, 1).
+            mean, variance, samples: as :meth:`predictive` returns them; ``samples`` may be ``None``.
+
+        Raises:
+            ValueError: if there are no samples and the moments do not determine the interval.
+        """
+        if samples is None:
+            raise ValueError(
+                f"an interval under {self!r} is one of the samples, which were not kept: predict with keep_samples=True"
+            )
+        ordered = samples.sort(0).values  # torch.quantile refuses more than 16 million numbers
+        return quantile_of(ordered, 0.5 - 0.5 * level), quantile_of(ordered, 0.5 + 0.5 * level)
+
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """Learnable parameters of the observation model; none by default."""
         return iter(())
@@ -162,6 +195,18 @@ def moments(samples: Tensor) -> tuple[Tensor, Tensor]:
     if len(samples) == 1:
         return samples[0], torch.zeros_like(samples[0])
     return samples.mean(0), samples.var(0, correction=0)
+
+
+def quantile_of(ordered: Tensor, probability: float) -> Tensor:
+    """The quantile along the first dimension of sorted samples, with linear interpolation between neighbours."""
+    place = probability * (len(ordered) - 1)
+    below = min(int(place), len(ordered) - 1)
+    return ordered[below].lerp(ordered[min(below + 1, len(ordered) - 1)], place - below)
+
+
+def label_entropy(probabilities: Tensor) -> Tensor:
+    """``-p log p`` in nats, element by element; zero at ``p = 0``."""
+    return torch.special.entr(probabilities)
 
 
 def diagonal_columns(scale: Tensor) -> Tensor:

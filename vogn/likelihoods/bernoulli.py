@@ -17,6 +17,7 @@ from vogn.likelihoods.base import (
     check_outputs,
     diagonal_columns,
     diagonal_matrices,
+    label_entropy,
     moments,
     sum_outputs,
 )
@@ -75,6 +76,10 @@ class Bernoulli(Likelihood):
         """Averaged probabilities, their variance over the samples, and the probabilities of each sample."""
         p = torch.sigmoid(at_least_float32(output_samples))
         return *moments(p), p
+
+    def uncertainty(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """The sum of the labels' entropies in nats, ``(N, ...)``."""
+        return sum_outputs(label_entropy(mean) + label_entropy(1.0 - mean))
 
     def nll(
         self, mean: Tensor, targets: Tensor, *, variance: Tensor | None = None, samples: Tensor | None = None

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from vogn.likelihoods.base import Likelihood, Prediction, at_least_float32, check_outputs, moments
+from vogn.likelihoods.base import Likelihood, Prediction, at_least_float32, check_outputs, label_entropy, moments
 
 
 @final
@@ -78,6 +78,14 @@ class Categorical(Likelihood):
         """Averaged probabilities, their variance over the samples, and the probabilities of each sample."""
         p = torch.softmax(at_least_float32(output_samples), -1)
         return *moments(p), p
+
+    def uncertainty(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """The entropy of the label in nats, ``(N, ...)``."""
+        return label_entropy(mean).sum(-1)
+
+    def free_energy(self, outputs: Tensor) -> Tensor:
+        """See :meth:`Likelihood.free_energy`."""
+        return -at_least_float32(outputs).logsumexp(-1)
 
     def nll(
         self, mean: Tensor, targets: Tensor, *, variance: Tensor | None = None, samples: Tensor | None = None

@@ -126,6 +126,16 @@ class Gaussian(Likelihood):
         joint = elements if targets.ndim == 1 else elements.sum(-1)
         return joint if samples is None else math.log(len(samples)) - (-joint).logsumexp(0)
 
+    def interval(self, level: float, mean: Tensor, variance: Tensor, samples: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Ends of the central interval of the observations: quantiles of the mixture over the samples, by bisection;
+        without samples, of a Gaussian with these moments. See :meth:`Likelihood.interval`."""
+        tail = 0.5 - 0.5 * level
+        half = math.sqrt(2.0) * torch.erfinv(mean.new_tensor(level)) * at_least_float32(variance).sqrt()
+        if samples is None:
+            return mean - half, mean + half
+        scale = self._constant()
+        return _mixture_quantile(tail, samples, scale), _mixture_quantile(1.0 - tail, samples, scale)
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """``log_noise`` if the noise is learnable."""
         return iter(() if self.log_noise is None else (self.log_noise,))
@@ -147,6 +157,20 @@ class Gaussian(Likelihood):
 
     def __repr__(self) -> str:
         return f"Gaussian(noise={float(self._constant()):g}{', learnable' if self.log_noise is not None else ''})"
+
+
+def _mixture_quantile(probability: float, centres: Tensor, scale: float | Tensor) -> Tensor:
+    """Where the average of the distribution functions of ``N(centres[s], scale^2)`` is ``probability``.
+
+    The quantile lies between the components' smallest and largest; each halving of that interval gains one bit.
+    """
+    offset = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(2.0 * probability - 1.0, dtype=torch.float64))) * scale
+    low, high = centres.amin(0) + offset, centres.amax(0) + offset
+    for _ in range(60 if centres.dtype == torch.float64 else 30):
+        middle = 0.5 * (low + high)
+        below = (0.5 * (1.0 + torch.erf((middle - centres) / (math.sqrt(2.0) * scale)))).mean(0) < probability
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return 0.5 * (low + high)
 
 
 def _element_nll(f: Tensor, targets: Tensor, noise: float | Tensor, log_noise: float | Tensor) -> Tensor:

@@ -3,8 +3,18 @@
 from vogn.predict.batchnorm import update_batchnorm
 from vogn.predict.calibration import BatchNormCalibration
 from vogn.predict.methods import METHODS
+from vogn.predict.ood import OOD_SCORES, ood_score
 from vogn.predict.policies import POLICIES
 from vogn.predict.prediction import predict
 from vogn.predict.predictive import Predictive
 
-__all__ = ["METHODS", "POLICIES", "BatchNormCalibration", "Predictive", "predict", "update_batchnorm"]
+__all__ = [
+    "METHODS",
+    "OOD_SCORES",
+    "POLICIES",
+    "BatchNormCalibration",
+    "Predictive",
+    "ood_score",
+    "predict",
+    "update_batchnorm",
+]

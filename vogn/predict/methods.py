@@ -47,8 +47,9 @@ def mean_weights(request: Request) -> Predictive:
     """Prediction with the posterior mean of the weights; ignores their uncertainty."""
     weights = weights_for(request.model, request.posterior.mean())
     outputs = evaluate(request.model, weights, request.statistics(weights, None), request.batches)
-    mean, variance, _ = request.likelihood.point(outputs)
-    return Predictive(mean, variance, None, request.likelihood)
+    average = _Average(request.likelihood)
+    average.add(outputs)
+    return Predictive(average.mean, average.variance, None, request.likelihood, average.aleatoric, average.energy)
 
 
 def monte_carlo(request: Request) -> Predictive:
@@ -74,10 +75,6 @@ OutputsOf = Callable[[dict[str, Tensor], int], Tensor]
 """Outputs of a weight sample and its number."""
 
 
-def _average(request: Request, outputs: Iterator[Tensor]) -> Predictive:
-    return _keep(request, outputs) if request.keep_samples else _stream(request, outputs)
-
-
 def _at_weights(request: Request) -> OutputsOf:
     drawing = getattr(request.posterior, "drawing", None)  # optional: what a draw is beside its weights
 
@@ -100,30 +97,50 @@ def _linearized_at_mean(request: Request) -> OutputsOf:
     return outputs
 
 
-def _keep(request: Request, found: Iterable[Tensor]) -> Predictive:
-    outputs: Tensor | None = None
-    for k, output in enumerate(found):
-        if outputs is None:
-            outputs = output.new_empty((request.samples, *output.shape))
-        outputs[k] = output
-    assert outputs is not None
-    return Predictive(*request.likelihood.predictive(outputs), request.likelihood)
+class _Average:
+    """Running averages over weight samples: the parts of the law of total variance by Welford's update, and what is
+    uncertain at known weights."""
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        self._likelihood = likelihood
+        self._count = 0
+
+    def add(self, output: Tensor) -> None:
+        """The outputs of the next weight sample."""
+        mean, variance, _ = self._likelihood.point(output)
+        aleatoric, energy = self._likelihood.uncertainty(mean, variance), self._likelihood.free_energy(output)
+        self._count += 1
+        if self._count == 1:
+            self.mean, self._within, self._between = mean.clone(), variance.clone(), torch.zeros_like(mean)
+            self.aleatoric, self.energy = aleatoric.clone(), energy
+            return
+        difference = mean - self.mean
+        self.mean += difference / self._count
+        self._between += difference * (mean - self.mean)
+        self._within += (variance - self._within) / self._count
+        self.aleatoric += (aleatoric - self.aleatoric) / self._count
+        if energy is not None and self.energy is not None:
+            self.energy = self.energy + (energy - self.energy) / self._count
+
+    @property
+    def variance(self) -> Tensor:
+        """Of the mixture."""
+        return self._within + self._between / self._count
 
 
-def _stream(request: Request, found: Iterable[Tensor]) -> Predictive:
-    """Mean and variance of the mixture in one pass: law of total variance, with Welford's update for its parts."""
-    mean: Tensor | None = None
+def _average(request: Request, found: Iterable[Tensor]) -> Predictive:
+    """The predictive distribution of the mixture over weight samples, from the outputs of each."""
+    average = _Average(request.likelihood)
+    kept: Tensor | None = None
     for k, output in enumerate(found):
-        sample_mean, sample_variance, _ = request.likelihood.point(output)
-        if mean is None:
-            mean, within, between = sample_mean.clone(), sample_variance.clone(), torch.zeros_like(sample_mean)
-            continue
-        difference = sample_mean - mean
-        mean += difference / (k + 1)
-        between += difference * (sample_mean - mean)
-        within += (sample_variance - within) / (k + 1)
-    assert mean is not None
-    return Predictive(mean, within + between / request.samples, None, request.likelihood)
+        average.add(output)
+        if request.keep_samples:
+            kept = output.new_empty((request.samples, *output.shape)) if kept is None else kept
+            kept[k] = output
+    mean, variance, samples = average.mean, average.variance, None
+    if kept is not None:
+        mean, variance, samples = request.likelihood.predictive(kept)
+    return Predictive(mean, variance, samples, request.likelihood, average.aleatoric, average.energy)
 
 
 def _outputs(request: Request, outputs_of: OutputsOf) -> Iterator[Tensor]:

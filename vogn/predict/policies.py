@@ -80,7 +80,7 @@ def of_the_model(
                     "statistics for all weight samples, which fits none of them and makes the averaged prediction too "
                     "uncertain; pass calibration= (a few hundred training inputs) to have statistics estimated for "
                     'every weight sample, or batchnorm="mean" to say that the running statistics are meant',
-                    stacklevel=8,  # the caller of predict
+                    stacklevel=7,  # the caller of predict
                 )
         return {}
 
