@@ -88,6 +88,13 @@ _VOGN = {
         {"lr": 0.005, "damping": 0.001},
         {"temperature": 0.003},
     ),
+    "mnist": grid(
+        {"lr": 0.05, "damping": 0.01, "prior": 1000.0, "temperature": 0.001},
+        {},
+        {"damping": 0.03},
+        {"lr": 0.1, "temperature": 0.0003},
+        {"lr": 0.02, "damping": 0.003},
+    ),
     "cifar10": grid(
         {"lr": 0.01, "damping": 0.001, "prior": 1000.0, "temperature": 0.001},
         {"lr": 0.02},
@@ -96,17 +103,19 @@ _VOGN = {
         {"prior": 10000.0, "temperature": 0.0001},
     ),
 }
+_PRIORS = grid(
+    {"lr": 0.1, "prior": 100.0, "temperature": 0.01},
+    {},
+    {"temperature": 0.003},
+    {"prior": 300.0, "temperature": 0.003},
+    {"prior": 1000.0, "temperature": 0.003},
+)
 _KRON = {
     "default": grid(
         {"lr": 0.1, "prior": 100.0, "temperature": 0.01}, {}, {"temperature": 0.003}, {"temperature": 0.03}, {"lr": 0.3}
     ),
-    "cifar10": grid(
-        {"lr": 0.1, "prior": 100.0, "temperature": 0.01},
-        {},
-        {"temperature": 0.003},
-        {"prior": 300.0, "temperature": 0.003},
-        {"prior": 1000.0, "temperature": 0.003},
-    ),
+    "mnist": _PRIORS,
+    "cifar10": _PRIORS,
 }
 _IVON = {
     "default": grid(
@@ -115,6 +124,13 @@ _IVON = {
         {"lr": 1.0},
         {"temperature": 0.01, "initial_curvature": 0.1},
         {"lr": 1.0, "temperature": 0.01, "initial_curvature": 0.1},
+    ),
+    "mnist": grid(
+        {"lr": 2.0, "prior": 100.0, "temperature": 0.01, "initial_curvature": 0.03, "curvature_decay": 0.998},
+        {},
+        {"curvature_decay": 0.99},
+        {"prior": 10.0, "initial_curvature": 0.1},
+        {"lr": 1.0, "temperature": 0.003},
     ),
     "cifar10": grid(
         {"lr": 1.0, "prior": 100.0, "temperature": 0.01, "initial_curvature": 0.03, "curvature_decay": 0.998},
@@ -126,6 +142,15 @@ _IVON = {
 }
 _SGD = {
     "default": grid({"weight_decay": 5e-4}, {"lr": 0.1}, {"lr": 0.03}, {"lr": 0.1, "weight_decay": 5e-3}, {"lr": 0.3}),
+    "mnist": grid(
+        {"lr": 0.3, "weight_decay": 5e-4},
+        {},
+        {"lr": 0.1},
+        {"lr": 0.5},
+        {"lr": 1.0},
+        {"weight_decay": 5e-3},
+        {"weight_decay": 5e-5},
+    ),
     "cifar10": grid(
         {"lr": 0.03, "weight_decay": 5e-4},
         {"lr": 0.3},
@@ -141,6 +166,15 @@ _SGD = {
 _ADAMW = {
     "default": grid(
         {"weight_decay": 1e-2}, {"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-3, "weight_decay": 1e-1}
+    ),
+    "mnist": grid(
+        {"lr": 1e-2, "weight_decay": 1e-2},
+        {},
+        {"lr": 3e-3},
+        {"lr": 2e-2},
+        {"lr": 3e-2},
+        {"weight_decay": 1e-1},
+        {"weight_decay": 3e-1},
     ),
     "cifar10": grid(
         {"lr": 3e-3, "weight_decay": 1e-2},

@@ -41,12 +41,12 @@ class Study:
 
 FULL = {
     "digits": Study(0, 0, 30, 0, 0, 30),
-    "mnist": Study(12000, 0, 6, 6000, 2000, 4, validation=1000),
+    "mnist": Study(12000, 0, 6, 6000, 2000, 6, validation=1000, tune_splits=2),
     "cifar10": Study(12000, 0, 12, 6000, 2000, 12, validation=1000, tune_splits=2),
 }
 REDUCED = {
     "digits": Study(0, 0, 30, 0, 0, 30),
-    "mnist": Study(3000, 2000, 6, 1500, 500, 4, samples=16, batch=32, validation=500),
+    "mnist": Study(3000, 2000, 6, 1500, 500, 6, samples=16, batch=32, validation=500, calibration=256, tune_splits=2),
     "cifar10": Study(
         2000, 2000, 12, 1000, 500, 12, samples=16, batch=32, validation=500, calibration=256, tune_splits=2
     ),
