@@ -1,0 +1,170 @@
+"""The methods, and how many networks of one are trained and predict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vogn
+from benchmarks.uci.data import Part, batches, stacked
+from benchmarks.uci.networks import ManyNetworks
+from vogn.likelihoods import Gaussian
+
+NOISE_FLOOR = 0.01
+"""Smallest noise, in standard deviations of the targets."""
+SAMPLES = 100
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row.
+
+    Args:
+        build: from networks, number of training rows and learning rate to the optimizer.
+        rates: learning rates of the grid.
+        noises: standard deviations of the noise in the grid, for methods that do not learn it.
+        prediction: options of :func:`vogn.predict`; empty for the network at the mean.
+        members: networks that are averaged.
+    """
+
+    build: Callable[[ManyNetworks, int, float], Any]
+    rates: tuple[float, ...]
+    prediction: Mapping[str, Any]
+    members: int = 1
+    noises: tuple[float, ...] = ()
+
+    @property
+    def learns_noise(self) -> bool:
+        """Whether the noise is learned in training; else it is chosen on held-out rows."""
+        return self.bayesian and not self.noises
+
+    @property
+    def bayesian(self) -> bool:
+        """Whether predictions average over weights."""
+        return bool(self.prediction)
+
+
+def _natural(name: str, variational: bool = True, **options: Any) -> Callable[[ManyNetworks, int, float], Any]:
+    def build(model: ManyNetworks, n: int, lr: float) -> Any:
+        return vogn.METHODS[name].build(
+            model, lr=lr, ess=float(n), weight_decay=1.0 / n, variational=variational, **options
+        )
+
+    return build
+
+
+def _adamw(model: ManyNetworks, n: int, lr: float) -> torch.optim.Optimizer:
+    # its weight decay pulls by lr * decay whatever the gradient's size: here as strong as the prior's at unit noise
+    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1.0 / n)
+
+
+_KRONECKER = {"kl_clip": None, "refresh_every": 10, "damping": 0.01}
+_MC = {"method": "mc", "samples": SAMPLES}
+METHODS: dict[str, Method] = {
+    "noisy K-FAC": Method(_natural("kfac", **_KRONECKER), (0.01, 0.03), _MC),
+    "noisy EK-FAC": Method(_natural("ekfac", **_KRONECKER), (0.01, 0.03), _MC),
+    "VOGN": Method(_natural("vogn", fisher="mc", damping=0.01), (0.01, 0.03), _MC),
+    "IVON": Method(_natural("ivon", initial_curvature=1.0, curvature_decay=0.99), (0.03, 0.1), _MC),
+    "Laplace": Method(
+        _natural("kfac", variational=False, **_KRONECKER),
+        (0.03,),
+        {"method": "linearized", "samples": SAMPLES},
+        noises=(0.15, 0.4),
+    ),
+    "AdamW": Method(_adamw, (3e-3, 1e-2), {}),
+    "AdamW, 5 networks": Method(_adamw, (3e-3, 1e-2), {}, members=5),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network of a program.
+
+    Args:
+        train, held: rows.
+        prior: precision of the prior.
+        noise: to begin with.
+    """
+
+    train: Part
+    held: Part
+    prior: float
+    noise: float = 0.5
+
+
+def run(
+    method: Method, tasks: list[Task], lr: float, steps: int, batch: int, seed: int
+) -> list[dict[str, Tensor]]:
+    """Train a network for every task, all together, and predict.
+
+    Returns:
+        For every task ``outputs (S, n)``, in standard deviations of the targets, and ``noise``.
+    """
+    x, y = stacked([task.train for task in tasks])
+    torch.manual_seed(seed)
+    model = ManyNetworks(x.shape[-1], torch.tensor([task.prior for task in tasks]))
+    model.noise.copy_(torch.tensor([task.noise for task in tasks]))
+    optimizer = method.build(model, len(x), lr)
+    likelihood = Gaussian(noise=1.0)
+    natural = isinstance(optimizer, vogn.NaturalGradient)
+    average: Tensor | None = None
+    for step, (inputs, targets) in enumerate(batches(x, y, batch, steps, seed)):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, 2.0 * (1.0 - step / steps)) * min(1.0, (step + 1) / (0.05 * steps))
+        optimizer.zero_grad()
+        if natural:
+            with optimizer.sampled_params():
+                outputs = model(inputs)
+                likelihood(outputs, targets / model.noise).backward()
+        else:
+            outputs = model(inputs) * model.noise
+            (outputs - targets).square().mean(0).mul(0.5).sum().backward()
+            outputs = outputs / model.noise
+        optimizer.step()
+        with torch.no_grad():
+            seen = (outputs * model.noise - targets).square().mean(0)
+            average = seen if average is None else average.lerp(seen, 0.02)
+            if method.learns_noise and step >= steps // 10:
+                model.noise.copy_(average.sqrt().clamp_min(NOISE_FLOOR))
+    held, _ = stacked([task.held for task in tasks])
+    return _predict(method, model, optimizer, likelihood, held, seed)
+
+
+@torch.no_grad()
+def _predict(
+    method: Method, model: ManyNetworks, optimizer: Any, likelihood: Gaussian, x: Tensor, seed: int
+) -> list[dict[str, Tensor]]:
+    if method.bayesian:
+        found = vogn.predict(
+            model, optimizer.posterior(), x, likelihood=likelihood, batch_size=1000, seed=seed, **method.prediction
+        )
+        assert found.samples is not None
+        outputs = found.samples * model.noise
+    else:
+        outputs = (model(x) * model.noise).unsqueeze(0)
+    return [{"outputs": outputs[:, :, r], "noise": model.noise[r]} for r in range(outputs.shape[2])]
+
+
+def pooled(method: Method, found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The members of an ensemble as samples of one prediction; members stand next to each other."""
+    k = method.members
+    groups = [found[start : start + k] for start in range(0, len(found), k)]
+    return [{"outputs": torch.cat([m["outputs"] for m in group]), "noise": group[0]["noise"]} for group in groups]
+
+
+def best_noise(outputs: Tensor, y: Tensor) -> float:
+    """The noise with the highest log-likelihood of the targets, on a grid of 5 % steps."""
+    grid = [NOISE_FLOOR * 1.05**k for k in range(110)]
+    return max(grid, key=lambda noise: log_likelihood(outputs, y, noise))
+
+
+def log_likelihood(outputs: Tensor, y: Tensor, noise: float) -> float:
+    """Mean log density of the targets under the mixture over samples, in standard deviations of the targets."""
+    exponent = -0.5 * ((outputs.double() - y.double()) / noise).square()
+    mixture = (exponent.logsumexp(0) - math.log(len(outputs))).mean()
+    return float(mixture) - math.log(noise) - 0.5 * math.log(2 * math.pi)

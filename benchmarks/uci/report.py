@@ -1,0 +1,65 @@
+"""The tables of the study."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.uci.data import DATA
+from benchmarks.uci.methods import METHODS
+
+PUBLISHED = {
+    "SLANG": {
+        "boston": (3.21, -2.58), "concrete": (5.58, -3.13), "energy": (0.64, -1.12),
+        "power": (4.16, -2.84), "wine_red": (0.65, -0.97), "yacht": (1.08, -1.88),
+    },
+    "VAdam": {
+        "boston": (3.93, -2.85), "concrete": (6.85, -3.39), "energy": (1.55, -2.15),
+        "power": (4.28, -2.88), "wine_red": (0.66, -1.01), "yacht": (1.32, -1.70),
+    },
+    "tuned MC dropout": {
+        "boston": (2.90, -2.40), "concrete": (4.82, -2.93), "energy": (0.54, -1.21),
+        "power": (4.01, -2.80), "wine_red": (0.62, -0.93), "yacht": (0.67, -1.25),
+    },
+}  # fmt: skip
+"""Published root mean squared error and log-likelihood on the same splits: Mishkin et al. (2018) for SLANG, Khan et al.
+(2018) for VAdam, Mukhoti, Stenetorp, Gal (2018) for dropout."""
+
+
+def summary(root: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Data set and method to means and standard errors over the splits."""
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in sorted(root.glob("*/*.json")):
+        record = json.loads(path.read_text())
+        line: dict[str, Any] = {"cpu_seconds": record["cpu_seconds"], "n": len(record["splits"])}
+        for key in ("rmse", "log_likelihood"):
+            values = np.array([s[key] for s in record["splits"]])
+            line[key] = [float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))]
+        out.setdefault(record["data"], {})[record["method"]] = line
+    return out
+
+
+def report(root: Path) -> None:
+    """Print both tables as Markdown."""
+    found = summary(root)
+    if not found:
+        sys.exit(f"no finished cells in {root}; run the study first")
+    sets = [data for data in DATA if data in found]
+    for key, title, place in (("log_likelihood", "test log-likelihood", 1), ("rmse", "test RMSE", 0)):
+        print(f"\n| {title} | " + " | ".join(sets) + " |\n|" + "---|" * (len(sets) + 1))
+        for method in METHODS:
+            texts = []
+            for data in sets:
+                line = found[data].get(method)
+                texts.append(f"{line[key][0]:.2f} ± {line[key][1]:.2f}" if line else "")
+            print(f"| {method} | " + " | ".join(texts) + " |")
+        for method, values in PUBLISHED.items():
+            print(f"| {method} (published) | " + " | ".join(f"{values[data][place]:.2f}" for data in sets) + " |")
+    seconds = sum(line["cpu_seconds"] for lines in found.values() for line in lines.values())
+    count = next(iter(next(iter(found.values())).values()))["n"]
+    print(f"\n{count} splits; {seconds / 60:.0f} minutes of processor time.")
