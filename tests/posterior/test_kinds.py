@@ -237,6 +237,14 @@ def test_components_of_a_mixture_are_drawn_as_often_as_they_weigh():
         assert torch.equal(draws["weight"][k], component.sample(1, seed=5, start=k)["weight"][0])
 
 
+@pytest.mark.parametrize("first", [0, 1 << 61])
+def test_first_draws_of_many_seeds_are_as_frequent_as_their_weights(first):
+    chosen = torch.tensor([mixture().component_of(0, seed=first + 1000 * k) for k in range(800)])
+    shares = torch.tensor([0.125, 0.25, 0.625])
+    errors = (torch.bincount(chosen, minlength=3) / 800.0 - shares) / (shares * (1 - shares) / 800).sqrt()
+    assert float(errors.abs().max()) < 4.0
+
+
 def test_a_component_without_weight_is_never_drawn():
     parts = vogn.Mixture([vogn.Point(weights(0)), vogn.Point(weights(1))], [1.0, 0.0])
     assert {parts.component_of(k) for k in range(100)} == {0}
