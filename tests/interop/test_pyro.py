@@ -77,12 +77,12 @@ def test_log_probability_of_the_guide_is_the_posteriors(kind):
 def test_moments_of_the_guides_draws_are_the_posteriors(kind):
     posterior = vogn.Ensemble([network(k) for k in range(3)]) if kind == "ensemble" else POSTERIORS[kind]()
     pyro.set_rng_seed(0)
-    guide, count = to_pyro(posterior), 3000
+    guide, count = to_pyro(posterior), 1000
     draws = torch.stack([flat(guide(inputs())) for _ in range(count)])
     mean, variance = flat(posterior.mean()), flat(posterior.variance())
     errors = (draws.mean(0) - mean) / (variance / count).sqrt()
     assert float(errors.abs().max()) < 4.0
-    assert_close(draws.var(0), variance, rtol=0.12, atol=0.0)
+    assert_close(draws.var(0), variance, rtol=0.25, atol=0.0)  # 5.5 standard errors of a Gaussian's variance
 
 
 def test_the_distribution_over_a_vector():
@@ -124,11 +124,11 @@ def test_predictive_averages_to_the_same_as_predict():
     posterior, net = laplace(), network()
     pyro.set_rng_seed(0)
     model = model_over(random_weights(net, vogn.Prior(0.0, PRECISION)))
-    found = Predictive(model, guide=to_pyro(posterior), num_samples=2000)(inputs())["y"]
-    expected = vogn.predict(net, posterior, inputs(), samples=2000, likelihood=Gaussian(NOISE))
-    errors = (found.mean(0) - expected.mean) / (2 * expected.variance / 2000).sqrt()
+    found = Predictive(model, guide=to_pyro(posterior), num_samples=600)(inputs())["y"]
+    expected = vogn.predict(net, posterior, inputs(), samples=600, likelihood=Gaussian(NOISE))
+    errors = (found.mean(0) - expected.mean) / (2 * expected.variance / 600).sqrt()
     assert float(errors.abs().max()) < 4.0
-    assert_close(found.var(0), expected.variance, rtol=0.2, atol=0.0)
+    assert_close(found.var(0), expected.variance, rtol=0.35, atol=0.0)  # two estimates from 600 draws each
 
 
 class Bayesian(PyroModule):
@@ -211,6 +211,13 @@ def test_parallel_prediction_with_a_model_that_takes_batches_of_weights():
     found = Predictive(model, guide=to_pyro(posterior), num_samples=5, parallel=True)(inputs())
     assert found["y"].shape == (5, 12, 1)
     assert len({float(value) for value in found["bias"].flatten()}) == 5
+
+
+def test_one_set_of_weights_per_call():
+    random_network = random_weights(network(), vogn.Prior(0.0, PRECISION))
+    message = r"holds weights \(12, 3, 2\) instead of \(3, 2\): call the network before"
+    with pytest.raises(ValueError, match=message), pyro.plate("examples", 12):
+        random_network(inputs())
 
 
 def test_recurrent_networks_have_random_weights_too():

@@ -147,15 +147,27 @@ class RandomWeights:
         }
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's outputs at the sampled weights."""
+        """The network's outputs at the sampled weights.
+
+        Raises:
+            ValueError: inside a ``pyro.plate``, which asks for weights of its own for each of its members.
+        """
         weights = {name: pyro.sample(self.prefix + name, prior) for name, prior in self.priors.items()}
+        for name, prior in self.priors.items():
+            if weights[name].shape != prior.event_shape:
+                raise ValueError(
+                    f"the site of {name!r} holds weights {tuple(weights[name].shape)} instead of "
+                    f"{tuple(prior.event_shape)}: call the network before pyro.plate(...) opens, and use "
+                    "Predictive(parallel=False)"
+                )
         return functional_call(self.network, weights, args, kwargs)
 
 
 def random_weights(network: nn.Module, prior: Prior, *, prefix: str = "") -> RandomWeights:
     """The network as a function of its inputs for Pyro models: each call samples its weights from the prior.
 
-    One draw of weights per call; ``Predictive(parallel=True)`` would need a network that takes batches of weights.
+    One draw of weights per call, outside of plates; ``Predictive(parallel=True)`` would need a network that takes
+    batches of weights.
 
     Args:
         network: any module; it is not changed.
