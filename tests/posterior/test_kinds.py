@@ -108,6 +108,13 @@ def test_finitely_many_weights_have_no_density(what):
         getattr(vogn.Point(weights(0)), what)(*([weights(0)] if what == "log_prob" else []))
 
 
+def test_a_posterior_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="at least one parameter, got none"):
+        vogn.Point(nn.ReLU())
+    with pytest.raises(ValueError, match="at least one parameter, got none"):
+        vogn.SWAG(2).collect({})
+
+
 def test_members_must_agree():
     with pytest.raises(ValueError, match="at least one member"):
         vogn.Ensemble([])
@@ -206,6 +213,21 @@ def test_a_mixtures_density_is_the_weighted_sum():
     assert torch.allclose(mixture().log_prob(point), expected.log(), rtol=1e-9)
 
 
+def test_a_mixture_of_gaussians_has_their_density():
+    """Two runs of one method, as in multi-IVON, against torch's own mixture."""
+    parts = [gaussian(seed) for seed in (0, 1)]
+    found = vogn.Mixture(parts, [1.0, 3.0])
+    dense = torch.distributions.MultivariateNormal(
+        torch.stack([part.flatten(part.mean()) for part in parts]).double(),
+        torch.stack([part.to_dense() for part in parts]).double(),
+    )
+    expected = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.tensor([0.25, 0.75])), dense)
+    draws = found.sample(5)
+    where = parts[0].flatten(draws).double()
+    assert torch.allclose(found.log_prob(draws).double(), expected.log_prob(where), rtol=1e-4)
+    assert torch.allclose(parts[0].flatten(found.variance()).double(), expected.variance, rtol=1e-4)
+
+
 def test_components_of_a_mixture_are_drawn_as_often_as_they_weigh():
     chosen = torch.tensor([mixture().component_of(k, seed=5) for k in range(800)])
     assert torch.allclose(torch.bincount(chosen) / 800.0, torch.tensor([0.125, 0.25, 0.625]), atol=0.01)
@@ -213,6 +235,14 @@ def test_components_of_a_mixture_are_drawn_as_often_as_they_weigh():
     for k in range(6):
         component = mixture().components[int(chosen[k])]
         assert torch.equal(draws["weight"][k], component.sample(1, seed=5, start=k)["weight"][0])
+
+
+@pytest.mark.parametrize("first", [0, 1 << 61])
+def test_first_draws_of_many_seeds_are_as_frequent_as_their_weights(first):
+    chosen = torch.tensor([mixture().component_of(0, seed=first + 1000 * k) for k in range(800)])
+    shares = torch.tensor([0.125, 0.25, 0.625])
+    errors = (torch.bincount(chosen, minlength=3) / 800.0 - shares) / (shares * (1 - shares) / 800).sqrt()
+    assert float(errors.abs().max()) < 4.0
 
 
 def test_a_component_without_weight_is_never_drawn():
@@ -294,8 +324,8 @@ def test_a_network_without_dropout_is_refused():
 # ------------------------------------------------------------------ files
 
 
-def gaussian():
-    torch.manual_seed(0)
+def gaussian(seed=0):
+    torch.manual_seed(seed)
     model = nn.Linear(3, 2)
     optimizer = vogn.VOGN(model, lr=0.1, ess=20.0)
     optimizer.zero_grad()

@@ -158,11 +158,14 @@ class PosteriorBlock:
         with in_block(self.name):
             return self.structure.solve(self.state, v, self.shift) / self.ess
 
+    def precision_product(self, v: Tensor) -> Tensor:
+        """``Lambda v`` for block vectors."""
+        self._require("apply")
+        return self.ess * self.structure.apply(self.state, v, self.shift)
+
     def quadratic(self, v: Tensor) -> Tensor:
         """``v^T Lambda v`` for block vectors ``(*batch, *block_shape)``; returns ``batch``."""
-        self._require("apply")
-        product = v * self.structure.apply(self.state, v, self.shift)
-        return self.ess * product.sum(tuple(range(-len(self.layout.block_shape), 0)))
+        return (v * self.precision_product(v)).sum(tuple(range(-len(self.layout.block_shape), 0)))
 
     def logdet(self) -> Tensor:
         """``log det Lambda``, a scalar."""

@@ -31,7 +31,7 @@ class Ensemble(SavedPosterior):
             :mod:`vogn.likelihoods` or its plain description; ``None`` if unknown.
 
     Raises:
-        ValueError: if there is no member, or the members' parameters differ in names or shapes.
+        ValueError: if there is no member or no parameter, or the members' parameters differ in names or shapes.
 
     Example:
         >>> import torch, vogn
@@ -96,12 +96,13 @@ class Ensemble(SavedPosterior):
 
     def content(self) -> Content:
         """See :meth:`SavedPosterior.content`."""
-        return {"likelihood": self.likelihood}, {f"members/{name}": t for name, t in self._members.items()}
+        description = {"names": list(self._members), "likelihood": self.likelihood}
+        return description, {f"members/{name}": tensor for name, tensor in self._members.items()}
 
     @classmethod
     def from_content(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ensemble:
         """See :meth:`SavedPosterior.from_content`."""
-        stacked = {key.removeprefix("members/"): tensor for key, tensor in tensors.items()}
+        stacked = {name: tensors[f"members/{name}"] for name in description["names"]}
         count = min(len(tensor) for tensor in stacked.values())
         members = [{name: tensor[k] for name, tensor in stacked.items()} for k in range(count)]
         return cls(members, likelihood=description["likelihood"])
@@ -123,7 +124,7 @@ class Point(Ensemble):
     @classmethod
     def from_content(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Point:
         """See :meth:`SavedPosterior.from_content`."""
-        weights = {key.removeprefix("members/"): tensor[0] for key, tensor in tensors.items()}
+        weights = {name: tensors[f"members/{name}"][0] for name in description["names"]}
         return cls(weights, likelihood=description["likelihood"])
 
 
@@ -141,8 +142,14 @@ def described(likelihood: KnownLikelihood) -> dict[str, Any] | None:
 
 
 def parameters_of(weights: Weights) -> dict[str, Tensor]:
-    """Copies of parameters by name, half precision as float32."""
+    """Copies of parameters by name, half precision as float32.
+
+    Raises:
+        ValueError: if there are none.
+    """
     named = dict(weights.named_parameters()) if isinstance(weights, nn.Module) else dict(weights)
+    if not named:
+        raise ValueError("a posterior over weights needs at least one parameter, got none")
     return {
         name: tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
         for name, tensor in named.items()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
+from vogn.linalg.noise import generator
 from vogn.posterior.ensemble import check_draws, check_same_parameters
 from vogn.posterior.files import Content, SavedPosterior
 from vogn.posterior.jacobians import projections
@@ -68,7 +69,9 @@ class Mixture(SavedPosterior):
 
     def component_of(self, draw: int, *, seed: int = 0) -> int:
         """Which component draw ``draw`` of a seed comes from."""
-        place = (0.5 + (draw + 1) * GOLDEN + seed * math.sqrt(2.0)) % 1.0
+        source = generator(seed=seed, stream="mixture", step=0, sample=0)
+        offset = float(torch.rand((), generator=source, dtype=torch.float64))
+        place = (offset + draw * GOLDEN) % 1.0
         total = 0.0
         for k, weight in enumerate(self.weights):
             total += weight

@@ -90,7 +90,7 @@ class SWAG(SavedPosterior):
             weights: a model, or ``{name: shape}``.
 
         Raises:
-            ValueError: if its parameters are not those of the first one, or not finite.
+            ValueError: if its parameters are not those of the first one, not finite, or there are none.
         """
         named = parameters_of(weights)
         for name, tensor in named.items():
@@ -179,6 +179,7 @@ class SWAG(SavedPosterior):
         """See :meth:`SavedPosterior.content`."""
         self._require_spread()
         description = {
+            "names": list(self._mean),
             "rank": self.rank,
             "scale": self.scale,
             "variance_floor": self.variance_floor,
@@ -200,7 +201,7 @@ class SWAG(SavedPosterior):
             likelihood=description["likelihood"],
         )
         swag.collected = int(description["collected"])
-        names = [key.removeprefix("mean/") for key in tensors if key.startswith("mean/")]
+        names = description["names"]
         swag._mean = {name: tensors[f"mean/{name}"] for name in names}
         swag._squares = {name: tensors[f"squares/{name}"] for name in names}
         swag._deviations = {name: list(tensors[f"deviations/{name}"]) for name in names}

@@ -2,6 +2,7 @@
 
 from vogn.predict.batchnorm import update_batchnorm
 from vogn.predict.calibration import BatchNormCalibration
+from vogn.predict.jacobians import jacobian
 from vogn.predict.methods import METHODS
 from vogn.predict.ood import OOD_SCORES, ood_score
 from vogn.predict.policies import POLICIES
@@ -14,6 +15,7 @@ __all__ = [
     "POLICIES",
     "BatchNormCalibration",
     "Predictive",
+    "jacobian",
     "ood_score",
     "predict",
     "update_batchnorm",

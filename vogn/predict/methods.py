@@ -96,6 +96,11 @@ def _at_weights(request: Request) -> OutputsOf:
 
 
 def _linearized_at_mean(request: Request) -> OutputsOf:
+    if hasattr(request.posterior, "drawing"):
+        raise ValueError(
+            f"a draw of {type(request.posterior).__name__} is more than its weights, and the linearised network sees "
+            "weights only: every draw would be the same; use method='mc'"
+        )
     mean = weights_for(request.model, request.posterior.mean())
     statistics = request.statistics(mean, None)
 

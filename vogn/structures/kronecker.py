@@ -123,7 +123,7 @@ class Kronecker(Structure):
 
     def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
         """Multiplication in the eigenbasis."""
-        y, x, rest = self._damped(state, shift)
+        y, x, rest = self.damped(state, shift)
         return self._scale(state, v, y.unsqueeze(-1) * x.unsqueeze(-2) + rest)
 
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
@@ -151,7 +151,7 @@ class Kronecker(Structure):
 
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """``S (x) A`` with the damping of this configuration, block-diagonal over ``lead``."""
-        y, x, rest = self._damped(state, shift)
+        y, x, rest = self.damped(state, shift)
         s, a = compose(y, state["QS"]), compose(x, state["QA"])
         pairs = zip(s.reshape(-1, *s.shape[-2:]), a.reshape(-1, *a.shape[-2:]), strict=True)
         dense = torch.block_diag(*(torch.kron(left, right) for left, right in pairs))
@@ -162,8 +162,8 @@ class Kronecker(Structure):
         """Names the factors that are too large for a matrix."""
         return diagonal_sides(shape, self.max_dim, type(self).__name__)
 
-    def _damped(self, state: State, shift: Shift) -> tuple[Tensor, Tensor, float]:
-        """Eigenvalues of both factors with their damping, and what is left to add to the products."""
+    def damped(self, state: State, shift: Shift) -> tuple[Tensor, Tensor, float]:
+        """Eigenvalues ``(*lead, n)`` of ``S`` and ``A`` with their damping, and what is left to add to the products."""
         shift = self._scalar_shift(shift)
         y, x = state["y"], state["x"]
         if self.damping == "exact":
@@ -174,7 +174,7 @@ class Kronecker(Structure):
         return y + shift**0.5 / pi, x + shift**0.5 * pi, 0.0
 
     def _eigenvalues(self, state: State, shift: Shift) -> Tensor:
-        y, x, rest = self._damped(state, shift)
+        y, x, rest = self.damped(state, shift)
         return require_positive_without_shift(y.unsqueeze(-1) * x.unsqueeze(-2) + rest, shift)
 
     def _between(self, state: State, v: Tensor, shift: Shift, exponent: float) -> Tensor:
@@ -185,7 +185,7 @@ class Kronecker(Structure):
         if key not in known or any(a is not b for a, b in zip(known[key].made_of, made_of, strict=True)):
             if key[1] <= 0:
                 self._eigenvalues(state, shift)  # raises if there is no inverse
-            y, x, _ = self._damped(state, shift)
+            y, x, _ = self.damped(state, shift)
             while len(known) > 1:  # one for steps, one for samples
                 del known[next(iter(known))]
             known[key] = _Powers(power(y, state["QS"], exponent), power(x, state["QA"], exponent), made_of)
