@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vogn.kernels.reference import CACHED_ELEMENTS, CHUNK_ELEMENTS
+from vogn.linalg.patch_rows import PatchRows
 from vogn.linalg.rows import IndexedRows, Rows
 
 
@@ -50,7 +51,7 @@ def combine(rows: Any, c: Tensor, out: Tensor) -> None:
 
 @products.register
 def _(rows: Rows, u: Tensor) -> Products:
-    if rows.g.shape[-2] == 1:
+    if rows.g.shape[-2] == 1 and rows.shape[-1] > 1:
         return Products(rows.gram(), _single_cross(rows, u), rows.squares().flatten())
     return _written_products(rows, u)
 
@@ -60,9 +61,9 @@ def _(rows: Rows, c: Tensor, out: Tensor) -> None:
     if rows.g.shape[-2] == 1:
         _single_combine(rows, c, out)
         return
-    flat = out.view(*rows.shape, -1)
-    for part, explicit in _written(rows):
-        target = flat[..., part, :, :]
+    table = out.view(-1, *rows.shape[-2:], out.shape[1])
+    for part, explicit in written(rows):
+        target = table[part]
         if target.is_contiguous():
             target.view(-1, out.shape[1]).addmm_(explicit.T, c)
         else:
@@ -126,14 +127,45 @@ def _single_combine(rows: Rows, c: Tensor, out: Tensor) -> None:
 # ------------------------------------------------------------------ several positions: some output columns at a time
 
 
-def _written(rows: Rows) -> Iterator[tuple[slice, Tensor]]:
-    """Explicit rows ``(n, lead x part x d_in)`` of a few output columns at a time."""
+Part = tuple[slice, slice, slice]
+"""Some outputs and some inputs of all leading blocks: an index of ``(blocks, d_out, d_in)``."""
+
+
+@singledispatch
+def written(rows: Any) -> Iterator[tuple[Part, Tensor]]:
+    """Explicit rows ``(n, blocks x outputs x inputs)`` of a few outputs or inputs at a time.
+
+    A piece holds about :data:`vogn.kernels.reference.CACHED_ELEMENTS` numbers, if one output of all rows has no more.
+    """
+    raise NotImplementedError(type(rows).__name__)
+
+
+@written.register
+def _(rows: Rows) -> Iterator[tuple[Part, Tensor]]:
     *lead, d_out, d_in = rows.shape
     n = rows.columns * rows.count
     chunk = max(1, CACHED_ELEMENTS // max(1, n * math.prod(lead) * d_in))
+    flat = not lead and rows.g.shape[-2] == d_in == 1
     for start in range(0, d_out, chunk):
         part = slice(start, min(start + chunk, d_out))
-        yield part, rows.changed(g=rows.g[..., part]).dense().reshape(n, -1)
+        if flat:
+            explicit = (rows.g[..., 0, part] * rows.a[..., 0]).flatten(0, 1)
+        else:
+            explicit = rows.changed(g=rows.g[..., part]).dense().reshape(n, -1)
+        yield (slice(None), part, slice(None)), explicit
+
+
+@written.register
+def _(rows: PatchRows) -> Iterator[tuple[Part, Tensor]]:
+    *lead, d_out, _ = rows.shape
+    n, patches = rows.columns * rows.count, rows.patches
+    channels, size = patches.x.shape[1] // patches.groups, math.prod(patches.kernel)
+    chunk = max(1, CACHED_ELEMENTS // max(1, n * math.prod(lead) * d_out * size))
+    for start in range(0, channels, chunk):
+        stop = min(start + chunk, channels)
+        some = patches.channels(start, stop)
+        explicit = Rows(some.matrix(), rows.g).dense().reshape(n, -1)
+        yield (slice(None), slice(None), slice(start * size, start * size + some.d_in)), explicit
 
 
 def _written_products(rows: Rows, u: Tensor) -> Products:
@@ -143,11 +175,12 @@ def _written_products(rows: Rows, u: Tensor) -> Products:
     pairs = (rows.count * positions) ** 2 * d_in + (n * positions) ** 2 * (d_out + 1)
     by_pairs = pairs < n**2 * d_out * d_in
     gram = rows.gram() if by_pairs else u.new_zeros((n, n))
-    cross, squares = u.new_zeros((n, u.shape[1])), u.new_empty(rows.shape)
-    table = u.view(*rows.shape, -1)
-    for part, explicit in _written(rows):
-        cross.addmm_(explicit, table[..., part, :, :].reshape(-1, u.shape[1]))
+    cross, squares = u.new_zeros((n, u.shape[1])), u.new_empty((math.prod(lead), d_out, d_in))
+    table = u.view(*squares.shape, -1)
+    for part, explicit in written(rows):
+        cross.addmm_(explicit, table[part].reshape(-1, u.shape[1]))
         if not by_pairs:
             gram.addmm_(explicit, explicit.T)
-        squares[..., part, :] = explicit.square_().sum(0).view(*lead, -1, d_in)
+        target = squares[part]
+        target.copy_(explicit.square().sum(0).view_as(target))
     return Products(gram, cross, squares.flatten())

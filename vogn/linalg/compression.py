@@ -14,8 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vogn.kernels.reference import CACHED_ELEMENTS
-from vogn.linalg import low_rank
+from vogn.linalg import low_rank, tall
 from vogn.linalg.column_products import combine, products
 from vogn.linalg.eigh import eigh
 from vogn.linalg.rows import IndexedRows, Rows
@@ -45,7 +44,7 @@ def compress_rows(
     sizes = [math.prod(part.shape) for part in layers]
     left, right = decay**0.5, weight**0.5
     gram = u.new_zeros((r + n, r + n))
-    gram[:r, :r] = decay * (u.T @ u)
+    gram[:r, :r] = decay * tall.gram(u)
     squares = []
     for part, columns in zip(layers, u.split(sizes), strict=True):
         found = products(part, columns)
@@ -54,20 +53,10 @@ def compress_rows(
         squares.append(found.squares)
     gram[:r, r:] = gram[r:, :r].T
     vectors = eigh(gram)[1][:, -rank:]
-    new = u @ (left * vectors[:r])
+    new = tall.times(u, left * vectors[:r])
     c = right * vectors[r:]
     for part, columns in zip(layers, new.split(sizes), strict=True):
         combine(part, c, columns)
     rest = torch.cat(squares).mul_(weight)
-    rest.add_(squared_lengths(u), alpha=decay).sub_(squared_lengths(new))
+    rest.add_(tall.squared_lengths(u), alpha=decay).sub_(tall.squared_lengths(new))
     return new, rest.clamp_min_(0.0)
-
-
-def squared_lengths(u: Tensor) -> Tensor:
-    """``diag(U U^T)``, ``(D,)``, without another ``U``."""
-    if not u.shape[1]:
-        return u.new_zeros(len(u))
-    out, ones = u.new_empty(len(u)), u.new_ones(u.shape[1])
-    for part, target in zip(*(x.split(max(1, CACHED_ELEMENTS // u.shape[1])) for x in (u, out)), strict=True):
-        torch.mv(part.square(), ones, out=target)
-    return out
