@@ -49,18 +49,26 @@ def solve(d: Tensor, u: Tensor, v: Tensor) -> Tensor:
     factor = _capacitance_root(gram)
     x = torch.empty_like(v, dtype=torch.float64 if refined else dtype)
     inner = cholesky_solve(factor, inner)
-    for part in tall.pieces(u, share=4):
-        found = torch.addmm(v[:, part].double(), inner, u[part].double().T, alpha=-1.0)
-        x[:, part] = found.div_(d[part])
-    return x if not refined else x.add_(_correction(d, u, v, x, factor)).to(dtype)
+    for part in tall.pieces(u):
+        x[:, part] = torch.addmm(v[:, part].double(), inner, u[part].double().T, alpha=-1.0).div_(d[part])
+    return _refine(d, u, v, x, factor).to(dtype) if refined else x
 
 
-def _correction(d: Tensor, u: Tensor, v: Tensor, x: Tensor, factor: Tensor) -> Tensor:
-    """What iterative refinement adds to ``x``."""
-    wide = u.double()
-    residual = v.double() - apply(d.double(), wide, x)
-    inner = cholesky_solve(factor, (residual / d) @ wide)
-    return torch.addmm(residual, inner, wide.T, alpha=-1.0).div_(d)
+def _refine(d: Tensor, u: Tensor, v: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+    """One step of iterative refinement, in place; ``factor`` is the Cholesky factor of ``I + V^T V``."""
+    coordinates, inner = x.new_zeros((2, len(x), u.shape[1]))
+    for part in tall.pieces(u):
+        coordinates.addmm_(x[:, part], u[part].double())
+    residual = torch.empty_like(x)
+    for part in tall.pieces(u):
+        wide = u[part].double()
+        rest = torch.addcmul(v[:, part].double(), x[:, part], d[part], value=-1.0)
+        residual[:, part] = torch.addmm(rest, coordinates, wide.T, alpha=-1.0)
+        inner.addmm_(residual[:, part] / d[part], wide)
+    inner = cholesky_solve(factor, inner)
+    for part in tall.pieces(u):
+        x[:, part] += torch.addmm(residual[:, part], inner, u[part].double().T, alpha=-1.0).div_(d[part])
+    return x
 
 
 def sample(d: Tensor, u: Tensor, noise: Tensor) -> Tensor:
@@ -74,19 +82,18 @@ def sample(d: Tensor, u: Tensor, noise: Tensor) -> Tensor:
         NotPositiveDefiniteError: if an element of ``d`` is not positive.
         FactorisationError: if a decomposition does not converge.
     """
-    require_positive(d)
-    root = d.double().sqrt()
-    gram, inner = _weighted(d, u, noise * root)
+    gram, inner = _weighted(d, u, noise, power=0.5)
     if gram is None:
-        basis, t = singular(_scaled(d, u)[1])
+        root, scaled = _scaled(d, u)
+        basis, t = singular(scaled)
         return (function_on_basis(basis, t.square().add_(1.0).rsqrt_(), noise.double()) / root).to(noise.dtype)
     s, rotation = eigh(gram)
     q = (1.0 + s).sqrt()
     inner = inner @ (rotation / (q * (1.0 + q))) @ rotation.T
     out = torch.empty_like(noise)
-    for part in tall.pieces(u, share=4):
-        moved = (inner @ u[part].double().T).div_(root[part])
-        out[:, part] = (noise[:, part] - moved).div_(root[part])
+    for part in tall.pieces(u):
+        scale = d[part].double().rsqrt()
+        out[:, part] = torch.addcmul(noise[:, part].double(), inner @ u[part].double().T, scale, value=-1.0).mul_(scale)
     return out
 
 
@@ -198,10 +205,10 @@ def _unrefined(dtype: torch.dtype) -> float:
     return 0.01 * torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
 
 
-def _weighted(d: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor | None, Tensor]:
-    """``V^T V``, ``None`` where it would lose too much, and ``v diag(d)^-1 U``, in double precision."""
+def _weighted(d: Tensor, u: Tensor, v: Tensor, power: float = 1.0) -> tuple[Tensor | None, Tensor]:
+    """``V^T V``, ``None`` where it would lose too much, and ``v diag(d)^-power U``, in double precision."""
     require_positive(d)
-    gram, inner = tall.weighted(d, u, v)
+    gram, inner = tall.weighted(d, u, v, power)
     return _within_limit(gram), inner
 
 

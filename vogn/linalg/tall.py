@@ -17,9 +17,9 @@ WIDTH = 16
 """Columns below which single precision is faster with rows side by side."""
 
 
-def pieces(u: Tensor, share: int = 1) -> Iterator[slice]:
-    """Rows of which ``share`` arrays like ``U`` stay in the cache, a multiple of :data:`WIDTH` but for the last."""
-    elements = CACHED_ELEMENTS // share if u.device.type == "cpu" else CHUNK_ELEMENTS
+def pieces(u: Tensor) -> Iterator[slice]:
+    """Rows that stay in the cache, a multiple of :data:`WIDTH` of them but for the last."""
+    elements = CACHED_ELEMENTS if u.device.type == "cpu" else CHUNK_ELEMENTS
     rows = max(1, elements // (WIDTH * max(1, u.shape[1]))) * WIDTH
     for start in range(0, len(u), rows):
         yield slice(start, min(start + rows, len(u)))
@@ -58,16 +58,15 @@ def squared_lengths(u: Tensor) -> Tensor:
     return out
 
 
-def weighted(d: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """``U^T diag(d)^-1 U (r, r)`` and ``v diag(d)^-1 U (batch, r)`` in double precision, for ``v (batch, D)``."""
+def weighted(d: Tensor, u: Tensor, v: Tensor, power: float = 1.0) -> tuple[Tensor, Tensor]:
+    """``U^T diag(d)^-1 U (r, r)`` and ``v diag(d)^-power U (batch, r)`` in double precision, for ``v (batch, D)``."""
     r = u.shape[1]
     square = torch.zeros((r, r), dtype=torch.float64, device=u.device)
     products = torch.zeros((len(v), r), dtype=torch.float64, device=u.device)
-    for part in pieces(u, share=4):
-        wide = u[part].double()
-        scaled = wide * d[part].double().reciprocal().unsqueeze(-1)
-        square.addmm_(scaled.T, wide)
-        products.addmm_(v[:, part].double(), scaled)
+    for part in pieces(u):
+        wide, inverse = u[part].double(), d[part].double().reciprocal()
+        square.addmm_((wide * inverse.unsqueeze(-1)).T, wide)
+        products.addmm_(v[:, part] * inverse**power, wide)
     return square, products
 
 
