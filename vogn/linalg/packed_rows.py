@@ -113,8 +113,8 @@ def _fields(rows: Layer) -> tuple[list[int], Tensor, Tensor]:
         return [PATCHES, *head, len(p.kernel), *p.x.shape, *geometry], p.x, rows.g
     largest = rows.a.abs().amax() if rows.a.numel() else rows.a.new_zeros(())
     exponent = torch.frexp(largest)[1].clamp(-120, 120)
-    a, g = torch.ldexp(rows.a, -exponent), torch.ldexp(rows.g, exponent)
-    return [PAIR, *head, rows.a.shape[-1]], a, g
+    up = torch.ldexp(torch.ones_like(largest), exponent)
+    return [PAIR, *head, rows.a.shape[-1]], rows.a / up, rows.g * up
 
 
 class _Reader:
