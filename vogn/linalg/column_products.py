@@ -120,7 +120,7 @@ def _single_combine(rows: Rows, c: Tensor, out: Tensor) -> None:
     a, g = rows.a.reshape(blocks, 1, -1, d_in, 1), rows.g.reshape(blocks, columns, -1, d_out)
     weights = c.view(1, columns, -1, 1, r)
     for part in _pieces(rows, r):
-        right = (a[:, :, part] * weights[:, :, part]).view(blocks, -1, d_in * r)
+        right = (a[:, :, part] * weights[:, :, part]).reshape(blocks, -1, d_in * r)
         table.baddbmm_(g[:, :, part].flatten(1, 2).mT, right)
 
 
@@ -151,7 +151,7 @@ def _(rows: Rows) -> Iterator[tuple[Part, Tensor]]:
         if flat:
             explicit = (rows.g[..., 0, part] * rows.a[..., 0]).flatten(0, 1)
         else:
-            explicit = rows.changed(g=rows.g[..., part]).dense().reshape(n, -1)
+            explicit = rows.changed(g=rows.g[..., part]).dense().flatten(2).flatten(0, 1)
         yield (slice(None), part, slice(None)), explicit
 
 
@@ -164,7 +164,7 @@ def _(rows: PatchRows) -> Iterator[tuple[Part, Tensor]]:
     for start in range(0, channels, chunk):
         stop = min(start + chunk, channels)
         some = patches.channels(start, stop)
-        explicit = Rows(some.matrix(), rows.g).dense().reshape(n, -1)
+        explicit = Rows(some.matrix(), rows.g).dense().flatten(2).flatten(0, 1)
         yield (slice(None), slice(None), slice(start * size, start * size + some.d_in)), explicit
 
 

@@ -30,8 +30,6 @@ PAIR, LOOKUP, PATCHES = 0, 1, 2
 
 Layer = Rows | IndexedRows
 
-
-
 LEAVES: dict[str, int] = {"J": 1, "a": 0, "g": 1, "layout": 0}
 """The tensors of a pack, and their degree in the output gradients."""
 
@@ -43,17 +41,32 @@ def pack(rows: AnyRows) -> dict[str, Tensor]:
     gradients: then products of inputs and those of output gradients stay in range as long as those of the rows do.
     """
     members = rows.members if isinstance(rows, JoinedRows) else (rows,)
-    compact = [_compact(member) for member in members]
-    if not any(kept is member for kept, member in zip(compact, members, strict=True)):
-        return {"J": torch.cat([member.g.flatten(0, 2) for member in compact], 1)}
+    kept = [_worth_keeping(member) for member in members]
+    if not any(kept):
+        return {"J": _explicit(members)}
     inputs, gradients, layout = [], [], [len(members)]
-    for member in compact:
-        numbers, a, g = _fields(member)
+    for member, keep in zip(members, kept, strict=True):
+        numbers, a, g = _fields(member if keep and not isinstance(member, GradientRow) else written_out(member))
         layout += numbers
         inputs.append(a.reshape(-1).to(g.dtype))
         gradients.append(g.reshape(-1))
     g = torch.cat(gradients)
     return {"a": torch.cat(inputs), "g": g, "layout": torch.tensor(layout, dtype=g.dtype, device=g.device)}
+
+
+def _explicit(members: Sequence[Layer | GradientRow]) -> Tensor:
+    """The rows of all members side by side, ``(K N, D)``, written one by one."""
+    if len(members) == 1:
+        return members[0].dense().flatten(2).flatten(0, 1)
+    first = members[0].dense()
+    size = sum(math.prod(member.shape) for member in members)
+    out = first.new_empty((*first.shape[:2], size))
+    start = 0
+    for member in members:
+        part = (first if member is members[0] else member.dense()).flatten(2)
+        out[..., start : start + part.shape[2]] = part
+        start += part.shape[2]
+    return out.flatten(0, 1)
 
 
 def unpack(leaves: Mapping[str, Tensor]) -> list[Layer]:
@@ -91,15 +104,15 @@ def written_out(rows: Layer | GradientRow, *, folded: bool = False) -> Rows:
     return _as_pairs(explicit.flatten(0, 1).unsqueeze(0) if folded else explicit)
 
 
-def _compact(rows: Layer | GradientRow) -> Layer:
-    """Rows as they are if that is much shorter, else written out."""
+def _worth_keeping(rows: Layer | GradientRow) -> bool:
+    """Whether rows as they are, are much shorter than written out."""
     if isinstance(rows, GradientRow):
-        return written_out(rows)
-    inputs = rows.patches.x if isinstance(rows, PatchRows) else rows.index if isinstance(rows, IndexedRows) else rows.a
+        return False
     if isinstance(rows, IndexedRows) and rows.size > 2.0 / torch.finfo(rows.g.dtype).eps:
-        return written_out(rows)  # indices would not be exact as floating numbers
+        return False  # indices would not be exact as floating numbers
+    inputs = rows.patches.x if isinstance(rows, PatchRows) else rows.index if isinstance(rows, IndexedRows) else rows.a
     written = rows.columns * rows.count * math.prod(rows.shape)
-    return rows if inputs.numel() + rows.g.numel() <= WORTH * written else written_out(rows)
+    return inputs.numel() + rows.g.numel() <= WORTH * written
 
 
 def _fields(rows: Layer) -> tuple[list[int], Tensor, Tensor]:
