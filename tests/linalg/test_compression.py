@@ -80,7 +80,8 @@ def test_all_columns_are_the_whole_matrix():
 
 
 def test_more_columns_than_parameters_are_compressed_through_the_parameters():
-    rows = JoinedRows((Rows(normal(9, 1, 3), normal(1, 9, 1, 2, seed=1)), Rows(normal(9, 1, 1), normal(1, 9, 1, 2, seed=2))))
+    layers = (Rows(normal(9, 1, 3), normal(1, 9, 1, 2, seed=1)), Rows(normal(9, 1, 1), normal(1, 9, 1, 2, seed=2)))
+    rows = JoinedRows(layers)
     u = normal(8, 4, seed=50)
     new, rest = compress_rows(u, unpack(pack(rows)), decay=0.9, weight=0.1, rank=4)
     expected, expected_rest = low_rank.compress(u, flat(rows), decay=0.9, weight=0.1, rank=4)

@@ -124,6 +124,8 @@ def _fields(rows: Layer) -> tuple[list[int], Tensor, Tensor]:
         p = rows.patches
         geometry = [*p.kernel, *p.stride, *p.dilation, p.groups, int(p.bias)]
         return [PATCHES, *head, len(p.kernel), *p.x.shape, *geometry], p.x, rows.g
+    if rows.a.shape[-1] == 1:
+        return [PAIR, *head, 1], rows.a, rows.g
     largest = rows.a.abs().amax() if rows.a.numel() else rows.a.new_zeros(())
     exponent = torch.frexp(largest)[1].clamp(-120, 120)
     up = torch.ldexp(torch.ones_like(largest), exponent)
