@@ -1,4 +1,4 @@
-"""Captured graphs die with their context, without the garbage collector's help; rows stay pairs where that is shorter."""
+"""Captured graphs die with their context, without the garbage collector's help; rows stay pairs."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def gram(u: Tensor) -> Tensor:
         if len(rows) % k:
             rest.addmm_(rows.T, rows)
         else:
-            wide = rows.view(-1, k * r)
+            wide = rows.view(len(rows) // k, k * r)
             total.addmm_(wide.T, wide)
     return rest + sum(total[j * r : (j + 1) * r, j * r : (j + 1) * r] for j in range(k))
 
@@ -45,7 +45,8 @@ def times(u: Tensor, w: Tensor) -> Tensor:
     k = _side_by_side(u)
     even = len(u) - len(u) % k
     out = u.new_empty((len(u), w.shape[1]))
-    torch.mm(u[:even].view(-1, k * w.shape[0]), torch.block_diag(*[w] * k), out=out[:even].view(-1, k * w.shape[1]))
+    wide, target = u[:even].view(even // k, k * w.shape[0]), out[:even].view(even // k, k * w.shape[1])
+    torch.mm(wide, torch.block_diag(*[w] * k), out=target)
     torch.mm(u[even:], w, out=out[even:])
     return out
 
