@@ -27,6 +27,7 @@ class DiagonalLowRank(ColumnStructure):
     outputs of all rows are ever written down: memory does not grow with examples times parameters. An update costs
     ``2 rank`` weight-gradient products per layer, ``J U`` and ``J^T c``; where a layer has several positions, its rows
     are formed twice instead.
+
     The state holds ``d`` as a block vector and ``U`` as ``(*shape, columns)`` with ``columns = min(rank, D)``.
 
     Args:
