@@ -29,6 +29,39 @@ def test_operators_are_those_of_the_dense_matrix(rank):
     torch.testing.assert_close(low_rank.inverse_diagonal(d, u), inverse.diagonal())
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_operators_in_pieces_are_those_in_one_go(scale, dtype, monkeypatch):
+    """With and without refinement; nothing that was given is changed."""
+    d, u = (x.to(dtype) for x in parts(size=100, rank=3, scale=scale))
+    v = torch.randn(4, 100, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    before = [x.clone() for x in (d, u, v)]
+    found = low_rank.solve(d, u, v), low_rank.sample(d, u, v)
+    monkeypatch.setattr(low_rank.tall, "CACHED_ELEMENTS", 60)
+    assert len(list(low_rank.tall.pieces(u))) == 7
+    eps = torch.finfo(dtype).eps
+    for whole, other in zip(found, (low_rank.solve(d, u, v), low_rank.sample(d, u, v)), strict=True):
+        assert other.dtype == dtype
+        torch.testing.assert_close(other, whole, rtol=100 * eps, atol=100 * eps * float(whole.abs().max()))
+    assert all(torch.equal(x, y) for x, y in zip((d, u, v), before, strict=True))
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e6, 3e6])
+def test_single_precision_needs_no_refinement_as_far_as_it_does_without(size, monkeypatch):
+    """Up to ``tr V^T V`` of 5e6, in the span of the columns, where Woodbury's identity cancels most."""
+    d, u = parts(size=200, rank=6)
+    u = (u * (size / float((u.square() / d.unsqueeze(1)).sum())) ** 0.5).float()
+    d = d.float()
+    v = (u @ torch.ones(6)).unsqueeze(0)
+    monkeypatch.setattr(low_rank, "_refine", None)
+    x = low_rank.solve(d, u, v)
+    exact = torch.linalg.solve(d.double().diag() + u.double() @ u.double().T, v.double().T).T
+    assert x.dtype == torch.float32
+    assert float((x - exact).norm() / exact.norm()) < 2 * torch.finfo(torch.float32).eps
+    with pytest.raises(TypeError):
+        low_rank.solve(d.double(), u.double(), v.double())  # double precision is always refined
+
+
 def test_the_sampler_depends_on_the_product_of_the_columns_only():
     d, u = parts()
     rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64))[0]

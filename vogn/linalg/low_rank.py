@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError
 
 from vogn.errors import FactorisationError, NonFiniteStatisticsError, NotPositiveDefiniteError
+from vogn.linalg import tall
 from vogn.linalg.cholesky import cholesky, cholesky_inverse_diagonal, cholesky_logdet, cholesky_solve
 from vogn.linalg.eigh import eigh
 
@@ -38,19 +39,36 @@ def solve(d: Tensor, u: Tensor, v: Tensor) -> Tensor:
         NotPositiveDefiniteError: if an element of ``d`` is not positive.
         FactorisationError: if the singular value decomposition of an extreme ``U`` does not converge.
     """
-    root, scaled, gram = _squared(d, u)
-    dtype, v = v.dtype, v.double()
+    gram, inner = _weighted(d, u, v)
+    dtype = v.dtype
     if gram is None:
+        root, scaled = _scaled(d, u)
         basis, t = singular(scaled)
-        return (function_on_basis(basis, t.square().add_(1.0).reciprocal_(), v / root) / root).to(dtype)
-    wide, columns, w = d.double(), u.double(), scaled / root.unsqueeze(-1)
+        return (function_on_basis(basis, t.square().add_(1.0).reciprocal_(), v.double() / root) / root).to(dtype)
+    refined = float(gram.diagonal().sum()) > _unrefined(dtype)
     factor = _capacitance_root(gram)
+    x = torch.empty_like(v, dtype=torch.float64 if refined else dtype)
+    inner = cholesky_solve(factor, inner)
+    for part in tall.pieces(u):
+        x[:, part] = torch.addmm(v[:, part].double(), inner, u[part].double().T, alpha=-1.0).div_(d[part])
+    return _refine(d, u, v, x, factor).to(dtype) if refined else x
 
-    def woodbury(r: Tensor) -> Tensor:
-        return torch.addmm(r / wide, cholesky_solve(factor, r @ w), w.T, alpha=-1.0)
 
-    x = woodbury(v)
-    return x.add_(woodbury(v - apply(wide, columns, x))).to(dtype)
+def _refine(d: Tensor, u: Tensor, v: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+    """One step of iterative refinement, in place; ``factor`` is the Cholesky factor of ``I + V^T V``."""
+    coordinates, inner = x.new_zeros((2, len(x), u.shape[1]))
+    for part in tall.pieces(u):
+        coordinates.addmm_(x[:, part], u[part].double())
+    residual = torch.empty_like(x)
+    for part in tall.pieces(u):
+        wide = u[part].double()
+        rest = torch.addcmul(v[:, part].double(), x[:, part], d[part], value=-1.0)
+        residual[:, part] = torch.addmm(rest, coordinates, wide.T, alpha=-1.0)
+        inner.addmm_(residual[:, part] / d[part], wide)
+    inner = cholesky_solve(factor, inner)
+    for part in tall.pieces(u):
+        x[:, part] += torch.addmm(residual[:, part], inner, u[part].double().T, alpha=-1.0).div_(d[part])
+    return x
 
 
 def sample(d: Tensor, u: Tensor, noise: Tensor) -> Tensor:
@@ -64,16 +82,19 @@ def sample(d: Tensor, u: Tensor, noise: Tensor) -> Tensor:
         NotPositiveDefiniteError: if an element of ``d`` is not positive.
         FactorisationError: if a decomposition does not converge.
     """
-    root, scaled, gram = _squared(d, u)
-    dtype, noise = noise.dtype, noise.double()
+    gram, inner = _weighted(d, u, noise, power=0.5)
     if gram is None:
+        root, scaled = _scaled(d, u)
         basis, t = singular(scaled)
-        return (function_on_basis(basis, t.square().add_(1.0).rsqrt_(), noise) / root).to(dtype)
+        return (function_on_basis(basis, t.square().add_(1.0).rsqrt_(), noise.double()) / root).to(noise.dtype)
     s, rotation = eigh(gram)
     q = (1.0 + s).sqrt()
-    small = (rotation / (q * (1.0 + q))) @ rotation.T
-    kept = torch.addmm(noise, (noise @ scaled) @ small, scaled.T, alpha=-1.0)
-    return (kept / root).to(dtype)
+    inner = inner @ (rotation / (q * (1.0 + q))) @ rotation.T
+    out = torch.empty_like(noise)
+    for part in tall.pieces(u):
+        scale = d[part].double().rsqrt()
+        out[:, part] = torch.addcmul(noise[:, part].double(), inner @ u[part].double().T, scale, value=-1.0).mul_(scale)
+    return out
 
 
 def sample_by_solve(d: Tensor, u: Tensor, noise: Tensor, column_noise: Tensor) -> Tensor:
@@ -179,16 +200,36 @@ def _squared_lengths(x: Tensor, dim: int) -> Tensor:
     return torch.linalg.vector_norm(x, dim=dim).square_()
 
 
-def _squared(d: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``sqrt(d)``, ``V`` and ``V^T V``, in double precision; ``None`` for the last where it would lose too much."""
+def _unrefined(dtype: torch.dtype) -> float:
+    """Largest ``tr V^T V`` at which Woodbury's identity in double precision is exact to 1% of this type's rounding."""
+    return 0.01 * torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
+
+
+def _weighted(d: Tensor, u: Tensor, v: Tensor, power: float = 1.0) -> tuple[Tensor | None, Tensor]:
+    """``V^T V``, ``None`` where it would lose too much, and ``v diag(d)^-power U``, in double precision."""
     require_positive(d)
-    root = d.double().sqrt()
-    scaled = u.double() / root.unsqueeze(-1)
-    gram = scaled.T @ scaled
+    gram, inner = tall.weighted(d, u, v, power)
+    return _within_limit(gram), inner
+
+
+def _within_limit(gram: Tensor) -> Tensor | None:
     trace = float(gram.diagonal().sum())
     if trace != trace:
         raise NonFiniteStatisticsError("the columns of a low-rank curvature hold NaN")
-    return root, scaled, gram if trace <= SQUARED_LIMIT else None
+    return gram if trace <= SQUARED_LIMIT else None
+
+
+def _scaled(d: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """``sqrt(d)`` and ``V``, in double precision."""
+    root = d.double().sqrt()
+    return root, u.double() / root.unsqueeze(-1)
+
+
+def _squared(d: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``sqrt(d)``, ``V`` and ``V^T V``, in double precision; ``None`` for the last where it would lose too much."""
+    require_positive(d)
+    root, scaled = _scaled(d, u)
+    return root, scaled, _within_limit(scaled.T @ scaled)
 
 
 def _capacitance_root(gram: Tensor) -> Tensor:

@@ -69,6 +69,13 @@ class Patches:
         """The patches of some examples."""
         return Patches(self.x[start:stop], self.kernel, self.stride, self.dilation, self.groups, self.bias)
 
+    def channels(self, start: int, stop: int) -> Patches:
+        """The part of every patch that some input channels of each group are; the one only behind the last."""
+        of_groups = self.x.unflatten(1, (self.groups, -1))
+        last = stop == of_groups.shape[2]
+        x = of_groups[:, :, start:stop].flatten(1, 2)
+        return Patches(x, self.kernel, self.stride, self.dilation, self.groups, self.bias and last)
+
     def matrix(self) -> Tensor:
         """All of them, ``(*lead, N, T, d_in)``; a view of the input where the kernel is a point."""
         if self.is_point and not self.bias and self.groups == 1 and all(step == 1 for step in self.stride):

@@ -9,7 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vogn.linalg import low_rank
+from vogn.linalg.compression import compress_rows
+from vogn.linalg.packed_rows import LEAVES, pack, unpack
+from vogn.linalg.rows import AnyRows
 from vogn.structures.base import Shift
 from vogn.structures.columns import ColumnStructure
 from vogn.types import Observation, Shape, State
@@ -21,6 +23,11 @@ class DiagonalLowRank(ColumnStructure):
 
     An update keeps the best ``rank`` directions of ``decay U U^T + weight J^T J`` and adds the diagonal of the rest to
     ``d``, so the diagonal of ``C`` is exact at any rank and all of ``C`` is exact if ``rank`` is at least its rank.
+    Rows of layers stay pairs ``(a, g)`` where these are shorter (:mod:`vogn.linalg.packed_rows`), and no more than a few
+    outputs of all rows are ever written down: memory does not grow with examples times parameters. An update costs
+    ``2 rank`` weight-gradient products per layer, ``J U`` and ``J^T c``; where a layer has several positions, its rows
+    are formed twice instead.
+
     The state holds ``d`` as a block vector and ``U`` as ``(*shape, columns)`` with ``columns = min(rank, D)``.
 
     Args:
@@ -34,6 +41,7 @@ class DiagonalLowRank(ColumnStructure):
 
     rank: int = 10
 
+    DEGREE: ClassVar[dict[str, int]] = LEAVES
     SUPPORTS: ClassVar[frozenset[str]] = frozenset(
         {"shift", "tensor_shift", "apply", "sample", "logdet", "inverse_diagonal", "eigenvalue_bounds"}
     )
@@ -50,10 +58,15 @@ class DiagonalLowRank(ColumnStructure):
             "d": torch.full(shape, initial, dtype=dtype, device=device),
         }
 
+    def observe(self, state: State, rows: AnyRows) -> Observation:
+        """The rows of the layers as they come, as pairs where these are smaller (:mod:`vogn.linalg.packed_rows`)."""
+        return pack(rows)
+
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """The best ``rank`` directions of the new matrix; their rest goes to the diagonal."""
         old = state["U"].reshape(state["d"].numel(), -1)
-        u, rest = low_rank.compress(old, observation["J"], decay=decay, weight=weight, rank=old.shape[1])
+        layers = unpack(observation)
+        u, rest = compress_rows(old, layers, decay=decay, weight=weight, rank=old.shape[1])
         return {"U": u.view_as(state["U"]), "d": rest.view_as(state["d"]).add_(state["d"], alpha=decay)}
 
     def flat(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
