@@ -23,10 +23,10 @@ class DiagonalLowRank(ColumnStructure):
 
     An update keeps the best ``rank`` directions of ``decay U U^T + weight J^T J`` and adds the diagonal of the rest to
     ``d``, so the diagonal of ``C`` is exact at any rank and all of ``C`` is exact if ``rank`` is at least its rank.
-    Rows of layers stay pairs ``(a, g)`` where these are shorter (:mod:`vogn.linalg.packed_rows`), and no more than a
-    few outputs of all rows are ever written down: memory does not grow with examples times parameters. An update costs
-    ``2 rank`` weight-gradient products per layer, ``J U`` and ``J^T c``; where a layer has several positions, its rows
-    are formed twice instead.
+    Rows of a layer stay pairs ``(a, g)`` where these are much shorter than the rows written out (else the rows are at
+    most twice as long as the pairs; :mod:`vogn.linalg.packed_rows`): memory does not grow with examples times
+    parameters. An update costs ``2 rank`` weight-gradient products per layer, ``J U`` and ``J^T c``; where a layer has
+    several positions, its rows are formed twice instead, a few outputs at a time.
 
     The state holds ``d`` as a block vector and ``U`` as ``(*shape, columns)`` with ``columns = min(rank, D)``.
 
