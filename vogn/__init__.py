@@ -34,6 +34,7 @@ from vogn.optim import (
 from vogn.optim.check_curvature import check_curvature
 from vogn.optim.laplace import laplace
 from vogn.optim.preview import coverage
+from vogn.optim.sample_size import effective_sample_size
 from vogn.posterior import (
     SWAG,
     Ensemble,
@@ -88,6 +89,7 @@ __all__ = [
     "VON",
     "check_curvature",
     "coverage",
+    "effective_sample_size",
     "errors",
     "laplace",
     "likelihoods",
