@@ -34,6 +34,7 @@ from vogn.optim import (
 from vogn.optim.check_curvature import check_curvature
 from vogn.optim.laplace import laplace
 from vogn.optim.preview import coverage
+from vogn.optim.range_test import RangeTest, learning_rate_range_test
 from vogn.optim.sample_size import effective_sample_size
 from vogn.posterior import (
     SWAG,
@@ -77,6 +78,7 @@ __all__ = [
     "Posterior",
     "Predictive",
     "Prior",
+    "RangeTest",
     "SENG",
     "SKFAC",
     "SLANG",
@@ -92,6 +94,7 @@ __all__ = [
     "effective_sample_size",
     "errors",
     "laplace",
+    "learning_rate_range_test",
     "likelihoods",
     "load_posterior",
     "log_evidence",

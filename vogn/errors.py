@@ -30,6 +30,10 @@ class MissingCurvatureError(VognError, RuntimeError):
     """A step saw gradients although the curvature has never been observed."""
 
 
+class RangeTestError(VognError, RuntimeError):
+    """A learning-rate range test found no learning rate."""
+
+
 class CheckpointError(VognError, ValueError):
     """A file is not a checkpoint of this model, method or schema version."""
 
