@@ -34,6 +34,7 @@ from vogn.optim import (
 from vogn.optim.check_curvature import check_curvature
 from vogn.optim.laplace import laplace
 from vogn.optim.preview import coverage
+from vogn.optim.prior_tuner import PriorTuner, layer_groups
 from vogn.optim.range_test import RangeTest, learning_rate_range_test
 from vogn.optim.sample_size import effective_sample_size
 from vogn.posterior import (
@@ -78,6 +79,7 @@ __all__ = [
     "Posterior",
     "Predictive",
     "Prior",
+    "PriorTuner",
     "RangeTest",
     "SENG",
     "SKFAC",
@@ -94,6 +96,7 @@ __all__ = [
     "effective_sample_size",
     "errors",
     "laplace",
+    "layer_groups",
     "learning_rate_range_test",
     "likelihoods",
     "load_posterior",

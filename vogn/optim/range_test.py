@@ -20,7 +20,7 @@ from vogn.capture.objective import Objective
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError, RangeTestError
 from vogn.optim.base import NaturalGradient
 from vogn.optim.calling import outputs_of
-from vogn.optim.methods import METHODS
+from vogn.optim.methods import sets_groups
 from vogn.optim.range_choice import choose, smoothed
 
 Watch = Callable[[int, float, float], None]
@@ -142,7 +142,7 @@ def _check(optimizer: NaturalGradient, smallest: float, largest: float, steps: i
         raise ValueError(f"steps={steps} must be at least {FEWEST_STEPS}; about 20 a decade are a good number")
     if optimizer.replicas.size > 1:
         raise ValueError("a range test runs in one process: make it before the model is distributed, and pass lr on")
-    if any(info.sets_groups and info.constructor is type(optimizer) for info in METHODS.values()):
+    if sets_groups(optimizer):
         raise ValueError(f"{type(optimizer).__name__} sets its step sizes itself: there is no learning rate to test")
 
 
