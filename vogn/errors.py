@@ -42,6 +42,10 @@ class MissingExtraError(VognError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
 
 
+class PosteriorWarning(UserWarning):
+    """A posterior has collapsed to a point, or its noise drowns the weights."""
+
+
 @contextmanager
 def in_block(name: str) -> Iterator[None]:
     """Errors about numbers and unsupported features from inside say which block they are about."""

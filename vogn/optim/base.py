@@ -32,6 +32,7 @@ from vogn.optim.posterior import posterior_of, store_likelihood
 from vogn.optim.sample_size import SampleSize, resolved
 from vogn.optim.steps import Momentum, Prior, Solve, Step
 from vogn.optim.update import update
+from vogn.optim.watch import PosteriorWatch
 from vogn.posterior import GaussianPosterior
 from vogn.structures import Diagonal
 from vogn.structures.base import Structure
@@ -185,6 +186,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self._evidence = EvidenceCheck(self.statistics)
         self._announced: set[str] = set()
         self._overhead = OverheadBudget()
+        self._watch = PosteriorWatch()
         super().__init__(build_groups(params, norms, groups), defaults)
         for group in self.param_groups if overhead is not None else ():
             group.update(TRIAL)
@@ -411,6 +413,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self.restore_()
         with torch.no_grad():
             update(self, closure if isinstance(closure, Objective) else None)
+            self._watch.after_step(self)
         self._overhead.finished(self.param_groups, self.replicas)
         return loss
 

@@ -29,8 +29,8 @@ class PriorTuner:
         D - delta tr Lambda^-1 = delta |m|^2,      Lambda = ess (C + delta / ess)
 
     which is the maximum of the Laplace evidence at this mean and curvature, and likewise the stationary point in
-    ``delta`` of the variational bound with the covariance ``Lambda^-1``: one rule for both modes. Training and tuning in
-    turns converge to the precision at which both hold; on a linear model to the maximum of the evidence. With factored
+    ``delta`` of the variational bound with the covariance ``Lambda^-1``: one rule for both modes. Training and tuning
+    in turns converge to the precision at which both hold; on a linear model to the maximum of the evidence. With factored
     damping (:class:`vogn.KFAC`) ``C + delta / ess`` is the damped product whose inverse weights are sampled from.
 
     It keeps nothing and draws nothing: ``weight_decay`` is in the checkpoint, and when it is due follows from the
