@@ -165,6 +165,17 @@ def test_point_masses_keep_what_they_have():
     assert opt.param_groups[2]["weight_decay"] == 0.0
 
 
+def test_groups_can_be_left_out():
+    model = fill(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double())
+    opt = vogn.VOGN(model, ess=100, groups=vogn.layer_groups(model))
+    train(opt, model, 2)
+    assert set(vogn.PriorTuner(opt, every=1, only=["2.*"]).tune()) == {1}
+    assert set(vogn.PriorTuner(opt, every=1, only=["0.weight", "0.bias"]).tune()) == {0}
+    assert set(vogn.PriorTuner(opt, every=1, only=["*"]).tune()) == {0, 1}
+    with pytest.raises(ValueError, match=r"only=\['0.weight'\]: no sampled group has nothing but such parameters"):
+        vogn.PriorTuner(opt, every=1, only=["0.weight"])
+
+
 def test_layers_that_share_a_weight_share_a_group():
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False), nn.Linear(3, 2))
     model[1].weight = model[0].weight

@@ -33,7 +33,8 @@ def warned(model, opt, steps, start=0):
 
 def run(settings):
     """What `vogn train` does, without its files."""
-    session = Session.start(settings, NaturalGradientContender(settings.method, True), open_data(settings), RunFolder("x"))
+    contender = NaturalGradientContender(settings.method, True)
+    session = Session.start(settings, contender, open_data(settings), RunFolder("unused"))
     training = Training(session, SilentWatcher(), Interruption(), "")
     for epoch in range(settings.epochs):
         session.position = Position(epoch=epoch)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vogn.capture.partition import Block, norm_parameter_names
+from vogn.capture.selection import matches
 from vogn.distributed import whole
 from vogn.errors import MissingCurvatureError, UnsupportedObservationError, in_block
 from vogn.optim.base import NaturalGradient
@@ -30,8 +32,12 @@ class PriorTuner:
 
     which is the maximum of the Laplace evidence at this mean and curvature, and likewise the stationary point in
     ``delta`` of the variational bound with the covariance ``Lambda^-1``: one rule for both modes. Training and tuning
-    in turns converge to the precision at which both hold; on a linear model to the maximum of the evidence. With factored
-    damping (:class:`vogn.KFAC`) ``C + delta / ess`` is the damped product whose inverse weights are sampled from.
+    in turns converge to the precision at which both hold; on a linear model to the maximum of the evidence. With
+    factored damping (:class:`vogn.KFAC`) ``C + delta / ess`` is the damped product whose inverse weights are sampled
+    from.
+
+    Weights in front of a normalisation layer have no scale: the network is the same whatever their length, and the
+    evidence only asks for shorter ones. Leave them out with ``only``.
 
     It keeps nothing and draws nothing: ``weight_decay`` is in the checkpoint, and when it is due follows from the
     number of steps. One tuning costs about 25 times the diagonal of an inverse: from a few plain steps (diagonal) to a
@@ -45,9 +51,12 @@ class PriorTuner:
         temperature: the one in ``ess``, > 0. The evidence is that of the untempered posterior, so that training at a
             lower temperature keeps its objective.
         bounds: smallest and largest precision.
+        only: patterns of parameter names (``"classifier.*"``, as in ``structure``): groups that hold a parameter which
+            none of them matches keep their prior. ``None`` tunes all groups.
 
     Raises:
-        ValueError: if a number is out of range, a group has no ``ess``, or the method sets ``weight_decay`` itself.
+        ValueError: if a number is out of range, no group is left to tune, a group has no ``ess``, or the method sets
+            ``weight_decay`` itself.
         UnsupportedObservationError: naming the block, if its structure has no inverse diagonal.
 
     Example:
@@ -80,6 +89,7 @@ class PriorTuner:
         start: int | None = None,
         temperature: float = 1.0,
         bounds: tuple[float, float] = (1e-4, 1e6),
+        only: Sequence[str] | None = None,
     ) -> None:
         start = every if start is None else start
         if int(every) != every or every < 1:
@@ -94,6 +104,12 @@ class PriorTuner:
             raise ValueError(f"{type(optimizer).__name__} sets weight_decay itself: there is no prior to tune")
         self.optimizer, self.every, self.start = optimizer, every, start
         self.temperature, self.bounds = temperature, bounds
+        self.only = None if only is None else tuple(only)
+        if not any(map(self._wanted, optimizer.param_groups)):
+            raise ValueError(
+                f"only={only}: no sampled group has nothing but such parameters; give them a group of their own "
+                "(groups=vogn.layer_groups(model))"
+            )
 
     def step(self) -> dict[int, float]:
         """Tune if it is due; call it after every ``opt.step()``.
@@ -120,7 +136,7 @@ class PriorTuner:
         found: dict[int, float] = {}
         for number, group in enumerate(self.optimizer.param_groups):
             members = [block for block, owner in table if owner is group]
-            if not group["sampled"] or not members or table.without_curvature(group):
+            if not self._wanted(group) or not members or table.without_curvature(group):
                 continue
             if group["ess"] is None:
                 raise ValueError("the prior's precision is weight_decay * ess: set ess=len(train_set)")
@@ -130,6 +146,11 @@ class PriorTuner:
             found[number] = stationary_precision(blocks, length, bounds=self.bounds, halvings=HALVINGS)
             group["weight_decay"] = found[number] / ess
         return found
+
+    def _wanted(self, group: Mapping[str, Any]) -> bool:
+        """Whether the group is one of those that are tuned."""
+        names = group["param_names"] if self.only is not None else ()
+        return bool(group["sampled"]) and all(any(matches(key, [n]) for key in self.only or ()) for n in names)
 
 
 def _with_curvature(table: BlockTable, block: Block, ess: float) -> PosteriorBlock:

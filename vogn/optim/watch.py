@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FIRST_STEP = 64
 """The first look is after so many steps, the others after twice, four times ... as many."""
 COLLAPSED, EXPLODED = 1e-5, 5.0
-"""Bounds on :func:`relative_std`. Sound runs on digits lie between 0.007 and 2.4 (a block that the data say little about
+"""Bounds on :func:`relative_std`. Sound runs on digits lie between 0.007 and 2.4 (a block of which the data say little
 has the prior's width); a ResNet-8 that learns nothing under a prior of precision 1 reaches 13 to 16."""
 
 
