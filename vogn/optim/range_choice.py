@@ -9,7 +9,9 @@ import numpy as np
 from vogn.errors import RangeTestError
 
 SHARE = 0.9
-"""Share of the loss's whole fall that must be done at the rates among which the choice is the middle."""
+"""Share of the loss's whole fall that must be done at the rates among which one is chosen."""
+POSITION = 1.0 / 3.0
+"""Where the choice lies among them, in logarithms: 0 at the smallest, 1 at the largest."""
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
@@ -27,9 +29,10 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
 
 def choose(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """The geometric middle of the rates at which the smoothed loss has done :data:`SHARE` of its fall.
+    """Among the rates at which the smoothed loss has done :data:`SHARE` of its fall, a third of the way up (in logs).
 
-    Its lower end is where learning has become fast, its upper end where steps become too long or the test ends.
+    Their lower end is where learning has become fast, the upper end where steps become too long or the test ends. A
+    rate near the upper end survives a short test but not a long run: hence the third.
 
     Args:
         rates: rising.
@@ -51,4 +54,5 @@ def choose(rates: Sequence[float], losses: Sequence[float]) -> float:
             "has learned already, or the prior, the temperature or the data keep it from learning; else widen the range"
         )
     (basin,) = np.nonzero(curve <= start - SHARE * fall)
-    return float(np.sqrt(rates[basin[0]] * rates[basin[-1]]))
+    low, high = rates[basin[0]], rates[basin[-1]]
+    return float(low * (high / low) ** POSITION)

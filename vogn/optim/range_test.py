@@ -69,9 +69,9 @@ def learning_rate_range_test(
 ) -> RangeTest:
     """Train a copy for ``steps`` steps while the learning rate rises from ``smallest`` to ``largest``, and choose one.
 
-    The choice is the middle (in logarithms) of the rates at which the smoothed loss has done 90 % of its whole fall: to
-    the left learning is slow, to the right steps are too long. Where nothing diverges (a KL clip makes long steps
-    harmless) the range ends with a full Newton step.
+    The choice lies among the rates at which the smoothed loss has done 90 % of its whole fall, a third of the way up
+    (in logarithms): to the left learning is slow, to the right steps are too long, at first for a long run and then for
+    the short test. Where nothing diverges (a KL clip makes long steps harmless) the range ends with a full Newton step.
 
     Model, optimizer and likelihood are not touched: the steps are made by a copy, with the noise that the optimizer
     would draw next. The global random states of Python, NumPy and PyTorch, and the loader's generator, come back.
