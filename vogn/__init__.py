@@ -34,6 +34,9 @@ from vogn.optim import (
 from vogn.optim.check_curvature import check_curvature
 from vogn.optim.laplace import laplace
 from vogn.optim.preview import coverage
+from vogn.optim.prior_tuner import PriorTuner, layer_groups
+from vogn.optim.range_test import RangeTest, learning_rate_range_test
+from vogn.optim.sample_size import effective_sample_size
 from vogn.posterior import (
     SWAG,
     Ensemble,
@@ -76,6 +79,8 @@ __all__ = [
     "Posterior",
     "Predictive",
     "Prior",
+    "PriorTuner",
+    "RangeTest",
     "SENG",
     "SKFAC",
     "SLANG",
@@ -88,8 +93,11 @@ __all__ = [
     "VON",
     "check_curvature",
     "coverage",
+    "effective_sample_size",
     "errors",
     "laplace",
+    "layer_groups",
+    "learning_rate_range_test",
     "likelihoods",
     "load_posterior",
     "log_evidence",

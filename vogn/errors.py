@@ -30,12 +30,20 @@ class MissingCurvatureError(VognError, RuntimeError):
     """A step saw gradients although the curvature has never been observed."""
 
 
+class RangeTestError(VognError, RuntimeError):
+    """A learning-rate range test found no learning rate."""
+
+
 class CheckpointError(VognError, ValueError):
     """A file is not a checkpoint of this model, method or schema version."""
 
 
 class MissingExtraError(VognError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
+
+
+class PosteriorWarning(UserWarning):
+    """A posterior has collapsed to a point, or its noise drowns the weights."""
 
 
 @contextmanager

@@ -8,7 +8,9 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
+from vogn.cli import options
 from vogn.cli.errors import one_line_errors
+from vogn.cli.options import option
 from vogn.cli.settings import Settings
 
 app = typer.Typer(
@@ -24,62 +26,42 @@ Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 ... or au
 Samples = Annotated[Optional[int], typer.Option(min=1, help="Weight samples; default: as in the run.")]  # noqa: UP045
 
 
-def _option(text: str, *names: str, default: object = None) -> object:
-    """An option whose absence is ``None``; the default stands in its help."""
-    return typer.Option(*names, help=text if default is None else f"{text} \\[default: {default}]", show_default=False)
-
-
 @app.command()
 def train(
-    method: Annotated[str | None, _option("See `vogn methods`.", default=_DEFAULTS.method)] = None,
-    deterministic: Annotated[
-        bool | None, _option("Train without weight noise: the one flag.", "--deterministic/--variational")
-    ] = None,
-    data: Annotated[
-        str | None, _option("digits, npz:FILE, imagefolder:DIR or hf:NAME.", default=_DEFAULTS.data)
-    ] = None,
-    model: Annotated[
-        str | None, _option("A model's name or package.module:callable.", default="resnet8; mlp for feature vectors")
-    ] = None,
-    width: Annotated[int | None, _option("Width of the model, where it takes one.")] = None,
-    norm: Annotated[str | None, _option("batch, group or frn, where the model takes it.")] = None,
-    epochs: Annotated[int | None, _option("Passes over the data.", default=_DEFAULTS.epochs)] = None,
-    batch_size: Annotated[int | None, _option("Examples per step.", default=_DEFAULTS.batch_size)] = None,
-    lr: Annotated[float | None, _option("Peak learning rate.", default="the method's")] = None,
-    prior_precision: Annotated[
-        float | None, _option("Precision of the Gaussian prior over weights.", default="the method's")
-    ] = None,
-    ess: Annotated[
-        float | None,
-        _option("Effective sample size.", default="training examples x augmentation factor / temperature"),
-    ] = None,
-    temperature: Annotated[float | None, _option("Temperature of the posterior.", default="the method's")] = None,
+    method: options.Method = None,
+    deterministic: options.Deterministic = None,
+    data: options.DataOption = None,
+    model: options.Model = None,
+    width: options.Width = None,
+    norm: options.Norm = None,
+    epochs: Annotated[int | None, option("Passes over the data.", default=_DEFAULTS.epochs)] = None,
+    batch_size: options.BatchSize = None,
+    lr: Annotated[float | None, option("Peak learning rate.", default="the method's")] = None,
+    prior_precision: options.PriorPrecision = None,
+    ess: options.SampleSizeOption = None,
+    temperature: options.Temperature = None,
     prediction_temperature: Annotated[
-        float | None, _option("Factor on the trained posterior's covariance.", default="chosen on the validation part")
+        float | None, option("Factor on the trained posterior's covariance.", default="chosen on the validation part")
     ] = None,
-    augmentation_factor: Annotated[
-        float | None, _option("By how much augmentation enlarges the training set.", default="the data's")
-    ] = None,
-    augment: Annotated[
-        bool | None, _option("Shifts and flips, for images of at least 16 pixels.", "--augment/--no-augment")
-    ] = None,
-    image_size: Annotated[int | None, _option("Bring image files to this side, in pixels.")] = None,
-    schedule: Annotated[str | None, _option("cosine or constant.", default=_DEFAULTS.schedule)] = None,
-    warmup_epochs: Annotated[float | None, _option("Linear warm-up.", default=_DEFAULTS.warmup_epochs)] = None,
-    seed: Annotated[int | None, _option("Of everything random.", default=_DEFAULTS.seed)] = None,
+    augmentation_factor: options.AugmentationFactor = None,
+    augment: options.Augment = None,
+    image_size: options.ImageSize = None,
+    schedule: Annotated[str | None, option("cosine or constant.", default=_DEFAULTS.schedule)] = None,
+    warmup_epochs: Annotated[float | None, option("Linear warm-up.", default=_DEFAULTS.warmup_epochs)] = None,
+    seed: options.Seed = None,
     samples: Annotated[
-        int | None, _option("Weight samples of the posterior predictive.", default=_DEFAULTS.samples)
+        int | None, option("Weight samples of the posterior predictive.", default=_DEFAULTS.samples)
     ] = None,
     compare: Annotated[
-        bool | None, _option("Train AdamW and the twin with the other mode too.", "--compare/--no-compare")
+        bool | None, option("Train AdamW and the twin with the other mode too.", "--compare/--no-compare")
     ] = None,
     checkpoint_every: Annotated[
-        int | None, _option("Batches between checkpoints within an epoch.", default=_DEFAULTS.checkpoint_every)
+        int | None, option("Batches between checkpoints within an epoch.", default=_DEFAULTS.checkpoint_every)
     ] = None,
-    device: Annotated[str | None, _option("cpu, cuda, cuda:1 ...", default=_DEFAULTS.device)] = None,
-    threads: Annotated[int | None, _option("CPU threads.", default="PyTorch's choice")] = None,
-    output: Annotated[Path | None, _option("Folder of the run.", default="a new one in runs/")] = None,
-    resume: Annotated[Path | None, _option("Continue the run in this folder.")] = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    output: options.Output = None,
+    resume: Annotated[Path | None, option("Continue the run in this folder.")] = None,
 ) -> None:
     """Train a classifier; end with a table of accuracy, NLL, Brier score and calibration error."""
     given = {
@@ -112,6 +94,54 @@ def train(
         from vogn.cli import commands
 
         commands.train(given, output=output, resume=resume, console=Console())
+
+
+@app.command()
+def tune(
+    method: options.Method = None,
+    deterministic: options.Deterministic = None,
+    data: options.DataOption = None,
+    model: options.Model = None,
+    width: options.Width = None,
+    norm: options.Norm = None,
+    batch_size: options.BatchSize = None,
+    prior_precision: options.PriorPrecision = None,
+    ess: options.SampleSizeOption = None,
+    temperature: options.Temperature = None,
+    augmentation_factor: options.AugmentationFactor = None,
+    augment: options.Augment = None,
+    image_size: options.ImageSize = None,
+    seed: options.Seed = None,
+    smallest: Annotated[float | None, option("First learning rate.", default="a 10,000th of the largest")] = None,
+    largest: Annotated[float | None, option("Last learning rate.", default="that of a full Newton step")] = None,
+    steps: Annotated[int, option("Steps of the test.", default=100)] = 100,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    output: options.Output = None,
+) -> None:
+    """Find a learning rate by a short range test; end with the options for `vogn train`."""
+    given = {
+        "method": None if method is None else method.lower(),
+        "variational": None if deterministic is None else not deterministic,
+        "data": data,
+        "model": model,
+        "width": width,
+        "norm": norm,
+        "batch_size": batch_size,
+        "prior_precision": prior_precision,
+        "ess": ess,
+        "temperature": temperature,
+        "augmentation_factor": augmentation_factor,
+        "augment": augment,
+        "image_size": image_size,
+        "seed": seed,
+        "device": device,
+        "threads": threads,
+    }
+    with one_line_errors():
+        from vogn.cli.tuning import tune
+
+        tune(given, smallest=smallest, largest=largest, steps=steps, output=output, console=Console())
 
 
 @app.command()

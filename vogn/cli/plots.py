@@ -11,6 +11,7 @@ import torch
 from vogn.cli.evaluation import Evaluation
 from vogn.cli.run_folder import write_atomically
 from vogn.metrics import reliability
+from vogn.optim.range_test import RangeTest
 
 _METRICS = {"loss": "negative log-likelihood (nats)", "accuracy": "accuracy"}
 
@@ -67,6 +68,28 @@ def plot_reliability(rows: Sequence[Evaluation], path: Path) -> None:
     lower.set_ylim(bottom=0)
     lower.margins(y=0.2)
     figure.legend(fontsize=8, loc="outside upper left")
+    _save(figure, path)
+
+
+def plot_range_test(found: RangeTest, path: Path) -> None:
+    """Loss against learning rate: every step, the smoothed curve and the choice.
+
+    Args:
+        found: the test.
+        path: the PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(found.rates, found.losses, ".", color="grey", markersize=3, label="loss of a step")
+    axes.plot(found.rates, found.smoothed, color="C0", label="smoothed")
+    axes.axvline(found.suggestion, color="C1", linewidth=1, label=f"lr {found.suggestion:.2g}")
+    low, high = min(found.smoothed), max(found.smoothed[0], found.losses[0])
+    axes.set(xscale="log", xlabel="learning rate", ylabel=_METRICS["loss"])
+    axes.set_ylim(min(low, min(found.losses)), high + 0.5 * (high - low))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     _save(figure, path)
 
 

@@ -83,12 +83,11 @@ class RunFolder:
 
     def write_config(self, settings: Settings, resolved: Mapping[str, Any]) -> None:
         """Write ``config.json``: the settings, what they resolved to, and versions."""
-        versions = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
         config = {
             "schema": SCHEMA_VERSION,
             "settings": settings.to_dict(),
             "resolved": dict(resolved),
-            "versions": versions,
+            "versions": versions(),
         }
         self.write_json("config.json", config)
 
@@ -192,6 +191,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 
 def _check_schema(path: Path, schema: Any) -> None:

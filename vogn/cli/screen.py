@@ -68,6 +68,36 @@ class ProgressWatcher:
         self.console.print(line, highlight=False, soft_wrap=True)
 
 
+class RangeTestBar:
+    """A progress bar with learning rate and loss; nothing where there is no terminal."""
+
+    def __init__(self, console: Console, label: str, steps: int) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("lr {task.fields[lr]:.1e}  loss {task.fields[loss]:.4f}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task(label, total=steps, lr=float("nan"), loss=float("nan"))
+
+    def __enter__(self) -> RangeTestBar:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def __call__(self, number: int, rate: float, loss: float) -> None:
+        """Move the bar."""
+        self.progress.update(self.task, completed=number, lr=rate, loss=loss)
+
+
 def results_table(rows: Sequence[Evaluation], title: str) -> Table:
     """Accuracy, NLL, Brier score and ECE of every row; the best of each column is bold."""
     table = Table(title=title)

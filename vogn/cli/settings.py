@@ -9,6 +9,7 @@ from typing import Any
 
 from vogn.cli.errors import UsageError
 from vogn.cli.schedule import SCHEDULES
+from vogn.optim.sample_size import effective_sample_size
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Settings:
         if self.ess is not None:
             return self.ess
         factor = augmentation_factor if self.augmentation_factor is None else self.augmentation_factor
-        return examples * factor / (temperature if self.temperature is None else self.temperature)
+        chosen = temperature if self.temperature is None else self.temperature
+        return effective_sample_size(examples, augmentation_factor=factor, temperature=chosen)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

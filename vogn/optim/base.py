@@ -26,10 +26,13 @@ from vogn.optim.coverage import Coverage, announce_fallbacks, coverage_of
 from vogn.optim.diagnostics import diagnostics
 from vogn.optim.evidence import REMEDY, EvidenceCheck
 from vogn.optim.groups import STARTING_ENTRIES, NormPolicy, build_groups, named_members
+from vogn.optim.initial_curvature import InitialCurvature, automatic
 from vogn.optim.overhead import TRIAL, OverheadBudget
 from vogn.optim.posterior import posterior_of, store_likelihood
+from vogn.optim.sample_size import SampleSize, resolved
 from vogn.optim.steps import Momentum, Prior, Solve, Step
 from vogn.optim.update import update
+from vogn.optim.watch import PosteriorWatch
 from vogn.posterior import GaussianPosterior
 from vogn.structures import Diagonal
 from vogn.structures.base import Structure
@@ -60,6 +63,8 @@ class NaturalGradient(torch.optim.Optimizer):
         statistics: names from :data:`vogn.capture.statistics.REGISTRY` or instances; at most one per channel.
         lr: learning rate of the mean, >= 0.
         ess: effective sample size ``N * augmentation / temperature``, > 0; needed for sampling and posteriors.
+            ``"auto"`` counts the examples of ``data``; with augmentation or a temperature pass the number that
+            :func:`vogn.effective_sample_size` returns.
         weight_decay: ``prior_precision / ess``, >= 0.
         damping: added to ``C`` in the step only, >= 0.
         momentum: in [0, 1).
@@ -69,7 +74,9 @@ class NaturalGradient(torch.optim.Optimizer):
         overhead: bound, > 0, on the share of time that observations and factorisations add to a step. About 30 steps
             are timed, then ``observe_every`` and ``refresh_every`` of all groups are chosen and stay; ``None`` keeps
             the intervals that are given.
-        initial_curvature: ``"first_batch"`` (the first observation counts fully) or a number >= 0, ``C_0 = c I``.
+        initial_curvature: ``"first_batch"`` (the first observation counts fully) or a number >= 0, ``C_0 = c I``;
+            ``"auto"`` is ``"first_batch"``, or, for a statistic that learns from the weight noise (Price), the number
+            at which that noise is a tenth of the weights (:mod:`vogn.optim.initial_curvature`).
         mc_samples: weight samples per step, >= 1: number of sampled contexts that one ``step()`` averages over.
         antithetic: samples come in mirrored pairs; ``mc_samples`` must be even.
         variational: the one flag; a group entry that may be changed between any two steps.
@@ -86,9 +93,10 @@ class NaturalGradient(torch.optim.Optimizer):
             of a ``DistributedDataParallel``, else the default group if there is one), a ``ProcessGroup``, or ``None``
             for this process alone.
         sample_sync: ``"shared"``: all processes draw the same weights; ``"independent"``: each draws its own.
+        data: for ``ess="auto"``: the training ``DataLoader`` or data set, or the number of examples.
 
     Raises:
-        TypeError: if layer inputs are needed but only parameters were given.
+        TypeError: if layer inputs are needed but only parameters were given, or ``data`` cannot be counted.
         ValueError: if an option is out of range.
         UnsupportedObservationError: if structure, statistics and mode do not fit.
 
@@ -117,7 +125,7 @@ class NaturalGradient(torch.optim.Optimizer):
         statistics: str | Statistic | Sequence[str | Statistic],
         *,
         lr: float,
-        ess: float | None = None,
+        ess: SampleSize = None,
         weight_decay: float = 0.0,
         damping: float = 0.0,
         momentum: float = 0.9,
@@ -125,7 +133,7 @@ class NaturalGradient(torch.optim.Optimizer):
         refresh_every: int = 1,
         observe_every: int = 1,
         overhead: float | None = None,
-        initial_curvature: float | Literal["first_batch"] = "first_batch",
+        initial_curvature: InitialCurvature = "first_batch",
         mc_samples: int = 1,
         antithetic: bool = False,
         variational: bool = True,
@@ -138,6 +146,7 @@ class NaturalGradient(torch.optim.Optimizer):
         fallback: Structure | None = None,
         process_group: ProcessGroupChoice = "auto",
         sample_sync: SampleSync = "shared",
+        data: Any = None,
     ) -> None:
         self.replicas = Replicas(params, process_group, sample_sync)
         params = inner_module(params)
@@ -157,7 +166,7 @@ class NaturalGradient(torch.optim.Optimizer):
         check_combination(self, needs_model=any(s.NEEDS_PAIRS for s in self.statistics) or partition == "layer")
         defaults = {
             "lr": lr,
-            "ess": ess,
+            "ess": resolved(ess, data),
             "weight_decay": weight_decay,
             "damping": damping,
             "momentum": momentum,
@@ -177,6 +186,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self._evidence = EvidenceCheck(self.statistics)
         self._announced: set[str] = set()
         self._overhead = OverheadBudget()
+        self._watch = PosteriorWatch()
         super().__init__(build_groups(params, norms, groups), defaults)
         for group in self.param_groups if overhead is not None else ():
             group.update(TRIAL)
@@ -198,7 +208,10 @@ class NaturalGradient(torch.optim.Optimizer):
         # torch wants names in all groups or in none; it cannot read them off an empty group
         super().add_param_group(param_group | {"params": named} | ({} if named else {"param_names": []}))
         try:
-            check_group(self, self.param_groups[-1])
+            group = self.param_groups[-1]
+            if group["initial_curvature"] == "auto":
+                group["initial_curvature"] = automatic(group, self.statistics)
+            check_group(self, group)
         except Exception:
             self.param_groups.pop()
             raise
@@ -400,6 +413,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self.restore_()
         with torch.no_grad():
             update(self, closure if isinstance(closure, Objective) else None)
+            self._watch.after_step(self)
         self._overhead.finished(self.param_groups, self.replicas)
         return loss
 

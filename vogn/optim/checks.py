@@ -138,7 +138,7 @@ def check_group(optimizer: NaturalGradient, group: Mapping[str, Any]) -> None:
     initial = group["initial_curvature"]
     if initial != "first_batch":
         if isinstance(initial, str):
-            raise ValueError(f"initial_curvature={initial!r}: choose 'first_batch' or a number >= 0")
+            raise ValueError(f"initial_curvature={initial!r}: choose 'first_batch', 'auto' or a number >= 0")
         _in_range("initial_curvature", initial, 0.0, math.inf)
     if any(statistic.NAME == "price" for statistic in optimizer.statistics) and (
         initial == "first_batch" or not initial
@@ -146,6 +146,8 @@ def check_group(optimizer: NaturalGradient, group: Mapping[str, Any]) -> None:
         raise ValueError("the Price statistic learns from its own noise and needs a start: give initial_curvature > 0")
     if optimizer.antithetic and group["mc_samples"] % 2:
         raise ValueError(f"antithetic=True draws mirrored pairs: mc_samples={group['mc_samples']} must be even")
+    if isinstance(group["ess"], str):
+        raise ValueError(f"a param group has ess={group['ess']!r}: groups take numbers, the optimizer takes ess='auto'")
     if group["ess"] is not None and not (group["ess"] > 0):
         raise ValueError(
             f"ess={group['ess']} must be positive: ess = number of training examples * augmentation / temperature"

@@ -109,7 +109,7 @@ def _report(block: Block, group: dict[str, Any], place: int, mean: Tensor, entry
         return BlockReport(block.name, place, size, squares)
     curvature, memory = entry["curvature"], entry["memory"]
     weight_decay = float(group["weight_decay"])
-    inverse = _inverse_diagonal(block, curvature, weight_decay)
+    inverse = inverse_diagonal(block, curvature, weight_decay)
     variance = effective = None
     if inverse is not None:
         effective = float((1.0 - weight_decay * inverse).sum())
@@ -128,7 +128,7 @@ def _report(block: Block, group: dict[str, Any], place: int, mean: Tensor, entry
     )
 
 
-def _inverse_diagonal(block: Block, curvature: State, shift: float) -> Tensor | None:
+def inverse_diagonal(block: Block, curvature: State, shift: float) -> Tensor | None:
     """``diag((C (+) shift)^-1)`` in double precision, or ``None`` where it does not exist."""
     if "inverse_diagonal" not in block.structure.SUPPORTS:
         return None

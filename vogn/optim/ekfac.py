@@ -10,6 +10,7 @@ from torch import nn
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.optim.base import NaturalGradient
 from vogn.optim.kfac import clipped_chain, fisher_statistic
+from vogn.optim.sample_size import SampleSize
 from vogn.structures import EigenKronecker
 
 
@@ -43,7 +44,7 @@ class EKFAC(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 1e-2,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: StructureOption = None,
         weight_decay: float = 1e-4,
         damping: float = 1e-3,

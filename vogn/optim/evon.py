@@ -11,7 +11,9 @@ from torch import nn
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.capture.statistics import Gradient, Price
 from vogn.optim.base import NaturalGradient
+from vogn.optim.initial_curvature import InitialCurvature
 from vogn.optim.ivon import newton_chain
+from vogn.optim.sample_size import SampleSize
 from vogn.structures import EigenKronecker
 
 
@@ -36,14 +38,14 @@ class EVON(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 0.1,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: StructureOption = None,
         weight_decay: float = 1e-4,
         damping: float = 0.0,
         momentum: float = 0.9,
         curvature_decay: float = 0.999,
         basis_decay: float = 0.95,
-        initial_curvature: float = 1.0,
+        initial_curvature: InitialCurvature = 1.0,
         clip_radius: float = math.inf,
         rescale_lr: bool = True,
         refresh_every: int = 10,

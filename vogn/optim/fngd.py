@@ -9,6 +9,7 @@ from torch import nn
 
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.optim.base import NaturalGradient
+from vogn.optim.sample_size import SampleSize
 from vogn.optim.steps import Momentum, Reweight
 from vogn.optim.steps.reweight import SHARES, check_no_memory
 from vogn.structures import SampleSpace
@@ -85,7 +86,7 @@ class FNGD(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 0.1,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: StructureOption = None,
         freeze_after: int | None = None,
         share: Literal["index", "batch", "mean"] = "index",

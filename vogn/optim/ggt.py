@@ -11,6 +11,7 @@ from vogn.capture.partition import Partition
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.capture.statistics import Gradient
 from vogn.optim.base import NaturalGradient
+from vogn.optim.sample_size import SampleSize
 from vogn.optim.steps import Momentum, Prior, PseudoSolve, Solve
 from vogn.structures import GradientWindow
 
@@ -61,7 +62,7 @@ class GGT(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 1e-3,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: StructureOption = None,
         window: int = 32,
         batch_size: float = 1.0,

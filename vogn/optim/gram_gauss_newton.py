@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.capture.statistics import GGN
 from vogn.optim.base import NaturalGradient
+from vogn.optim.initial_curvature import InitialCurvature
+from vogn.optim.sample_size import SampleSize
 from vogn.structures import Gram
 
 
@@ -49,7 +51,7 @@ class GramGaussNewton(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 1.0,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: StructureOption = None,
         weight_decay: float = 1e-4,
         damping: float = 1e-3,
@@ -57,7 +59,7 @@ class GramGaussNewton(NaturalGradient):
         curvature_decay: float = 0.95,
         ggn_samples: int | None = None,
         window: int = 256,
-        initial_curvature: float | Literal["first_batch"] = "first_batch",
+        initial_curvature: InitialCurvature = "first_batch",
         mc_samples: int = 1,
         variational: bool = True,
         seed: int = 0,

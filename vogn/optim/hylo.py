@@ -10,6 +10,7 @@ from torch import nn
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.optim.base import NaturalGradient
 from vogn.optim.kfac import clipped_chain, fisher_statistic
+from vogn.optim.sample_size import SampleSize
 from vogn.structures import CompressedGram, InterpolativeGram, SampledGram
 from vogn.structures.base import Structure
 
@@ -74,7 +75,7 @@ class HyLo(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 1e-2,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: StructureOption = None,
         rank: int | float = 0.1,
         compression: Literal["nystrom", "kid", "kis"] = "nystrom",

@@ -11,6 +11,8 @@ from torch import nn
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.capture.statistics import Price
 from vogn.optim.base import NaturalGradient
+from vogn.optim.initial_curvature import InitialCurvature
+from vogn.optim.sample_size import SampleSize
 from vogn.optim.steps import ClipElements, Momentum, Prior, RescaleToInitial, Solve, Step
 from vogn.structures import Diagonal
 
@@ -66,13 +68,13 @@ class IVON(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 0.1,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: StructureOption = None,
         weight_decay: float = 1e-4,
         damping: float = 0.0,
         momentum: float = 0.9,
         curvature_decay: float = 0.998,
-        initial_curvature: float = 1.0,
+        initial_curvature: InitialCurvature = 1.0,
         clip_radius: float = math.inf,
         rescale_lr: bool = True,
         mc_samples: int = 1,

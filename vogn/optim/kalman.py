@@ -11,6 +11,7 @@ from vogn.capture.partition import Partition
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.capture.statistics import GGN
 from vogn.optim.base import NaturalGradient
+from vogn.optim.sample_size import SampleSize
 from vogn.optim.steps import KalmanSchedule, Solve
 from vogn.structures import Dense
 
@@ -53,7 +54,7 @@ class KalmanNaturalGradient(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 1.0,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: StructureOption = None,
         weight_decay: float = 1.0,
         damping: float = 0.0,

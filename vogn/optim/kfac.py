@@ -10,6 +10,7 @@ from torch import nn
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.capture.statistics import GGN, Empirical, MonteCarlo, Statistic
 from vogn.optim.base import NaturalGradient
+from vogn.optim.sample_size import SampleSize
 from vogn.optim.steps import ClipKL, Momentum, Prior, Solve, Step
 from vogn.structures import Kronecker
 
@@ -94,7 +95,7 @@ class KFAC(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 1e-2,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: StructureOption = None,
         weight_decay: float = 1e-4,
         damping: float = 1e-3,

@@ -10,7 +10,9 @@ from torch import nn
 from vogn.capture.partition import Partition
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.optim.base import NaturalGradient
+from vogn.optim.initial_curvature import InitialCurvature
 from vogn.optim.kfac import fisher_statistic
+from vogn.optim.sample_size import SampleSize
 from vogn.optim.steps import Momentum, Neumann, Prior
 from vogn.structures import Gram
 
@@ -55,7 +57,7 @@ class LiSSA(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 0.1,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: StructureOption = None,
         weight_decay: float = 1e-4,
         damping: float = 0.1,
@@ -69,7 +71,7 @@ class LiSSA(NaturalGradient):
         ggn_samples: int | None = None,
         window: int = 256,
         partition: Partition = "model",
-        initial_curvature: float | Literal["first_batch"] = "first_batch",
+        initial_curvature: InitialCurvature = "first_batch",
         mc_samples: int = 1,
         variational: bool = True,
         seed: int = 0,

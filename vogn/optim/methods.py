@@ -91,3 +91,8 @@ METHODS: dict[str, MethodInfo] = {
     "hylo": MethodInfo(HyLo, "a few rows of each layer that stand for all", "Mu et al. 2022"),
     "fngd": MethodInfo(FNGD, "a coefficient per example instead of an inverse", "Ou et al. 2024"),
 }
+
+
+def sets_groups(optimizer: NaturalGradient) -> bool:
+    """Whether the optimizer's method sets ``ess``, ``weight_decay`` and the step sizes of its groups itself."""
+    return any(info.sets_groups and info.constructor is type(optimizer) for info in METHODS.values())

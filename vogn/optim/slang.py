@@ -10,7 +10,9 @@ from torch import nn
 from vogn.capture.partition import Partition
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.optim.base import NaturalGradient
+from vogn.optim.initial_curvature import InitialCurvature
 from vogn.optim.kfac import fisher_statistic
+from vogn.optim.sample_size import SampleSize
 from vogn.structures import DiagonalLowRank
 
 
@@ -52,7 +54,7 @@ class SLANG(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 0.2,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: StructureOption = None,
         rank: int = 16,
         weight_decay: float = 1e-4,
@@ -63,7 +65,7 @@ class SLANG(NaturalGradient):
         ggn_samples: int | None = None,
         partition: Partition = "model",
         anneal_power: float | None = None,
-        initial_curvature: float | Literal["first_batch"] = "first_batch",
+        initial_curvature: InitialCurvature = "first_batch",
         mc_samples: int = 1,
         variational: bool = True,
         seed: int = 0,

@@ -10,6 +10,8 @@ from torch import nn
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.capture.statistics import Inputs
 from vogn.optim.base import NaturalGradient
+from vogn.optim.initial_curvature import InitialCurvature
+from vogn.optim.sample_size import SampleSize
 from vogn.optim.steps import Momentum, Prior, Solve
 from vogn.structures import LocalFisher
 
@@ -69,7 +71,7 @@ class SNGD(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 0.1,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: StructureOption = None,
         metric: Literal["inputs", "rfim_unit"] = "inputs",
         root: Literal["eigh", "nystrom", "denman_beavers"] = "eigh",
@@ -79,7 +81,7 @@ class SNGD(NaturalGradient):
         momentum: float = 0.0,
         curvature_decay: float = 0.995,
         refresh_every: int = 100,
-        initial_curvature: float | Literal["first_batch"] = "first_batch",
+        initial_curvature: InitialCurvature = "first_batch",
         mc_samples: int = 1,
         variational: bool = True,
         seed: int = 0,

@@ -11,6 +11,7 @@ from vogn.capture.partition import Partition
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.capture.statistics import Gradient
 from vogn.optim.base import NaturalGradient
+from vogn.optim.sample_size import SampleSize
 from vogn.optim.steps import Momentum, Prior, Solve
 from vogn.structures import GradientWindow
 
@@ -61,7 +62,7 @@ class TONGA(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 1e-2,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: StructureOption = None,
         rank: int = 5,
         truncate_every: int = 50,

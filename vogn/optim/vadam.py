@@ -10,6 +10,8 @@ from torch import nn
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.capture.statistics import Gradient
 from vogn.optim.base import NaturalGradient
+from vogn.optim.initial_curvature import InitialCurvature
+from vogn.optim.sample_size import SampleSize
 from vogn.optim.steps import Momentum, Prior, Solve
 from vogn.structures import Diagonal
 
@@ -52,13 +54,13 @@ class VAdam(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 1e-3,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: StructureOption = None,
         weight_decay: float = 1e-4,
         damping: float = 1e-8,
         momentum: float = 0.9,
         curvature_decay: float = 0.999,
-        initial_curvature: float = 0.0,
+        initial_curvature: InitialCurvature = 0.0,
         mc_samples: int = 1,
         variational: bool = True,
         seed: int = 0,

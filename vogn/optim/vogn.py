@@ -9,7 +9,9 @@ from torch import nn
 
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.optim.base import NaturalGradient
+from vogn.optim.initial_curvature import InitialCurvature
 from vogn.optim.kfac import fisher_statistic
+from vogn.optim.sample_size import SampleSize
 from vogn.structures import Diagonal
 
 
@@ -68,7 +70,7 @@ class VOGN(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 1e-2,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: StructureOption = None,
         weight_decay: float = 1e-4,
         damping: float = 1e-3,
@@ -77,7 +79,7 @@ class VOGN(NaturalGradient):
         fisher: Literal["empirical", "mc", "ggn"] = "empirical",
         ggn_samples: int | None = None,
         norms: Literal["point", "sampled"] = "point",
-        initial_curvature: float | Literal["first_batch"] = "first_batch",
+        initial_curvature: InitialCurvature = "first_batch",
         mc_samples: int = 1,
         variational: bool = True,
         seed: int = 0,

@@ -11,6 +11,8 @@ from vogn.capture.partition import Partition
 from vogn.capture.selection import StructureKey, make_selection
 from vogn.capture.statistics import GGN, Price, Statistic
 from vogn.optim.base import NaturalGradient
+from vogn.optim.initial_curvature import InitialCurvature
+from vogn.optim.sample_size import SampleSize
 from vogn.structures import Dense, Diagonal, Structure
 
 
@@ -48,7 +50,7 @@ class VON(NaturalGradient):
         params: nn.Module | Iterable[Any],
         lr: float = 0.1,
         *,
-        ess: float | None = None,
+        ess: SampleSize = None,
         structure: Literal["diagonal", "dense"] | Mapping[StructureKey, Structure | str] = "diagonal",
         hessian: Literal["ggn", "price"] = "ggn",
         ggn_samples: int | None = None,
@@ -56,7 +58,7 @@ class VON(NaturalGradient):
         damping: float = 0.0,
         momentum: float = 0.0,
         curvature_decay: float = 0.9,
-        initial_curvature: float | Literal["first_batch"] | None = None,
+        initial_curvature: InitialCurvature | None = None,
         mc_samples: int = 1,
         variational: bool = True,
         seed: int = 0,

@@ -133,7 +133,7 @@ def tune_prior_precision(
     groups = [[block] for block in blocks] if per == "block" else [list(blocks)]
     found: dict[str, float] = {}
     for group in groups:
-        best = _stationary(group, sum(float(block.layout.pack(means).square().sum()) for block in group))
+        best = stationary_precision(group, sum(float(block.layout.pack(means).square().sum()) for block in group))
         found |= {block.name: best for block in group}
     tuned = [
         replace(block, shift=found[block.name] / block.ess) if block.name in found else block
@@ -142,8 +142,21 @@ def tune_prior_precision(
     return GaussianPosterior(tuned, means, likelihood=posterior.likelihood, method=posterior.method)
 
 
-def _stationary(blocks: Sequence[PosteriorBlock], length: float) -> float:
-    """The precision where the derivative of the evidence vanishes; ``length`` is ``|m|^2``."""
+def stationary_precision(
+    blocks: Sequence[PosteriorBlock],
+    length: float,
+    *,
+    bounds: tuple[float, float] = PRECISIONS,
+    halvings: int = 50,
+) -> float:
+    """The precision that blocks share, where ``D - delta tr (ess (C (+) delta / ess))^-1 = delta length``.
+
+    Args:
+        blocks: with ``inverse_diagonal``; their own shifts are not read.
+        length: ``|m|^2`` of all of them together.
+        bounds: what is returned lies between them.
+        halvings: of the interval of ``log delta`` between the bounds.
+    """
     size = sum(block.numel for block in blocks)
 
     def slope(log_delta: float) -> float:
@@ -151,12 +164,12 @@ def _stationary(blocks: Sequence[PosteriorBlock], length: float) -> float:
         trace = sum(float(_trace(block, delta / block.ess)) / block.ess for block in blocks)
         return size - delta * trace - delta * length
 
-    low, high = (math.log(bound) for bound in PRECISIONS)
+    low, high = (math.log(bound) for bound in bounds)
     if slope(low) <= 0:
-        return PRECISIONS[0]
+        return bounds[0]
     if slope(high) >= 0:
-        return PRECISIONS[1]
-    for _ in range(50):
+        return bounds[1]
+    for _ in range(halvings):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if slope(middle) > 0 else (low, middle)
     return math.exp(0.5 * (low + high))

@@ -138,6 +138,10 @@ class Step(ABC):
             context: that of the call.
         """
 
+    def newton_rate(self, group: Mapping[str, Any]) -> float:
+        """The factor by which the step makes the learning rate of a full Newton step larger; 1 for most."""
+        return 1.0
+
     def without_curvature(self, group: Mapping[str, Any]) -> str:
         """Why a group has no curvature (any more) and measures none; ``""`` if it has."""
         return ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -25,3 +26,7 @@ class RescaleToInitial(Step):
             update * (float(block.group["initial_curvature"]) + block.group["weight_decay"])
             for update, block in zip(updates, context.blocks, strict=True)
         ]
+
+    def newton_rate(self, group: Mapping[str, Any]) -> float:
+        """See :meth:`Step.newton_rate`."""
+        return 1.0 / (float(group["initial_curvature"]) + float(group["weight_decay"]))

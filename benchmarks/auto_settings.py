@@ -1,0 +1,332 @@
+"""How far is a run that nobody tuned from one that somebody did?
+
+"auto": ``ess`` counted from the data, the command line's temperature, prior and damping of the method (for regression
+temperature 1 and a prior precision of 1 to begin with), the learning rate of a range test,
+``initial_curvature="auto"``, and the prior from the evidence: of the head alone in residual networks, whose other
+weights stand before norms and have no scale; of every layer in perceptrons. "by hand": the configuration that the
+classification study has tuned for this method and seed; for regression the best of six (learning rate x prior) on a
+validation part of the first split. Both are variational, see the same batches from the same initial weights and differ
+in nothing else. Sizes are reduced, epochs fewer than the configurations were tuned for.
+
+    python -m benchmarks.auto_settings run --data-dir DIR --budget-minutes 25
+    python -m benchmarks.auto_settings report
+    python -m benchmarks.auto_settings curvature     where the curvature starts, on digits
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import vogn
+from benchmarks.cells import command, environment, read_cell, write_cell
+from benchmarks.classification.images import parts
+from benchmarks.classification.one_run import measure, predictions, schedule
+from benchmarks.classification.rows import EVERY, ROWS
+from benchmarks.classification.sizes import REDUCED
+from vogn.cli.contenders import RECIPES
+from vogn.data import epoch_batches
+from vogn.likelihoods import Categorical, Gaussian
+from vogn.models import build_model
+
+RESULTS = Path(__file__).parent / "results" / "auto_settings"
+TUNED = Path(__file__).parent / "results" / "classification"
+SIZES = {
+    "digits": replace(REDUCED["digits"], epochs=6, samples=8, calibration=256),
+    "mnist": replace(REDUCED["mnist"], train=1000, test=1000, epochs=4, samples=8),
+    "cifar10": replace(REDUCED["cifar10"], train=1000, test=1000, epochs=4, samples=8),
+}
+REGRESSIONS = ("energy", "concrete", "yacht", "boston")
+METHODS = ("kfac", "vogn")
+SEEDS, EPOCHS, HIDDEN, BATCH, SAMPLES = 3, 40, 50, 32, 32
+GRID = [{"lr": lr, "prior": prior} for lr in (0.03, 0.1, 0.3) for prior in (1.0, 10.0)]
+PREDICTION_TEMPERATURE = 0.3
+Found = dict[str, Any]
+
+
+def loop(
+    model: nn.Module,
+    optimizer: vogn.NaturalGradient,
+    likelihood: Any,
+    data: tuple[Tensor, Tensor],
+    *,
+    epochs: int,
+    batch: int,
+    seed: int,
+    tuner: vogn.PriorTuner | None = None,
+    noise: torch.optim.Optimizer | None = None,
+) -> None:
+    """Train with warm-up and cosine decay; ``noise`` optimises the likelihood's own parameters."""
+    (x, y), rates, step = data, [group["lr"] for group in optimizer.param_groups], 0
+    steps = epochs * len(epoch_batches(len(x), batch, seed, 0))
+    for epoch in range(epochs):
+        for indices in epoch_batches(len(x), batch, seed, epoch):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * schedule(step, steps)
+            optimizer.zero_grad()
+            if noise is not None:
+                noise.zero_grad()
+            with optimizer.sampled_params():
+                likelihood(model(x[indices]), y[indices]).backward()
+            optimizer.step()
+            if noise is not None:
+                noise.step()
+            if tuner is not None:
+                tuner.step()
+            step += 1
+
+
+def with_range_test(
+    optimizer: vogn.NaturalGradient, model: nn.Module, likelihood: Any, loader: Any, seed: int
+) -> float:
+    """Set and return the learning rate of a range test."""
+    torch.manual_seed(seed)
+    rate = vogn.learning_rate_range_test(optimizer, model, likelihood, loader).suggestion
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def classify(name: str, method: str, seed: int, directory: Path) -> dict[str, Found]:
+    """Both runs of a residual network."""
+    study = SIZES[name]
+    (x, y), _, (x_test, y_test) = parts(name, directory, study, seed, tuning=False)
+    tuned = json.loads((TUNED / name / "final" / f"{method}-{seed}.json").read_text())["configuration"]
+    recipe, found = RECIPES[method], {}
+    loader = DataLoader(TensorDataset(x, y), batch_size=study.batch, shuffle=True)
+    epoch = len(epoch_batches(len(x), study.batch, seed, 0))
+    for way in ("hand", "auto"):
+        torch.manual_seed(seed)
+        model = build_model("resnet8", num_classes=10, in_channels=x.shape[1], width=study.width)
+        start, tuner, lr = time.process_time(), None, tuned["lr"]
+        if way == "hand":
+            optimizer = ROWS[method].build(model, len(x), seed=seed, **tuned)
+        else:
+            ess = vogn.effective_sample_size(loader, temperature=recipe.temperature)
+            options = {key: value for key, value in recipe.options.items() if key != "lr"} | EVERY
+            optimizer = vogn.METHODS[method].build(
+                model,
+                ess=ess,
+                weight_decay=recipe.prior_precision / ess,
+                initial_curvature="auto",
+                seed=seed,
+                groups=[{"params": list(model.classifier.parameters())}],
+                **options,
+            )
+            tuner = vogn.PriorTuner(optimizer, every=2 * epoch, temperature=recipe.temperature, only=["classifier"])
+            lr = with_range_test(optimizer, model, Categorical(), loader, seed)
+        before = time.process_time()
+        loop(
+            model, optimizer, Categorical(), (x, y), epochs=study.epochs, batch=study.batch, seed=seed, tuner=tuner
+        )
+        end = time.process_time()
+        p = predictions(
+            ROWS[method], model, optimizer, x_test, study.samples, x[: study.calibration], PREDICTION_TEMPERATURE
+        )["posterior"]
+        found[way] = {
+            "lr": lr,
+            "setting_seconds": round(before - start, 2),
+            "training_seconds": round(end - before, 2),
+            **measure(p, y_test),
+        }
+    return found
+
+
+def split(name: str, seed: int, directory: Path) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """Standardised training and test part of a split, and the targets' standard deviation."""
+    with np.load(directory / f"uci_{name}.npz", allow_pickle=False) as archive:
+        x, y = archive["X"].astype(np.float64), archive["y"].astype(np.float64)
+        train, test = archive[f"train_{seed}"], archive[f"test_{seed}"]
+    mean, std = x[train].mean(0), np.where(x[train].std(0) > 1e-8, x[train].std(0), 1.0)
+    centre, scale = float(y[train].mean()), float(y[train].std())
+    pairs = [
+        (torch.tensor((x[k] - mean) / std).float(), torch.tensor((y[k] - centre) / scale).float().unsqueeze(1))
+        for k in (train, test)
+    ]
+    return *pairs[0], *pairs[1], scale
+
+
+def regress(
+    method: str, seed: int, x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, configuration: Found | None
+) -> Found:
+    """One run of a perceptron; ``configuration=None`` is "auto"."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(x.shape[1], HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1))
+    likelihood = Gaussian("learn", initial=0.5)
+    noise = torch.optim.Adam(likelihood.parameters(), lr=0.02)
+    start, tuner = time.process_time(), None
+    loader = DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True)
+    prior = 1.0 if configuration is None else configuration["prior"]
+    optimizer = vogn.METHODS[method].build(
+        model,
+        ess="auto",
+        data=loader,
+        weight_decay=prior / len(x),
+        initial_curvature="auto",
+        fisher="ggn",
+        seed=seed,
+        groups=vogn.layer_groups(model),
+    )
+    if configuration is None:
+        every = 5 * len(epoch_batches(len(x), BATCH, seed, 0))
+        tuner = vogn.PriorTuner(optimizer, every=every)
+        lr = with_range_test(optimizer, model, likelihood, loader, seed)
+    else:
+        lr = configuration["lr"]
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+    before = time.process_time()
+    loop(model, optimizer, likelihood, (x, y), epochs=EPOCHS, batch=BATCH, seed=seed, tuner=tuner, noise=noise)
+    end = time.process_time()
+    found = vogn.predict(model, optimizer.posterior(), x_test, samples=SAMPLES, likelihood=likelihood)
+    return {
+        "lr": lr,
+        "prior_precision": [group["weight_decay"] * len(x) for group in optimizer.param_groups],
+        "noise": float(likelihood.log_noise.detach().exp()),
+        "rmse": float((found.mean.reshape(-1) - y_test.reshape(-1)).square().mean().sqrt()),
+        "setting_seconds": round(before - start, 2),
+        "training_seconds": round(end - before, 2),
+    }
+
+
+def hand_tuned(name: str, method: str, directory: Path, results: Path) -> Found:
+    """The configuration that is best on the last fifth of the first split's training part."""
+    path = results / f"{name}-{method}-grid.json"
+    record = read_cell(path)
+    if record is None:
+        x, y, _, _, _ = split(name, 0, directory)
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+        inside, outside = order[: len(x) * 4 // 5], order[len(x) * 4 // 5 :]
+        losses = [
+            regress(method, 0, x[inside], y[inside], x[outside], y[outside], configuration)["rmse"]
+            for configuration in GRID
+        ]
+        record = {"grid": GRID, "validation_rmse": losses, "environment": environment()}
+        write_cell(path, record)
+    losses = [loss if math.isfinite(loss) else math.inf for loss in record["validation_rmse"]]
+    return dict(record["grid"][int(np.argmin(losses))])
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """All cells that have no file yet, in this process."""
+    deadline = time.monotonic() + 60 * arguments.budget_minutes if arguments.budget_minutes else math.inf
+    cells = [(data, method, seed) for data in (*REGRESSIONS[:2], *SIZES, *REGRESSIONS[2:]) for method in METHODS
+             for seed in range(SEEDS)]  # fmt: skip
+    for data, method, seed in cells:
+        path = arguments.results / f"{data}-{method}-{seed}.json"
+        if path.exists():
+            continue
+        if time.monotonic() > deadline:
+            print("the time is up; call again to continue")
+            return 1
+        if data in SIZES:
+            found = classify(data, method, seed, arguments.data_dir)
+        else:
+            x, y, x_test, y_test, scale = split(data, seed, arguments.data_dir)
+            hand = hand_tuned(data, method, arguments.data_dir, arguments.results)
+            found = {
+                way: regress(method, seed, x, y, x_test, y_test, configuration)
+                for way, configuration in (("hand", hand), ("auto", None))
+            }
+            for record in found.values():
+                record["rmse"] *= scale
+        record = {"data": data, "method": method, "seed": seed, "command": command("benchmarks.auto_settings")}
+        write_cell(path, record | found | {"environment": environment()})
+        print(path.stem, {way: found[way].get("accuracy", found[way].get("rmse")) for way in found}, flush=True)
+    return 0
+
+
+STARTS: dict[str, tuple[Any, ...]] = {
+    "vogn": ("first_batch", 0.0, 1e-3, 0.1),
+    "kfac": ("first_batch", 0.0, 1e-3, 0.1),
+    "ivon": ("auto", 1.0, 0.3, 0.03),
+}
+
+
+def curvature(arguments: argparse.Namespace) -> None:
+    """Accuracy and NLL on digits, two folds, by where the curvature starts; the table."""
+    path = arguments.results / "initial_curvature.json"
+    record = read_cell(path) or {"environment": environment(), "rows": []}
+    study = replace(SIZES["digits"], epochs=4)
+    done = {(row["method"], row["start"]) for row in record["rows"]}
+    for method, start in ((m, start) for m, starts in STARTS.items() for start in starts):
+        if (method, start) in done:
+            continue
+        recipe, scores = RECIPES[method], []
+        for seed in (0, 1):
+            (x, y), _, (x_test, y_test) = parts("digits", None, study, seed, tuning=False)
+            torch.manual_seed(seed)
+            model = build_model("resnet8", num_classes=10, in_channels=1, width=study.width)
+            ess = vogn.effective_sample_size(len(x), temperature=recipe.temperature)
+            options = dict(recipe.options) | {"initial_curvature": start, "ess": ess, "seed": seed}
+            optimizer = vogn.METHODS[method].build(model, weight_decay=recipe.prior_precision / ess, **options)
+            loop(model, optimizer, Categorical(), (x, y), epochs=study.epochs, batch=study.batch, seed=seed)
+            p = predictions(ROWS[method], model, optimizer, x_test, 8, x[:256], PREDICTION_TEMPERATURE)["posterior"]
+            scores.append(measure(p, y_test))
+        row = {"method": method, "start": start, "resolved": optimizer.param_groups[0]["initial_curvature"]}
+        record["rows"].append(row | {key: [score[key] for score in scores] for key in ("accuracy", "nll")})
+        write_cell(path, record)
+    print("| method | initial_curvature | accuracy % | NLL |")
+    print("|---|---|---|---|")
+    for row in record["rows"]:
+        start = f"auto ({row['resolved']:.2g})" if row["start"] == "auto" else row["start"]
+        print(f"| {row['method']} | {start} | {100 * np.mean(row['accuracy']):.2f} | {np.mean(row['nll']):.4f} |")
+
+
+def report(results: Path) -> None:
+    """Print the table: means over seeds, and the mean paired difference with its standard error."""
+    print("| data, method | by hand | auto | auto minus hand | lr by hand | lr auto | target met |")
+    print("|---|---|---|---|---|---|---|")
+    for data in (*SIZES, *REGRESSIONS):
+        for method in METHODS:
+            records = [read_cell(results / f"{data}-{method}-{seed}.json") for seed in range(SEEDS)]
+            cells = [record for record in records if record is not None]
+            if not cells:
+                continue
+            key, factor = ("accuracy", 100.0) if data in SIZES else ("rmse", 1.0)
+            hand, auto = (np.array([factor * cell[way][key] for cell in cells]) for way in ("hand", "auto"))
+            relative = 1.0 if data in SIZES else 0.01 * hand.mean()
+            gap = (auto - hand) / relative
+            error = gap.std(ddof=1) / math.sqrt(len(gap)) if len(gap) > 1 else math.nan
+            unit = "%" if data in SIZES else ""
+            met = gap.mean() >= -0.5 if data in SIZES else gap.mean() <= 3.0
+            rates = [sorted(cell[way]["lr"] for cell in cells) for way in ("hand", "auto")]
+            lrs = [f"{r[0]:.2g}" + (f" to {r[-1]:.2g}" if f"{r[0]:.2g}" != f"{r[-1]:.2g}" else "") for r in rates]
+            difference = f"{gap.mean():+.2f} ± {error:.2f} " + ("points" if data in SIZES else "%")
+            title = f"{data}, {method}" + (f" ({len(cells)} seeds)" if len(cells) < SEEDS else "")
+            digits = 2 if data in SIZES else 3
+            print(
+                f"| {title} | {hand.mean():.{digits}f} {unit} | {auto.mean():.{digits}f} {unit} | {difference} | "
+                f"{lrs[0]} | {lrs[1]} | {'yes' if met else 'no'} |"
+            )
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "report", "curvature"])
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--budget-minutes", type=float, default=0.0, help="start no cell after this; 0 for no limit")
+    arguments = parser.parse_args()
+    if arguments.command == "curvature":
+        curvature(arguments)
+        return 0
+    status = run(arguments) if arguments.command == "run" else 0
+    report(arguments.results)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""`vogn tune` end to end on a tiny data set."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+import torch
+
+from vogn.optim import METHODS
+
+TINY = ["--model", "mlp", "--batch-size", "30", "--device", "cpu", "--steps", "40"]
+
+
+@pytest.mark.parametrize("mode", ["--variational", "--deterministic"])
+@pytest.mark.parametrize("method", [name for name, info in METHODS.items() if not info.sets_groups])
+def test_every_method_is_tuned_in_both_modes(vogn, tiny, tmp_path, method, mode):
+    outcome = vogn("tune", "--data", tiny, "--method", method, mode, *TINY, "--output", "run")
+    assert outcome.code == 0, outcome.err
+    record = json.loads((tmp_path / "run" / "range_test.json").read_text())
+    found = record["range_test"]
+    assert len(found["rates"]) == len(found["losses"]) == len(found["smoothed"]) <= 40
+    assert found["rates"][0] < found["suggestion"] <= found["rates"][-1]
+    assert record["settings"]["method"] == method and record["versions"]["torch"].startswith("2.")
+    assert (tmp_path / "run" / "range_test.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+
+
+def test_its_last_line_is_a_command_that_trains_with_the_rate(vogn, tiny, tmp_path):
+    options = ["--prior-precision", "50", "--temperature", "0.1", "--no-augment", "--seed", "3", "--width", "8"]
+    outcome = vogn("tune", "--data", tiny, "--method", "kfac", "--deterministic", *options, *TINY, "--output", "run")
+    assert outcome.code == 0, outcome.err
+    program, *words = shlex.split(outcome.out.strip().splitlines()[-1])
+    assert program == "vogn"
+    rate = json.loads((tmp_path / "run" / "range_test.json").read_text())["range_test"]["suggestion"]
+    trained = vogn(*words, "--epochs", "1", "--samples", "2", "--output", "trained")
+    assert trained.code == 0, trained.err
+    config = json.loads((tmp_path / "trained" / "config.json").read_text())
+    assert config["resolved"]["optimizer"]["lr"] == pytest.approx(rate, rel=0.06)
+    expected = {
+        "method": "kfac", "variational": False, "data": tiny, "prior_precision": 50, "temperature": 0.1,
+        "augment": False, "seed": 3, "width": 8, "model": "mlp", "batch_size": 30, "device": "cpu",
+    }  # fmt: skip
+    assert expected.items() <= config["settings"].items()
+
+
+def test_it_says_the_same_twice_and_leaves_the_global_generator(vogn, tiny, tmp_path):
+    lines = []
+    for name in ("one", "two"):
+        outcome = vogn("tune", "--data", tiny, *TINY, "--output", name)
+        assert outcome.code == 0, outcome.err
+        lines.append(outcome.out.replace(name, ""))
+    assert lines[0] == lines[1]
+
+
+def test_a_range_that_is_too_short_is_told(vogn, tiny):
+    outcome = vogn("tune", "--data", tiny, *TINY, "--smallest", "0.001", "--largest", "0.02", "--output", "run")
+    assert outcome.code == 0, outcome.err
+    assert "the loss still fell at the largest rate: a larger --largest may find a better one" in outcome.out
+
+
+def test_bounds_are_those_that_were_given(vogn, tiny, tmp_path):
+    outcome = vogn("tune", "--data", tiny, *TINY, "--smallest", "0.001", "--largest", "0.5", "--output", "run")
+    assert outcome.code == 0, outcome.err
+    rates = json.loads((tmp_path / "run" / "range_test.json").read_text())["range_test"]["rates"]
+    assert rates[0] == pytest.approx(0.001) and rates[-1] == pytest.approx(0.5)
+
+
+def test_images_that_are_augmented_and_a_name_of_its_own(vogn, tmp_path):
+    generator = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    images = generator.normal(size=(60, 16, 16)).astype(np.float32) + 2 * labels[:, None, None]
+    np.savez("images.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    assert vogn("tune", "--data", "npz:images.npz", *TINY).code == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("images-vogn-variational-tune-")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "newton"], ["unknown method 'newton'", "kfac"]),
+        (["--method", "kalman"], ["--method kalman sets its step sizes itself"]),
+        (["--smallest", "0", "--largest", "1"], ["--smallest is 0.0; it must be above 0"]),
+        (["--largest", "nan"], ["--largest is nan; it must be above 0"]),
+        (["--smallest", "1", "--largest", "0.1"], ["--smallest is 1.0; it must be below --largest 0.1"]),
+        (["--smallest", "0.1"], ["--smallest needs --largest"]),
+        (["--steps", "5"], ["--steps is 5; it must be at least 20"]),
+        (["--data", "mnist"], ["unknown data 'mnist'"]),
+        (["--ess", "100", "--temperature", "0.5"], ["--ess excludes --temperature"]),
+        (["--model", "resnet9"], ["unknown model 'resnet9'"]),
+        (["--device", "toaster"], ["--device toaster"]),
+    ],
+)
+def test_bad_input_ends_in_one_line(vogn, tmp_path, options, words):
+    outcome = vogn("tune", "--output", "run", *options)
+    assert outcome.code == 2 and len(outcome.err.strip().splitlines()) == 1
+    assert outcome.err.startswith("Error: ")
+    for word in words:
+        assert word in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_use_is_refused(vogn, tiny, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").write_text("")
+    outcome = vogn("tune", "--data", tiny, *TINY, "--output", "run")
+    assert outcome.code == 2 and "exists already" in outcome.err
+
+
+def test_data_without_signal_end_in_one_line(vogn, tmp_path):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(60, 4)).astype(np.float32)
+    np.savez("noise.npz", x_train=0 * x, y_train=np.arange(60) % 3, x_test=x, y_test=np.arange(60) % 3)
+    outcome = vogn("tune", "--data", "npz:noise.npz", *TINY, "--prior-precision", "1e9", "--output", "run")
+    assert outcome.code == 1 and outcome.err.startswith("Error: the loss does not fall at any learning rate")
+    assert len(outcome.err.strip().splitlines()) == 1
+
+
+def test_the_number_of_threads_is_torch_s(vogn, tiny, tmp_path):
+    threads = torch.get_num_threads()
+    outcome = vogn("tune", "--data", tiny, *TINY, "--threads", threads, "--output", "run")
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "run" / "range_test.json").read_text())["resolved"]["threads"] == threads

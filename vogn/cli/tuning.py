@@ -1,0 +1,135 @@
+"""``vogn tune``: a learning rate for `vogn train`."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from vogn.cli.commands import use_threads
+from vogn.cli.contenders import NaturalGradientContender, check_method
+from vogn.cli.errors import UsageError
+from vogn.cli.plots import plot_range_test
+from vogn.cli.run_folder import RunFolder, versions
+from vogn.cli.screen import RangeTestBar
+from vogn.cli.session import Session, open_data
+from vogn.cli.settings import Settings, given_settings
+from vogn.data import epoch_batches
+from vogn.likelihoods import Categorical
+from vogn.optim import METHODS, NaturalGradient
+from vogn.optim.range_test import FEWEST_STEPS, RangeTest, learning_rate_range_test
+
+
+def tune(
+    given: Mapping[str, Any],
+    *,
+    smallest: float | None,
+    largest: float | None,
+    steps: int,
+    output: Path | None,
+    console: Console,
+) -> RangeTest:
+    """Test learning rates on the training part and print the options for `vogn train`.
+
+    Args:
+        given: settings that the command line gave, by field of :class:`Settings`; ``None`` for the others.
+        smallest, largest, steps: see :func:`vogn.learning_rate_range_test`.
+        output: folder for ``range_test.json`` and ``range_test.png``; ``None`` makes a name.
+        console: where to write.
+    """
+    settings = given_settings(given)
+    check_method(settings.method)
+    _check(settings, smallest, largest, steps)
+    use_threads(settings.threads)
+    contender = NaturalGradientContender(settings.method, settings.variational)
+    session = Session.start(settings, contender, open_data(settings), RunFolder(Path()))
+    folder = RunFolder.create(output or _new_name(settings, contender))
+    optimizer = session.optimizer
+    assert isinstance(optimizer, NaturalGradient)
+    session.model.train()
+    torch.manual_seed(settings.seed)
+    with RangeTestBar(console, contender.label, steps) as bar:
+        found = learning_rate_range_test(
+            optimizer,
+            session.model,
+            Categorical(),
+            _TrainingBatches(session),
+            smallest=smallest,
+            largest=largest,
+            steps=steps,
+            indexed=True,
+            watch=bar,
+        )
+    record = {"settings": settings.to_dict(), "resolved": session.resolved(), "versions": versions()}
+    folder.write_json("range_test.json", record | {"range_test": found.to_dict()})
+    plot_range_test(found, folder.path / "range_test.png")
+    end = "diverged" if found.diverged else "ended"
+    console.print(
+        f"loss {found.smoothed[0]:.4f} at lr {found.rates[0]:.2g}, {min(found.smoothed):.4f} at best; {end} at lr "
+        f"{found.rates[-1]:.2g}. Chosen: lr {found.suggestion:.2g}. Everything is in {folder.path}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not found.diverged and found.smoothed[-1] == min(found.smoothed):
+        console.print("the loss still fell at the largest rate: a larger --largest may find a better one")
+    console.print(f"vogn train {_options(given, found.suggestion)}", highlight=False, soft_wrap=True)
+    return found
+
+
+class _TrainingBatches:
+    """The batches that training would see, one more epoch every time it is gone through."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._epoch = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
+        session, settings, train, epoch = self._session, self._session.settings, self._session.data.train, self._epoch
+        self._epoch += 1
+        for number, indices in enumerate(epoch_batches(len(train), settings.batch_size, settings.seed, epoch)):
+            x = train.x[indices]
+            if session.data.augmentation is not None:
+                x = session.data.augmentation(x, seed=settings.seed, epoch=epoch, batch=number)
+            yield indices, (x, train.y[indices])
+
+
+def _check(settings: Settings, smallest: float | None, largest: float | None, steps: int) -> None:
+    if METHODS[settings.method].sets_groups:
+        raise UsageError(f"--method {settings.method} sets its step sizes itself: there is no learning rate to tune")
+    for name, value in (("smallest", smallest), ("largest", largest)):
+        if value is not None and not 0.0 < value < math.inf:
+            raise UsageError(f"--{name} is {value}; it must be above 0")
+    if smallest is not None and largest is not None and smallest >= largest:
+        raise UsageError(f"--smallest is {smallest}; it must be below --largest {largest}")
+    if smallest is not None and largest is None:
+        raise UsageError("--smallest needs --largest")
+    if steps < FEWEST_STEPS:
+        raise UsageError(f"--steps is {steps}; it must be at least {FEWEST_STEPS}")
+
+
+def _new_name(settings: Settings, contender: NaturalGradientContender) -> Path:
+    data = re.sub(r"[^A-Za-z0-9]+", "-", Path(settings.data.partition(":")[2] or settings.data).stem).strip("-")
+    return Path("runs") / f"{data}-{contender.key}-tune-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _options(given: Mapping[str, Any], rate: float) -> str:
+    """The given options and the learning rate, as one would type them."""
+    words = []
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name == "variational":
+            words.append("--variational" if value else "--deterministic")
+        elif name == "augment":
+            words.append("--augment" if value else "--no-augment")
+        else:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join([*words, "--lr", f"{rate:.2g}"])

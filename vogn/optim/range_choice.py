@@ -1,0 +1,58 @@
+"""The rule by which a range test chooses: pure functions of the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vogn.errors import RangeTestError
+
+SHARE = 0.9
+"""Share of the loss's whole fall that must be done at the rates among which one is chosen."""
+POSITION = 1.0 / 3.0
+"""Where the choice lies among them, in logarithms: 0 at the smallest, 1 at the largest."""
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """Centred averages over a twelfth of the steps on either side, over fewer at the ends.
+
+    Args:
+        losses: finite, at least one.
+    """
+    values = np.asarray(losses, dtype=np.float64)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    reach = np.minimum(max(1, len(values) // 12), np.minimum(places, len(values) - 1 - places))
+    means = (sums[places + reach + 1] - sums[places - reach]) / (2 * reach + 1)
+    return [float(mean) for mean in means]
+
+
+def choose(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """Among the rates at which the smoothed loss has done :data:`SHARE` of its fall, a third of the way up (in logs).
+
+    Their lower end is where learning has become fast, the upper end where steps become too long or the test ends. A
+    rate near the upper end survives a short test but not a long run: hence the third.
+
+    Args:
+        rates: rising.
+        losses: one per rate.
+
+    Raises:
+        RangeTestError: if the loss is lowest in the first twelfth of the steps, or its fall from there smaller than the
+            scatter of the losses about the curve.
+    """
+    curve = np.asarray(smoothed(losses))
+    head = max(1, len(losses) // 12)
+    start = float(np.mean(losses[:head]))
+    lowest = int(curve.argmin())
+    fall = start - float(curve[lowest])
+    scatter = float(np.std(np.asarray(losses)[: lowest + 1] - curve[: lowest + 1]))
+    if lowest < head or not fall > scatter:
+        raise RangeTestError(
+            f"the loss does not fall at any learning rate ({start:.4g} at first, {curve.min():.4g} at best): the model "
+            "has learned already, or the prior, the temperature or the data keep it from learning; else widen the range"
+        )
+    (basin,) = np.nonzero(curve <= start - SHARE * fall)
+    low, high = rates[basin[0]], rates[basin[-1]]
+    return float(low * (high / low) ** POSITION)

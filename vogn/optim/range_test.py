@@ -1,0 +1,244 @@
+"""A learning rate from a short run in which the rate rises at every step."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from vogn.capture.objective import Objective
+from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError, RangeTestError
+from vogn.optim.base import NaturalGradient
+from vogn.optim.calling import outputs_of
+from vogn.optim.methods import sets_groups
+from vogn.optim.range_choice import choose, smoothed
+
+Watch = Callable[[int, float, float], None]
+Batch = tuple[Any, Any, Tensor | None]
+
+FEWEST_STEPS = 20
+"""A test needs at least so many steps."""
+STOP_FACTOR = 4.0
+"""The test ends where a running mean of the loss is so many times its smallest value (above zero loss)."""
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What a range test has found.
+
+    Args:
+        rates: learning rate of every step, of the group with the largest; rising.
+        losses: loss of every step, at the weights that the step saw (sampled ones in variational mode).
+        smoothed: centred averages of ``losses``.
+        suggestion: the learning rate to train with (the peak, where a schedule follows).
+        diverged: whether the loss grew beyond bounds before the largest rate.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    suggestion: float
+    diverged: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+
+def learning_rate_range_test(
+    optimizer: NaturalGradient,
+    model: nn.Module,
+    likelihood: Callable[[Tensor, Any], Tensor],
+    loader: Iterable[Any],
+    *,
+    smallest: float | None = None,
+    largest: float | None = None,
+    steps: int = 100,
+    indexed: bool = False,
+    watch: Watch | None = None,
+) -> RangeTest:
+    """Train a copy for ``steps`` steps while the learning rate rises from ``smallest`` to ``largest``, and choose one.
+
+    The choice lies among the rates at which the smoothed loss has done 90 % of its whole fall, a third of the way up
+    (in logarithms): to the left learning is slow, to the right steps are too long, at first for a long run and then for
+    the short test. Where nothing diverges (a KL clip makes long steps harmless) the range ends with a full Newton step.
+
+    Model, optimizer and likelihood are not touched: the steps are made by a copy, with the noise that the optimizer
+    would draw next. The global random states of Python, NumPy and PyTorch, and the loader's generator, come back.
+    Costs ``steps`` training steps and the memory of the copy.
+
+    Args:
+        optimizer: in either mode; fresh, or in the middle of a run. Its groups keep the proportions of their rates.
+        model: returns the outputs of the likelihood; its mode (``train()``) is used as it is.
+        likelihood: ``likelihood(outputs, targets)``, the mean (or sum, as in ``loss_reduction``) over the batch.
+        loader: batches ``(inputs, targets)``, gone through again from the beginning as often as needed.
+        smallest, largest: bounds, ``0 < smallest < largest``; ``None``: the rate of a full Newton step (1, unless the
+            method rescales its rate) and a ten-thousandth of ``largest``.
+        steps: >= 20; about 20 a decade find the choice within a factor of 1.5.
+        indexed: batches are ``(indices, (inputs, targets))`` instead, as those of :class:`vogn.data.Indexed`.
+        watch: called after every step with its number (from 1), rate and loss.
+
+    Returns:
+        Rates, losses and the choice; set ``lr`` of the groups yourself.
+
+    Raises:
+        RangeTestError: if the loss does not fall at any rate, or is not finite at the smallest.
+        ValueError: if a bound or ``steps`` is out of range, the loader is empty, several processes train together, or
+            the method sets its step sizes itself.
+        RuntimeError: inside a sampled context.
+
+    Example:
+        >>> import torch, vogn
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(4, 3)
+        >>> x = torch.randn(200, 4)
+        >>> loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x[:, :3].argmax(1)), batch_size=20)
+        >>> opt = vogn.VOGN(model, ess="auto", data=loader, weight_decay=0.01)
+        >>> found = vogn.learning_rate_range_test(opt, model, vogn.likelihoods.Categorical(), loader)
+        >>> for group in opt.param_groups:
+        ...     group["lr"] = found.suggestion
+        >>> 1e-3 < found.suggestion < 10
+        True
+
+    Source: Smith (2017), "Cyclical Learning Rates for Training Neural Networks", section 3.3 (the rising rate); the
+    rule is ours.
+    """
+    largest = newton_rate(optimizer) if largest is None else largest
+    smallest = 1e-4 * largest if smallest is None else smallest
+    _check(optimizer, smallest, largest, steps)
+    optimizer._contexts.require_mean("a range test")
+    twin, network, loss_of = copy.deepcopy((optimizer, model, likelihood))
+    twin.grad_scaler = None
+    for hooks in (twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks):
+        hooks.clear()  # they belong to the run
+    device = next(model.parameters()).device
+    with _undisturbed(loader, device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # large rates are meant to go wrong
+        sequence = np.geomspace(smallest, largest, steps).tolist()
+        batches = _forever(loader, device, indexed)
+        rates, losses, diverged = _sweep(twin, network, loss_of, batches, sequence, watch)
+    return RangeTest(tuple(rates), tuple(losses), tuple(smoothed(losses)), choose(rates, losses), diverged)
+
+
+def newton_rate(optimizer: NaturalGradient) -> float:
+    """The learning rate of a full Newton step ``C^-1 gradient``, the smallest of the groups."""
+    return min(math.prod(step.newton_rate(group) for step in optimizer.chain) for group in optimizer.param_groups)
+
+
+def _check(optimizer: NaturalGradient, smallest: float, largest: float, steps: int) -> None:
+    if not 0.0 < smallest < largest < math.inf:
+        raise ValueError(f"smallest={smallest} and largest={largest}: 0 < smallest < largest is needed")
+    if steps < FEWEST_STEPS:
+        raise ValueError(f"steps={steps} must be at least {FEWEST_STEPS}; about 20 a decade are a good number")
+    if optimizer.replicas.size > 1:
+        raise ValueError("a range test runs in one process: make it before the model is distributed, and pass lr on")
+    if sets_groups(optimizer):
+        raise ValueError(f"{type(optimizer).__name__} sets its step sizes itself: there is no learning rate to test")
+
+
+def _sweep(
+    optimizer: NaturalGradient,
+    model: nn.Module,
+    likelihood: Callable[[Tensor, Any], Tensor],
+    batches: Iterator[Batch],
+    rates: Sequence[float],
+    watch: Watch | None,
+) -> tuple[list[float], list[float], bool]:
+    """One step per rate; rates and losses so far, and whether the loss blew up."""
+    top = max(float(group["lr"]) for group in optimizer.param_groups)
+    shares = [float(group["lr"]) / top if top > 0.0 else 1.0 for group in optimizer.param_groups]
+    done: list[float] = []
+    losses: list[float] = []
+    running, lowest = 0.0, math.inf
+    for number, rate in enumerate(rates, start=1):
+        for group, share in zip(optimizer.param_groups, shares, strict=True):
+            group["lr"] = rate * share
+        try:
+            loss = _step(optimizer, model, likelihood, *next(batches))
+        except (NonFiniteStatisticsError, NotPositiveDefiniteError):
+            loss = math.nan
+        if not math.isfinite(loss):
+            if number == 1:
+                raise RangeTestError("the loss is not finite at the smallest learning rate: check data and model")
+            return done, losses, True
+        done.append(rate)
+        losses.append(loss)
+        if watch is not None:
+            watch(number, rate, loss)
+        running = 0.9 * running + 0.1 * (loss - losses[0])
+        mean = losses[0] + running / (1.0 - 0.9**number)
+        lowest = min(lowest, mean)
+        if mean - lowest > (STOP_FACTOR - 1.0) * max(abs(lowest), abs(losses[0] - lowest)):
+            return done, losses, True
+    return done, losses, False
+
+
+def _step(
+    optimizer: NaturalGradient,
+    model: nn.Module,
+    likelihood: Callable[[Tensor, Any], Tensor],
+    inputs: Any,
+    targets: Any,
+    indices: Tensor | None,
+) -> float:
+    """One step as in the training loop; its loss, averaged over the weight samples."""
+    if any("objective" in step.REQUIRES for step in optimizer.chain):
+        return float(type(optimizer).step(optimizer, Objective(model, likelihood, inputs, targets)))
+    total, samples = 0.0, int(optimizer.param_groups[0]["mc_samples"])
+    optimizer.zero_grad()
+    for _ in range(samples):
+        with optimizer.sampled_params(indices), torch.enable_grad():
+            loss = likelihood(outputs_of(model, inputs), targets)
+            loss.backward()
+        total += loss.item()
+    type(optimizer).step(optimizer)  # a scheduler's patch of the instance would step the original
+    return total / samples
+
+
+def _forever(loader: Iterable[Any], device: torch.device, indexed: bool) -> Iterator[Batch]:
+    """Batches on the device, again and again."""
+    while True:
+        seen = False
+        for batch in loader:
+            seen = True
+            indices, pair = _pair(batch, "(indices, (inputs, targets))") if indexed else (None, batch)
+            inputs, targets = _pair(pair, "(indices, (inputs, targets))" if indexed else "(inputs, targets)")
+            yield tree_map(
+                lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (inputs, targets, indices)
+            )
+        if not seen:
+            raise ValueError("the loader has no (more) batches; give one that can be gone through again")
+
+
+def _pair(value: Any, wanted: str) -> tuple[Any, Any]:
+    if isinstance(value, (Tensor, Mapping)) or not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError(f"a batch of the loader is no pair {wanted}")
+    return value[0], value[1]
+
+
+@contextmanager
+def _undisturbed(loader: Iterable[Any], device: torch.device) -> Iterator[None]:
+    """The global random states, and those of the loader's generators, come back."""
+    holders = (loader, getattr(loader, "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in holders]
+    generators = [generator for generator in found if isinstance(generator, torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    python, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
