@@ -1,6 +1,7 @@
 """Bad input ends in one clear line and exit code 2, without a traceback and without half a run."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -161,3 +162,163 @@ def test_a_run_that_diverges_fails_with_1_and_says_what_to_do(vogn, tmp_path):
     outcome = vogn("train", *arguments, "--output", "run")
     assert outcome.code == 1
     assert "training loss is nan in epoch 1, batch 1" in outcome.err and "lower --lr" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--seed", str(2**63)], ["--seed is 9223372036854775808", "at most"]),
+        (["--batch-size", str(2**70)], ["--batch-size is", "at most"]),
+        (["--temperature", "1e-320"], ["effective sample size is inf"]),
+        (["--prior-precision", "1e300"], ["prior precision / effective sample size", "too large"]),
+        (["--ess", "1e-300"], ["prior precision / effective sample size", "too large"]),
+        (["--device", "meta"], ["--device meta cannot be used here"]),
+        (["--model", ""], ["unknown model ''"]),
+        (["--image-size", "12"], ["--image-size is for image files"]),
+        (["--output", "x" * 300], ["cannot create", "File name too long"]),
+        (["--width", "10000000000000"], ["--width is", "at most"]),
+    ],
+)
+def test_numbers_and_names_beyond_reason(vogn, tiny, tmp_path, options, words):
+    refused(vogn("train", "--data", tiny, *TINY, "--output", "run", *options), *words)
+    assert not (tmp_path / "run").exists()
+
+
+MODELS = {
+    "syntax": ("def make(:", ["cannot be built", "SyntaxError"]),
+    "crash": ("raise RuntimeError('boom')", ["cannot be built", "RuntimeError: boom"]),
+    "leave": ("import sys; sys.exit('bye')", ["cannot be built", "SystemExit: bye"]),
+    "key": ("def make(): return {}['weights']", ["cannot be built", "KeyError: 'weights'"]),
+    "lost": ("def make(): open('/nowhere/w.pt')", ["cannot be built", "FileNotFoundError"]),
+    "empty": ("class make(nn.Module):\n  def forward(self, x): return x.flatten(1)[:, :3]", ["has no parameters"]),
+    "frozen": ("def make(): return net().requires_grad_(False)", ["do not depend on any parameter"]),
+    "evaluated": (
+        "class make(nn.Module):\n  def __init__(self):\n    super().__init__()\n    self.net = net()\n"
+        "  def forward(self, x):\n    assert not self.training, 'only for evaluation'\n    return self.net(x)",
+        ["fails in training on a batch of 30: only for evaluation"],
+    ),
+    "complex": (
+        "class make(nn.Linear):\n  def __init__(self): super().__init__(64, 3, dtype=torch.complex64)\n"
+        "  def forward(self, x): return super().forward(x.flatten(1).to(torch.complex64)).real",
+        ["cannot train model", "torch.complex64"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_that_cannot_be_trained(vogn, tiny, tmp_path, name):
+    source, words = MODELS[name]
+    head = "import torch\nfrom torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
+    (tmp_path / f"model_{name}.py").write_text(head + source + "\n")
+    arguments = ["train", "--data", tiny, *TINY, "--model", f"model_{name}:make", "--output", "run"]
+    refused(vogn(*arguments), f"model_{name}:make", *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_batch_norm_over_single_values_is_refused_before_anything_is_written(vogn, tmp_path):
+    x, y = np.random.default_rng(0).normal(size=(12, 2, 2)), np.arange(12) % 3
+    np.savez("small.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    arguments = ["train", "--data", "npz:small.npz", "--model", "resnet8", "--width", "2", "--batch-size", "1"]
+    refused(vogn(*arguments, "--output", "run"), "fails in training on a batch of 1", "more than 1 value per channel")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_changed_byte_in_a_checkpoint_is_noticed(vogn, run):
+    path = run / "checkpoint.pt"
+    weights = next(iter(torch.load(path, weights_only=True)["model_state"].values())).numpy().tobytes()
+    content = bytearray(path.read_bytes())
+    place = content.index(weights)
+    content[place + 5] ^= 1
+    path.write_bytes(bytes(content))
+    refused(vogn("evaluate", "run"), "is damaged or is not a checkpoint", "checksum")
+
+
+def test_a_position_that_no_run_can_have_is_refused(vogn, run):
+    path = run / "checkpoint.pt"
+    sound = torch.load(path, weights_only=True)
+    changes = [{"epoch": "x"}, {"epoch": -1}, {"epoch": 0.5}, {"batch": 1, "seen": 0}]
+    for change in changes:
+        torch.save(sound | {"position": sound["position"] | change}, path)
+        refused(vogn("train", "--resume", "run"), "does not fit this model", "no run has the position")
+    torch.save(sound | {"optimizer_state": None}, path)
+    refused(vogn("evaluate", "run"), "does not fit this model")
+
+
+def test_settings_of_another_type_are_refused(vogn, run):
+    path = run / "config.json"
+    config = json.loads(path.read_text())
+    wrong = [("data", 5), ("epochs", 1.5), ("epochs", True), ("method", ["vogn"]), ("device", None), ("samples", 2.5)]
+    for name, value in [*wrong, ("variational", "no"), ("augment", None), ("lr", "0.1"), ("seed", 0.5)]:
+        path.write_text(json.dumps(config | {"settings": config["settings"] | {name: value}}))
+        refused(vogn("evaluate", "run"), "does not hold the settings", f"--{name} is {value!r}; it must be")
+
+
+@pytest.mark.parametrize("content", [b"5\n", b"null\n", b"[]\n", b'{"epoch": "x"}\n', b"\xff\xfe\x00", b"{}\n"])
+def test_damaged_metrics_do_not_keep_a_run_from_going_on(vogn, run, content):
+    whole = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(whole + content)
+    assert vogn("train", "--resume", "run").code == 0
+    assert (run / "metrics.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize("temperature", [-1.0, 0.0, float("nan")])
+def test_an_impossible_temperature_of_prediction_is_damage(vogn, run, temperature):
+    path = run / "prediction.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": temperature}))
+    refused(vogn("evaluate", "run"), "prediction.json is damaged", "delete it")
+
+
+def test_weights_that_are_not_finite_are_no_prediction(vogn, run, tmp_path):
+    path = run / "checkpoint.pt"
+    sound = torch.load(path, weights_only=True)
+    broken = {name: torch.full_like(value, torch.nan) for name, value in sound["model_state"].items()}
+    torch.save(sound | {"model_state": broken}, path)
+    np.savez("x.npz", x=np.zeros((3, 8, 8)))
+    for command in (["evaluate", "run"], ["predict", "run", "--input", "x.npz", "--output", "p.npz"]):
+        outcome = vogn(*command)
+        assert outcome.code == 1 and "are not finite: its training diverged" in outcome.err
+    assert not (tmp_path / "p.npz").exists()
+
+
+def test_what_cannot_be_written_is_one_line(vogn, run):
+    (run / "results.json").unlink()
+    (run / "results.json").mkdir()
+    refused(vogn("train", "--resume", "run"), "Is a directory", "results.json")
+
+
+def test_another_data_set_has_the_same_classes_in_the_same_order(vogn, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for root, classes in (("one", ("cat", "dog")), ("two", ("ant", "cat"))):
+        for name in classes:
+            (tmp_path / root / name).mkdir(parents=True)
+            for number in range(10):
+                image.new("L", (8, 8), 20 * number).save(tmp_path / root / name / f"{number}.png")
+    assert vogn("train", "--data", "imagefolder:one", *TINY, "--batch-size", "5", "--output", "run").code == 0
+    assert vogn("evaluate", "run", "--data", "imagefolder:one").code == 0
+    refused(vogn("evaluate", "run", "--data", "imagefolder:two"), "class-name mismatch", "'ant' where the run has")
+
+
+def test_only_one_process_trains_in_a_folder(vogn, run):
+    from vogn.cli.run_folder import RunFolder
+
+    with RunFolder(run).locked():
+        refused(vogn("train", "--resume", "run"), "another process is training in run")
+        assert vogn("evaluate", "run").code == 0
+    assert vogn("train", "--resume", "run").code == 0
+
+
+def test_names_with_brackets_and_spaces_are_printed_as_they_are(vogn, tiny, run):
+    odd = tiny.removeprefix("npz:").replace("tiny", "t[red]iny")
+    os.rename(tiny.removeprefix("npz:"), odd)
+    outcome = vogn("train", "--data", f"npz:{odd}", *TINY, "--output", "my [bold] run/[/y]")
+    assert outcome.code == 0 and "Everything is in my [bold] run/[/y]" in outcome.out and "t[red]iny" in outcome.out
+    refused(vogn("train", "--data", f"npz:{odd}", *TINY, "--output", "my [bold] run/[/y]"), "'my [bold] run/[/y]'")
+
+
+def test_ctrl_c_before_training_exits_with_130(vogn, tiny, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vogn.cli.commands.open_data", interrupted)
+    outcome = vogn("train", "--data", tiny, *TINY, "--output", "run")
+    assert outcome.code == 130 and outcome.err == "Interrupted\n"

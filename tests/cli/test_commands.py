@@ -1,6 +1,9 @@
 """The commands end to end on a tiny data set."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -111,6 +114,22 @@ def test_methods_lists_every_method(vogn):
     assert outcome.code == 0
     for name, info in METHODS.items():
         assert name in outcome.out and info.summary.split()[0] in outcome.out
+
+
+def test_a_narrow_terminal_without_unicode_gets_a_table_too(tmp_path):
+    environment = os.environ | {"COLUMNS": "20", "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "vogn.cli", "methods"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii() and "vogn" in done.stdout
+
+
+def test_runs_of_the_same_second_get_different_names(vogn, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("vogn.cli.commands.time.strftime", lambda form: "20260101-120000")
+    for _ in range(2):
+        assert vogn("train", "--data", tiny, *TINY, "--epochs", "1", "--model", "mlp").code == 0
+    name = "tiny-vogn-variational-20260101-120000"
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {name, f"{name}-2"}
 
 
 def test_runs_get_a_name_of_their_own(vogn, tiny, tmp_path):

@@ -73,6 +73,24 @@ def test_npz_features_are_standardised_per_column_and_constant_columns_stay_fini
     assert data.augmentation is None
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e-30, 1.0, 1e12])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_standardised_features_do_not_depend_on_their_unit(save, unit, dtype):
+    x = RNG.normal(size=(40, 3))
+    data = load_data(save(x_train=(x * unit).astype(dtype), y_train=LABELS, x_test=x * unit, y_test=LABELS))
+    plain = load_data(save(x_train=x, y_train=LABELS, x_test=x, y_test=LABELS))
+    torch.testing.assert_close(data.train.x, plain.train.x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_features_keep_their_differences_beside_a_large_offset(save, dtype):
+    x = np.round(RNG.normal(size=(40, 3)) * 100)
+    offset = (x + 1_700_000_000_000).astype(dtype)  # milliseconds since 1970
+    data = load_data(save(x_train=offset, y_train=LABELS, x_test=offset, y_test=LABELS))
+    plain = load_data(save(x_train=x, y_train=LABELS, x_test=x, y_test=LABELS))
+    torch.testing.assert_close(data.train.x, plain.train.x, rtol=1e-5, atol=1e-5)
+
+
 def test_npz_takes_a_validation_part_as_it_is(save):
     data = load_data(save(**arrays(x_validation=IMAGES[:4], y_validation=LABELS[:4])))
     assert (len(data.train), len(data.validation), len(data.test)) == (40, 4, 8)
@@ -98,10 +116,21 @@ BAD = {
     "other numbers in test": ({"x_test": IMAGES[:8] / 255.0}, "were 8-bit integers"),
     "complex": ({"x_train": np.ones((40, 3), complex)}, "inputs are real numbers"),
     "pickled": ({"x_train": np.array([None] * 40, dtype=object)}, "holds pickled objects"),
+    "no pixels": ({"x_train": np.ones((40, 0, 5))}, "its examples are empty"),
+    "no features": ({"x_train": np.ones((40, 0))}, "its examples are empty"),
+    "label beyond memory": ({"y_train": np.r_[LABELS[:39], 10**12]}, "found 1000000000000; class numbers are below"),
+    "label beyond int64": ({"y_train": np.r_[LABELS[:39], 1e300]}, "labels out of range: found 1e.300"),
+    "infinite label": ({"y_train": np.r_[LABELS[:39], np.inf]}, "labels out of range: found inf"),
+    "numbers beyond squares": ({"x_train": RNG.normal(size=(40, 3)) * 1e300}, "too large to standardise"),
+    "test far away": (
+        {"x_train": RNG.normal(size=(40, 3)), "x_test": np.full((8, 3), 1e200)},
+        r"\[test\] holds numbers too far",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
+@pytest.mark.filterwarnings("error")
 def test_bad_archives_are_refused_in_one_line(save, name):
     changes, message = BAD[name]
     with pytest.raises(DataError, match=message) as caught:
@@ -217,6 +246,40 @@ def test_imagefolder_with_another_class_in_test_is_a_class_count_mismatch(tmp_pa
     (tmp_path / "test" / "bird").mkdir()
     with pytest.raises(DataError, match="class-count mismatch.*'bird'"):
         load_data(f"imagefolder:{tmp_path}")
+
+
+def test_images_of_more_than_8_bits_are_refused_instead_of_cut_off(tmp_path):
+    write_folder(tmp_path / "folder", ["train"], mode="L")
+    deep = Image.fromarray(RNG.integers(0, 65536, size=(6, 6)).astype(np.uint16))
+    deep.save(tmp_path / "folder" / "train" / "cat" / "deep.png")
+    with pytest.raises(DataError, match=r"deep.png .* more than 8 bits"):
+        load_data(f"imagefolder:{tmp_path / 'folder'}")
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"img": [Image.new("L", (6, 6))] * 19 + [deep], "label": [0, 1] * 10}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    with pytest.raises(DataError, match=r"number 19 .* more than 8 bits"):
+        load_data(f"hf:{tmp_path / 'set'}")
+
+
+def test_an_image_too_large_to_be_true_is_refused(tmp_path, monkeypatch):
+    write_folder(tmp_path, ["train"])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match="decompression bomb"):
+        load_data(f"imagefolder:{tmp_path}")
+
+
+def test_huggingface_pictures_are_coloured_if_any_is_and_none_may_be_missing(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    pictures = [Image.new("L", (6, 6), 7)] + [Image.new("RGB", (6, 6), (9, 0, 0))] * 19
+    rows = {"img": pictures, "label": [0, 1] * 10}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    assert load_data(f"hf:{tmp_path / 'set'}").input_shape == (3, 6, 6)
+    rows["img"][3] = None
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "gap")
+    with pytest.raises(DataError, match="number 3 has no image"):
+        load_data(f"hf:{tmp_path / 'gap'}")
 
 
 @pytest.mark.parametrize(("spec", "library"), [("hf:name", "datasets"), ("imagefolder:{}", "PIL")])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -22,9 +24,10 @@ from vogn.cli.plots import plot_learning_curves, plot_reliability
 from vogn.cli.run_folder import RunFolder, write_atomically
 from vogn.cli.screen import ProgressWatcher, results_table
 from vogn.cli.session import Session, open_data, resolve_device
-from vogn.cli.settings import Settings, given_settings, resumed_settings
+from vogn.cli.settings import Settings, given_settings, reads_image_files, resumed_settings
 from vogn.cli.training import Training
 from vogn.data import Data, Preprocessing, load_inputs
+from vogn.data.splits import numbered
 from vogn.errors import CheckpointError
 
 PARTS = ("test", "validation", "train")
@@ -54,12 +57,12 @@ def train(given: Mapping[str, Any], *, output: Path | None, resume: Path | None,
     use_threads(settings.threads)
     data = open_data(settings)
     if resume is None:
-        Session.start(settings, rivals[0], data, RunFolder(Path()))  # complain before anything is written
+        Session.start(settings, rivals[0], data, RunFolder(Path())).rehearse()  # complain before anything is written
         folder = RunFolder.create(output or _new_name(settings))
-    console.print(_headline(settings, data, device, folder), highlight=False, soft_wrap=True)
+    console.print(_headline(settings, data, device, folder), highlight=False, markup=False, soft_wrap=True)
     rows: list[Evaluation] = []
     histories = {}
-    with Interruption() as interruption:
+    with folder.locked(), Interruption() as interruption:
         for number, contender in enumerate(rivals):
             own_folder = folder if number == 0 else folder.child(f"compare-{contender.key}")
             session = Session.start(settings, contender, data, own_folder)
@@ -68,7 +71,7 @@ def train(given: Mapping[str, Any], *, output: Path | None, resume: Path | None,
             else:
                 own_folder.write_config(settings, session.resolved())
             with ProgressWatcher(console, contender.label) as watcher:
-                Training(session, watcher, interruption, f"vogn train --resume {folder.path}").run()
+                Training(session, watcher, interruption, f"vogn train --resume {shlex.quote(str(folder.path))}").run()
             rows += evaluate(session, data.test, samples=settings.samples, with_posterior=number == 0)
             histories[contender.label] = own_folder.read_metrics()
             if number == 0:
@@ -133,7 +136,7 @@ def predict_file(
         write_atomically(output_path, lambda file: np.savez(file, **arrays))
     except OSError as error:
         raise UsageError(f"cannot write {output_path}: {error.strerror}") from error
-    console.print(f"{len(x)} predictions written to {output_path}", highlight=False, soft_wrap=True)
+    console.print(f"{len(x)} predictions written to {output_path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def load_session(run: Path, *, device: str | None) -> Session:
@@ -150,12 +153,17 @@ def load_session(run: Path, *, device: str | None) -> Session:
 
 def _other_data(session: Session, spec: str) -> Data:
     preprocessing: Preprocessing = session.data.preprocessing
-    settings = Settings(data=spec, image_size=session.settings.image_size, augment=False)
+    size = session.settings.image_size if reads_image_files(spec) else None
+    settings = Settings(data=spec, image_size=size, augment=False)
     data = open_data(settings, preprocessing)
     if data.num_classes != session.data.num_classes:
         raise UsageError(
             f"class-count mismatch: {spec} has {data.num_classes} classes, the run has {session.data.num_classes}"
         )
+    mine, theirs = session.data.class_names, data.class_names
+    if mine != theirs and numbered(len(mine)) not in (mine, theirs):
+        pair = next((a, b) for a, b in zip(mine, theirs, strict=True) if a != b)
+        raise UsageError(f"class-name mismatch: {spec} has the class {pair[1]!r} where the run has {pair[0]!r}")
     return data
 
 
@@ -170,7 +178,7 @@ def _report(
     plot_learning_curves(histories, folder.path / "learning_curves.png")
     plot_reliability(rows, folder.path / "reliability.png")
     console.print(results_table(rows, f"{settings.data}, test part, {len(rows[0].targets)} examples"))
-    console.print(f"Everything is in {folder.path}", highlight=False, soft_wrap=True)
+    console.print(f"Everything is in {folder.path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _headline(settings: Settings, data: Data, device: torch.device, folder: RunFolder) -> str:
@@ -182,7 +190,9 @@ def _headline(settings: Settings, data: Data, device: torch.device, folder: RunF
 def _new_name(settings: Settings) -> Path:
     data = re.sub(r"[^A-Za-z0-9]+", "-", Path(settings.data.partition(":")[2] or settings.data).stem).strip("-")
     contender = NaturalGradientContender(settings.method, settings.variational)
-    return Path("runs") / f"{data}-{contender.key}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{data}-{contender.key}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    return next(path for path in candidates if not path.exists())
 
 
 __all__ = ["PARTS", "InterruptedRunError", "evaluate_run", "load_session", "predict_file", "train"]

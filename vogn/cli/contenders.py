@@ -136,6 +136,7 @@ class NaturalGradientContender:
             examples, augmentation_factor=augmentation_factor, temperature=recipe.temperature
         )
         prior_precision = recipe.prior_precision if settings.prior_precision is None else settings.prior_precision
+        _check_prior(ess, prior_precision)
         options = dict(recipe.options)
         if settings.lr is not None:
             options["lr"] = settings.lr
@@ -188,6 +189,15 @@ class AdamWContender:
 
     def posterior(self, model: nn.Module, optimizer: Any) -> GaussianPosterior:
         return _point(model)
+
+
+def _check_prior(ess: float, prior_precision: float) -> None:
+    """Both the effective sample size and the weight decay are numbers that single precision can hold."""
+    largest = torch.finfo(torch.float32).max
+    ratio = "prior precision / effective sample size"
+    for name, value in (("the effective sample size", ess), (ratio, prior_precision / ess)):
+        if not value <= largest:
+            raise UsageError(f"{name} is {value:g}, which is too large; see --ess, --temperature, --prior-precision")
 
 
 def _point(model: nn.Module) -> GaussianPosterior:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,8 @@ def one_line_errors() -> Iterator[None]:
     """Turn the library's own errors into one line on standard error and :class:`SystemExit`.
 
     Bad input exits with 2, a run that failed by itself (it diverged, say) with 1, an interrupted one with 128 plus the
-    signal's number. Any other exception is a defect of the program and keeps its traceback.
+    signal's number. A file or folder that cannot be read or written is bad input. Any other exception is a defect of
+    the program and keeps its traceback.
     """
     try:
         yield
@@ -55,6 +57,14 @@ def one_line_errors() -> Iterator[None]:
     except VognError as error:
         _say(f"Error: {error}")
         raise SystemExit(FAILED) from None
+    except BrokenPipeError:  # the reader of our output has gone; typer ends quietly
+        raise
+    except OSError as error:
+        _say(f"Error: {error}")
+        raise SystemExit(BAD_INPUT) from None
+    except KeyboardInterrupt:
+        _say("Interrupted")
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _say(message: str) -> None:

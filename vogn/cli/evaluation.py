@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vogn.cli.errors import DivergedError
 from vogn.cli.session import Session
 from vogn.data import Split
 from vogn.likelihoods import Categorical
@@ -87,6 +88,7 @@ def posterior(session: Session) -> GaussianPosterior:
         found = {}
         for temperature in TEMPERATURES:
             probabilities = _predictive(session, trained.tempered(temperature), x, samples=_SAMPLES).mean
+            _require_finite(session, probabilities)
             found[temperature] = Scores.of(probabilities, y).nll
         best = min(found, key=lambda temperature: found[temperature])
         stored = {
@@ -100,7 +102,17 @@ def posterior(session: Session) -> GaussianPosterior:
 
 def predictive(session: Session, x: Tensor, *, samples: int | None) -> Predictive:
     """Class probabilities with the mean weights (``samples=None``) or averaged over that many weight samples."""
-    return _predictive(session, session.posterior() if samples is None else posterior(session), x, samples=samples)
+    found = _predictive(session, session.posterior() if samples is None else posterior(session), x, samples=samples)
+    _require_finite(session, found.mean)
+    return found
+
+
+def _require_finite(session: Session, probabilities: Tensor) -> None:
+    if not torch.isfinite(probabilities).all():
+        raise DivergedError(
+            f"the predictions of {session.contender.label} are not finite: its training diverged, or the temperature "
+            "of prediction is too high; lower --lr or raise --prior-precision"
+        )
 
 
 def _predictive(session: Session, weights: GaussianPosterior, x: Tensor, *, samples: int | None) -> Predictive:
@@ -155,6 +167,7 @@ def mean_scores(session: Session, split: Split) -> Scores:
         calibration=calibration(session),
         batch_size=_BATCH,
     )
+    _require_finite(session, found.mean)
     return Scores.of(found.mean, split.y)
 
 

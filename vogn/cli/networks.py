@@ -44,7 +44,8 @@ class ModelSpec:
     def of(cls, settings: Settings, input_shape: tuple[int, ...], num_classes: int) -> ModelSpec:
         """The specification that the settings and the data amount to."""
         default = _DEFAULT_FOR_IMAGES if len(input_shape) == 3 else _DEFAULT_FOR_FEATURES
-        return cls(settings.model or default, input_shape, num_classes, settings.width, settings.norm)
+        name = default if settings.model is None else settings.model
+        return cls(name, input_shape, num_classes, settings.width, settings.norm)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for checkpoints."""
@@ -77,8 +78,8 @@ def build_network(spec: ModelSpec, *, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         try:
             model = build_model(spec.name, **arguments)
-        except (ValueError, TypeError) as error:
-            raise UsageError(str(error)) from error
+        except (Exception, SystemExit) as error:  # whatever a foreign module raises while it is imported or called
+            raise UsageError(_failure(spec.name, error)) from error
         _try_out(model, spec)
     return model
 
@@ -110,8 +111,16 @@ def _parameters(name: str) -> list[str] | None:
     try:
         constructor = pkgutil.resolve_name(name) if ":" in name else MODELS[name]
         return list(inspect.signature(constructor).parameters)
-    except (KeyError, ImportError, AttributeError, ValueError, TypeError):
+    except (Exception, SystemExit):
         return None
+
+
+def _failure(name: str, error: BaseException) -> str:
+    """Why a model could not be built, with its name."""
+    reason = str(error).strip().splitlines() or [""]
+    if isinstance(error, (ValueError, TypeError)) and repr(name) in reason[0]:
+        return reason[0]
+    return f"model {name!r} cannot be built: {type(error).__name__}: {reason[0]}"
 
 
 def _try_out(model: nn.Module, spec: ModelSpec) -> None:
@@ -132,6 +141,28 @@ def _try_out(model: nn.Module, spec: ModelSpec) -> None:
             f"class-count mismatch: model {spec.name!r} gives outputs of shape {shape} for 2 inputs, "
             f"but the data has {spec.num_classes} classes, so (2, {spec.num_classes}) is wanted"
         )
+
+
+def try_training(model: nn.Module, spec: ModelSpec, x: torch.Tensor) -> None:
+    """A forward pass in training mode; it may change buffers, so try a network that is not used afterwards.
+
+    Args:
+        model: the network.
+        spec: the architecture.
+        x: a training batch.
+
+    Raises:
+        UsageError: the pass fails, or nothing in the outputs can be trained.
+    """
+    model.train()
+    with torch.random.fork_rng():
+        try:
+            outputs = model(x)
+        except Exception as error:  # as above
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise UsageError(f"model {spec.name!r} fails in training on a batch of {len(x)}: {reason[0]}") from error
+    if not outputs.requires_grad:
+        raise UsageError(f"the outputs of model {spec.name!r} do not depend on any parameter that requires a gradient")
 
 
 def known_models() -> str:

@@ -7,12 +7,15 @@ Every file but ``metrics.jsonl`` is replaced in one step, so that a reader never
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import platform
+import shlex
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +25,11 @@ import torch
 from vogn.cli.errors import UsageError
 from vogn.cli.settings import Settings
 from vogn.errors import CheckpointError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 SCHEMA_VERSION = 1
 """Version of what a run folder holds; raised when an older reader could misread it."""
@@ -46,13 +54,40 @@ class RunFolder:
         Raises:
             UsageError: it exists and is not empty, or cannot be made.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(f"{path} exists already; give another --output, or continue that run with --resume {path}")
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+            if not occupied:
+                path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot create {path}: {error.strerror}") from error
+        if occupied:
+            raise UsageError(
+                f"{path} exists already; give another --output, or continue that run with --resume "
+                f"{shlex.quote(str(path))}"
+            )
         return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the lock ends with the process, however that ends.
+
+        Raises:
+            UsageError: another process has the lock.
+        """
+        if fcntl is None:  # no such locks on this system
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(f"another process is training in {self.path}; wait for it, or stop it") from error
+            except OSError:  # a file system without locks
+                pass
+            yield
+        finally:
+            os.close(handle)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -120,7 +155,10 @@ class RunFolder:
             return None
         try:
             content = json.loads(path.read_text())
-            return {"temperature": float(content["temperature"]), "position": dict(content["position"])}
+            temperature = float(content["temperature"])
+            if not 0.0 < temperature < math.inf:
+                raise ValueError(f"temperature {temperature}")
+            return {"temperature": temperature, "position": dict(content["position"])}
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged ({error}); delete it to have it made again") from error
 
@@ -135,15 +173,18 @@ class RunFolder:
             file.write(json.dumps(dict(row)) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete rows; a last line cut short by a crash is left out."""
+        """The rows up to the first that is damaged, as a last line cut short by a crash is."""
         if not self.metrics_path.exists():
             return []
         rows = []
-        for line in self.metrics_path.read_text().splitlines():
+        for line in self.metrics_path.read_text(errors="replace").splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(row, dict) or type(row.get("epoch")) is not int:
+                break
+            rows.append(row)
         return rows
 
     def drop_metrics_from(self, epoch: int) -> None:
@@ -167,6 +208,7 @@ class RunFolder:
         if not path.is_file():
             raise CheckpointError(f"{self.path} has no checkpoint.pt: the run had not reached its first checkpoint")
         try:
+            _verify_checksums(path)
             content = torch.load(path, map_location=device, weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -196,6 +238,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def _verify_checksums(path: Path) -> None:
+    """Raise ``BadZipFile`` where a byte of the archive has changed; :func:`torch.load` does not look."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 
 
 def _check_schema(path: Path, schema: Any) -> None:

@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from vogn.cli.contenders import RECIPES, Recipe
 from vogn.cli.evaluation import Evaluation
@@ -100,7 +101,7 @@ class RangeTestBar:
 
 def results_table(rows: Sequence[Evaluation], title: str) -> Table:
     """Accuracy, NLL, Brier score and ECE of every row; the best of each column is bold."""
-    table = Table(title=title)
+    table = Table(title=Text(title))
     table.add_column("trained with")
     table.add_column("prediction")
     columns = {"accuracy": max, "nll": min, "brier": min, "ece": min}

@@ -10,10 +10,10 @@ from torch import nn
 
 from vogn.cli.contenders import Contender
 from vogn.cli.errors import UsageError
-from vogn.cli.networks import ModelSpec, build_network
+from vogn.cli.networks import ModelSpec, build_network, try_training
 from vogn.cli.run_folder import RunFolder
 from vogn.cli.settings import Settings
-from vogn.data import Data, Preprocessing, load_data
+from vogn.data import Data, Preprocessing, epoch_batches, load_data
 from vogn.errors import CheckpointError
 from vogn.posterior import GaussianPosterior
 
@@ -37,6 +37,12 @@ class Position:
     loss_sum: float = 0.0
     correct: int = 0
     seconds: float = 0.0
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for a position that no run can have."""
+        counts = (self.epoch, self.batch, self.seen, self.correct)
+        if not all(type(count) is int and count >= 0 for count in counts) or (self.seen == 0) != (self.batch == 0):
+            raise ValueError(f"no run has the position {self}")
 
 
 @dataclass
@@ -76,9 +82,21 @@ class Session:
         spec = ModelSpec.of(settings, data.input_shape, data.num_classes)
         model = build_network(spec, seed=settings.seed).to(device)
         options = contender.options(settings, len(data.train), data.augmentation_factor)
-        optimizer = contender.build(model, options, settings.seed)
+        try:
+            optimizer = contender.build(model, options, settings.seed)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{contender.label} cannot train model {spec.name!r}: {error}") from error
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         return cls(settings, contender, data, spec, model, optimizer, options, rates, folder, device, Position())
+
+    def rehearse(self) -> None:
+        """Run the first batch through the network; this session is not fit for training afterwards.
+
+        Raises:
+            UsageError: the network cannot be trained on it.
+        """
+        first = epoch_batches(len(self.data.train), self.settings.batch_size, self.settings.seed, 0)[0]
+        try_training(self.model, self.spec, self.data.train.x[first].to(self.device))
 
     def resolved(self) -> dict[str, Any]:
         """What the settings amounted to, for ``config.json``."""
@@ -136,7 +154,8 @@ class Session:
             self.model.load_state_dict(content["model_state"])
             self.optimizer.load_state_dict(content["optimizer_state"])
             self.position = Position(**content["position"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            self.position.check()
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(f"{path} does not fit this model: {' '.join(reason[:2])}") from error
 
@@ -158,7 +177,7 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines() or ["unknown"]
         raise UsageError(f"--device {name} cannot be used here: {reason[0]}") from error

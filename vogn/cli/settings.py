@@ -70,18 +70,22 @@ class Settings:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            _require_type(self, field.name, str(field.type))
         for name in ("epochs", "batch_size", "samples", "checkpoint_every", "width", "image_size", "threads"):
-            _require(self, name, minimum=1)
+            _require(self, name, minimum=1, maximum=2**31 - 1)
         positive = ("lr", "prior_precision", "ess", "temperature", "prediction_temperature", "augmentation_factor")
         for name in positive:
             _require(self, name, above=0.0)
-        _require(self, "seed", minimum=0)
+        _require(self, "seed", minimum=0, maximum=2**63 - 1)
         _require(self, "warmup_epochs", minimum=0)
         if self.ess is not None and not (self.temperature is None and self.augmentation_factor is None):
             raise UsageError(
                 "--ess excludes --temperature and --augmentation-factor: "
                 "ess = training examples x augmentation factor / temperature"
             )
+        if self.image_size is not None and not reads_image_files(self.data):
+            raise UsageError(f"--image-size is for image files (imagefolder:DIR, hf:NAME), not for {self.data}")
         if self.schedule not in SCHEDULES:
             raise UsageError(f"unknown schedule {self.schedule!r}; allowed are {', '.join(SCHEDULES)}")
 
@@ -135,10 +139,36 @@ def resumed_settings(stored: Settings, given: Mapping[str, Any], *, where: str) 
     return replace(stored, **changes)
 
 
-def _require(settings: Settings, name: str, *, minimum: float = -math.inf, above: float = -math.inf) -> None:
+def reads_image_files(data: str) -> bool:
+    """Whether a description of data may stand for image files, which can be brought to another size."""
+    return data.startswith(("imagefolder:", "hf:"))
+
+
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "text"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+}
+
+
+def _require_type(settings: Settings, name: str, annotation: str) -> None:
+    """The value has the type that the field is declared with; a file may hold anything."""
+    value = getattr(settings, name)
+    kind, _, optional = annotation.partition(" | ")
+    types, words = _KINDS[kind]
+    if (value is None and optional) or (isinstance(value, types) and isinstance(value, bool) == (kind == "bool")):
+        return
+    raise UsageError(f"--{name.replace('_', '-')} is {value!r}; it must be {words}")
+
+
+def _require(
+    settings: Settings, name: str, *, minimum: float = -math.inf, above: float = -math.inf, maximum: float = math.inf
+) -> None:
     value = getattr(settings, name)
     if value is None:
         return
-    if not math.isfinite(value) or value < minimum or value <= above:
+    if not math.isfinite(value) or value < minimum or value <= above or value > maximum:
         bound = f"at least {minimum:g}" if math.isfinite(minimum) else f"above {above:g}"
+        bound += f" and at most {maximum}" if math.isfinite(maximum) and value > maximum else ""
         raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be {bound}")

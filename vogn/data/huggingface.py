@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vogn.data.errors import DataError
-from vogn.data.imagefolder import picture_to_array, stack_pictures
+from vogn.data.imagefolder import is_colour, picture_to_array, stack_pictures
 from vogn.data.raw import LabelledArrays, RawData
 from vogn.errors import MissingExtraError
 
@@ -25,11 +25,12 @@ def load_huggingface(location: str, *, image_size: int | None) -> RawData:
         raise DataError(f"hf:{location} has the parts {', '.join(parts)}; one of them must be called train")
     validation = next((name for name in _VALIDATION_PARTS if name in parts), None)
     columns = _columns(parts["train"], location)
-    colour = _is_colour(parts["train"], columns[0])
+    used = [name for name in ("train", validation, "test") if name is not None and name in parts]
+    inputs = {name: _inputs(parts[name], columns[0], f"hf:{location} [{name}]") for name in used}
+    colour = any(is_colour(item) for items in inputs.values() if isinstance(items, list) for item in items)
     arrays = {
-        name: _arrays(parts[name], columns, f"hf:{location} [{name}]", image_size, colour)
-        for name in ("train", validation, "test")
-        if name is not None and name in parts
+        name: _arrays(inputs[name], parts[name], columns[1], f"hf:{location} [{name}]", image_size, colour)
+        for name in used
     }
     label = parts["train"].features[columns[1]]
     names = tuple(label.names) if type(label).__name__ == "ClassLabel" else None
@@ -65,22 +66,33 @@ def _columns(part: Any, location: str) -> tuple[str, str]:
     return inputs[0], labels[0]
 
 
-def _is_colour(part: Any, column: str) -> bool:
-    if len(part) == 0:
-        return False
-    mode = getattr(part[0][column], "mode", "RGB")
-    return mode not in ("1", "L", "I", "I;16", "F", "LA")
-
-
-def _arrays(part: Any, columns: tuple[str, str], name: str, image_size: int | None, colour: bool) -> LabelledArrays:
-    inputs, labels = columns
+def _inputs(part: Any, column: str, name: str) -> np.ndarray | list[Any]:
+    """The numbers of the column, or the list of its pictures."""
     if len(part) == 0:
         raise DataError(f"{name} holds no examples")
-    if type(part.features[inputs]).__name__ == "Image":
-        pictures = [picture_to_array(row, image_size=image_size, colour=colour) for row in part[inputs]]
-        x = stack_pictures(pictures, [f"{name} number {number}" for number in range(len(pictures))])
-    else:
-        x = _numbers(part, inputs, name)
+    if type(part.features[column]).__name__ != "Image":
+        return _numbers(part, column, name)
+    try:
+        pictures = list(part[column])
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{name}: column {column} holds a file that is not an image: {error}") from error
+    if None in pictures:
+        raise DataError(f"{name} number {pictures.index(None)} has no image")
+    return pictures
+
+
+def _arrays(
+    inputs: np.ndarray | list[Any], part: Any, labels: str, name: str, image_size: int | None, colour: bool
+) -> LabelledArrays:
+    if not isinstance(inputs, list):
+        return inputs, _numbers(part, labels, name)
+    arrays = []
+    for number, picture in enumerate(inputs):
+        try:
+            arrays.append(picture_to_array(picture, image_size=image_size, colour=colour))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise DataError(f"{name} number {number} cannot be read as an image: {error}") from error
+    x = stack_pictures(arrays, [f"{name} number {number}" for number in range(len(arrays))])
     return x, _numbers(part, labels, name)
 
 

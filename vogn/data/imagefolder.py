@@ -32,7 +32,7 @@ def load_imagefolder(location: str, *, image_size: int | None) -> RawData:
         if unknown:
             raise DataError(f"class-count mismatch: {folder} has the class {unknown[0]!r}, which {train} has not")
     files = {folder: _files(folder, classes) for folder in (train, validation, test) if folder is not None}
-    colour = any(_is_colour(path) for paths, _ in files.values() for path in paths)
+    colour = any(_file_is_colour(path) for paths, _ in files.values() for path in paths)
     arrays = {folder: _stack(*listed, image_size, colour) for folder, listed in files.items()}
     return RawData(
         train=arrays[train],
@@ -42,8 +42,26 @@ def load_imagefolder(location: str, *, image_size: int | None) -> RawData:
     )
 
 
+def is_colour(picture: Any) -> bool:
+    """Whether a Pillow image has more than grey values (and transparency)."""
+    return picture.mode not in ("1", "L", "LA", "La") and not _is_deep(picture)
+
+
+def _is_deep(picture: Any) -> bool:
+    return bool(picture.mode.startswith(("I", "F")))
+
+
 def picture_to_array(picture: Any, *, image_size: int | None, colour: bool) -> np.ndarray:
-    """One Pillow image as uint8; ``image_size`` resizes the shorter side and crops the middle."""
+    """One Pillow image as uint8; ``image_size`` resizes the shorter side and crops the middle.
+
+    Raises:
+        ValueError: grey values of more than 8 bits, which Pillow would cut off at 255.
+    """
+    if _is_deep(picture):
+        raise ValueError(
+            f"its grey values have more than 8 bits (mode {picture.mode}); convert it to 8 bits, or give the numbers "
+            "as npz:FILE"
+        )
     picture = picture.convert("RGB" if colour else "L")
     if image_size is not None and picture.size != (image_size, image_size):
         from PIL import Image
@@ -91,7 +109,7 @@ def _files(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]
 
 def _read(folder: Path, classes: Sequence[str], image_size: int | None) -> LabelledArrays:
     paths, labels = _files(folder, classes)
-    return _stack(paths, labels, image_size, any(_is_colour(path) for path in paths))
+    return _stack(paths, labels, image_size, any(_file_is_colour(path) for path in paths))
 
 
 def _stack(paths: Sequence[Path], labels: Sequence[int], image_size: int | None, colour: bool) -> LabelledArrays:
@@ -105,13 +123,13 @@ def _stack(paths: Sequence[Path], labels: Sequence[int], image_size: int | None,
 def _decode(picture: Any, path: Path, image_size: int | None, colour: bool) -> np.ndarray:
     try:
         return picture_to_array(picture, image_size=image_size, colour=colour)
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's decoders raise all three
         raise DataError(f"{path} cannot be read as an image: {error}") from error
 
 
-def _is_colour(path: Path) -> bool:
+def _file_is_colour(path: Path) -> bool:
     with _open(path) as picture:
-        return picture.mode not in ("1", "L", "I", "I;16", "F", "LA")
+        return is_colour(picture)
 
 
 def _open(path: Path) -> Any:
@@ -121,5 +139,5 @@ def _open(path: Path) -> Any:
         raise MissingExtraError("imagefolder: needs Pillow: pip install 'vogn[vision]'") from error
     try:
         return Image.open(path)
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image: {error}") from error

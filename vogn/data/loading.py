@@ -15,7 +15,7 @@ from vogn.data.imagefolder import load_imagefolder
 from vogn.data.npz import load_npz
 from vogn.data.preprocessing import Preprocessing
 from vogn.data.raw import LabelledArrays, RawData, check_range, checked_labels, class_count
-from vogn.data.splits import Data, Split, stratified_parts
+from vogn.data.splits import Data, Split, numbered, stratified_parts
 
 
 class Source(Protocol):
@@ -80,7 +80,7 @@ def load_data(
         train=splits["train"],
         validation=splits["validation"],
         test=splits["test"],
-        class_names=names or tuple(str(label) for label in range(count)),
+        class_names=names or numbered(count),
         preprocessing=preprocessing,
         augmentation=standard_augmentation(preprocessing.input_shape) if augment else None,
     )

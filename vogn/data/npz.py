@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,14 +53,18 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path} is not an .npz archive; write one with numpy.savez(path, x_train=..., ...)")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError, MemoryError, RuntimeError) as error:
         if "pickle" in str(error).lower():
             raise DataError(
                 f"{path} holds pickled objects, which are refused because loading them runs code; "
                 "save plain numeric arrays (no dtype=object)"
             ) from error
         raise DataError(f"{path} cannot be read as an .npz archive: {error}") from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy hands over other members of an archive as bytes
+            raise DataError(f"{path} holds {name}, which is not an array; write archives with numpy.savez")
+    return arrays
 
 
 def _part(arrays: Mapping[str, np.ndarray], part: str, location: str) -> LabelledArrays | None:

@@ -13,6 +13,8 @@ from torch import Tensor
 from vogn.data.errors import DataError
 
 _CHANNEL_COUNTS = (1, 3, 4)
+_ROUNDING = {"float32": 1e-8, "float64": 1e-12}
+"""Relative to the mean, the standard deviation up to which a channel or feature counts as constant."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Preprocessing:
         input_shape: shape of one network input: ``(C, H, W)`` or ``(F,)``.
         eight_bit: whether raw inputs are 8-bit images, divided by 255 first.
         mean: mean of the training inputs, one value per channel (images) or per feature.
-        std: standard deviation likewise; channels and features that do not vary have 1.
+        std: standard deviation likewise; channels and features that do not vary, beyond the rounding of their values,
+            have 1.
     """
 
     input_shape: tuple[int, ...]
@@ -37,8 +40,11 @@ class Preprocessing:
         eight_bit = x.dtype == np.uint8 and x.ndim > 2
         raw = _to_channels_first(_as_floats(x, eight_bit=eight_bit, name=name), name=name)
         axes = (0, 2, 3) if raw.ndim == 4 else (0,)
-        mean, std = raw.mean(axis=axes, dtype=np.float64), raw.std(axis=axes, dtype=np.float64)
-        std = np.where(std > 1e-8 * np.maximum(1.0, np.abs(mean)), std, 1.0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, std = raw.mean(axis=axes, dtype=np.float64), raw.std(axis=axes, dtype=np.float64)
+        if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+            raise DataError(f"{name} holds numbers too large to standardise; give them in a larger unit")
+        std = np.where(std > _ROUNDING[raw.dtype.name] * np.abs(mean), std, 1.0)
         return cls(tuple(raw.shape[1:]), bool(eight_bit), tuple(map(float, mean)), tuple(map(float, std)))
 
     def apply(self, x: np.ndarray, *, name: str) -> Tensor:
@@ -56,9 +62,13 @@ class Preprocessing:
                 f"{name} has examples of shape {tuple(raw.shape[1:])}, but the training inputs have {self.input_shape}"
             )
         ones = (1,) * (raw.ndim - 2)
-        mean = np.asarray(self.mean, dtype=np.float32).reshape(-1, *ones)
-        std = np.asarray(self.std, dtype=np.float32).reshape(-1, *ones)
-        return torch.from_numpy(np.ascontiguousarray((raw - mean) / std, dtype=np.float32))
+        mean = np.asarray(self.mean, dtype=raw.dtype).reshape(-1, *ones)
+        std = np.asarray(self.std, dtype=raw.dtype).reshape(-1, *ones)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            standardised = np.ascontiguousarray((raw - mean) / std, dtype=np.float32)
+        if not np.isfinite(standardised).all():
+            raise DataError(f"{name} holds numbers too far from the training inputs for single precision")
+        return torch.from_numpy(standardised)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and for checkpoints."""
@@ -81,9 +91,11 @@ class Preprocessing:
 
 
 def _as_floats(x: np.ndarray, *, eight_bit: bool, name: str) -> np.ndarray:
+    """Single precision for 8-bit images and what is single already; double for the rest, until it is standardised."""
     if x.dtype.kind not in "fiu":
         raise DataError(f"{name} holds {x.dtype}; inputs are real numbers (floating point, or uint8 for images)")
-    floats = x.astype(np.float32) / np.float32(255.0) if eight_bit else x.astype(np.float32)
+    narrow = x.dtype.kind == "f" and x.dtype.itemsize <= 4
+    floats = x.astype(np.float32) / np.float32(255.0) if eight_bit else x.astype(np.float32 if narrow else np.float64)
     if not np.isfinite(floats).all():
         bad = int((~np.isfinite(floats)).reshape(len(floats), -1).any(axis=1).sum())
         raise DataError(f"{name} holds NaN or infinity in {bad} of {len(floats)} examples; clean the data first")
@@ -91,6 +103,8 @@ def _as_floats(x: np.ndarray, *, eight_bit: bool, name: str) -> np.ndarray:
 
 
 def _to_channels_first(x: np.ndarray, *, name: str) -> np.ndarray:
+    if x.ndim > 1 and 0 in x.shape[1:]:
+        raise DataError(f"{name} has shape {x.shape}: its examples are empty")
     if x.ndim == 2:
         return x
     if x.ndim == 3:

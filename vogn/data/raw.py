@@ -9,6 +9,7 @@ import numpy as np
 from vogn.data.errors import DataError
 
 LabelledArrays = tuple[np.ndarray, np.ndarray]
+_MOST_CLASSES = 10**6
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,13 @@ def checked_labels(x: np.ndarray, y: np.ndarray, *, name: str) -> np.ndarray:
         raise DataError(f"{name}: {len(x)} inputs but labels of shape {y.shape}; labels are one class number per input")
     if y.dtype.kind == "f" and np.isnan(y).any():
         raise DataError(f"{name}: {int(np.isnan(y).sum())} labels are NaN; labels are class numbers from 0")
-    if y.dtype.kind not in "fiu" or (y.dtype.kind == "f" and not np.equal(np.mod(y, 1), 0).all()):
+    if y.dtype.kind not in "fiu" or (y.dtype.kind == "f" and not np.equal(np.floor(y), y).all()):
         raise DataError(f"{name}: labels hold {y.dtype} values; labels are whole class numbers from 0")
-    labels: np.ndarray = y.astype(np.int64)
-    if labels.min() < 0:
-        raise DataError(f"{name}: labels out of range: found {labels.min()}, class numbers start at 0")
-    return labels
+    if y.min() < 0:
+        raise DataError(f"{name}: labels out of range: found {y.min()}, class numbers start at 0")
+    if y.max() >= _MOST_CLASSES:
+        raise DataError(f"{name}: labels out of range: found {y.max()}; class numbers are below {_MOST_CLASSES}")
+    return y.astype(np.int64)
 
 
 def class_count(train_labels: np.ndarray, *, wanted: int | None, name: str) -> int:

@@ -66,6 +66,11 @@ class Data:
         return 1.0 if self.augmentation is None else self.augmentation.factor
 
 
+def numbered(count: int) -> tuple[str, ...]:
+    """Names of classes that have none of their own: ``"0", "1", ...``."""
+    return tuple(str(label) for label in range(count))
+
+
 def stratified_parts(labels: np.ndarray, fractions: Sequence[float], *, seed: int) -> list[np.ndarray]:
     """Disjoint random index sets with the classes in equal proportion.
 

@@ -103,5 +103,10 @@ class Diagonal(Structure):
 
 
 def _into(function: Callable[..., Tensor], v: Tensor, own: Tensor) -> Tensor:
-    """``function(v, own)``, in the memory of ``own`` where it has room for the result: new memory costs page faults."""
-    return function(v, own, out=own) if v.shape == own.shape and v.dtype == own.dtype else function(v, own)
+    """``function(v, own)``, in the memory of ``own`` where it has room for the result: new memory costs page faults.
+
+    Autograd allows no ``out=``, so a result that is differentiated gets memory of its own.
+    """
+    recorded = torch.is_grad_enabled() and (v.requires_grad or own.requires_grad)
+    fits = v.shape == own.shape and v.dtype == own.dtype and not recorded
+    return function(v, own, out=own) if fits else function(v, own)

@@ -79,6 +79,20 @@ class OperatorConformance(StructureCases):
             assert product.shape == v.shape, f"{name}: apply returns {tuple(product.shape)}"
             assert_close(_flat(product, shape), _flat(v, shape) @ dense, 1e-12, name)
 
+    def test_solve_apply_and_sample_are_differentiable_in_the_vector(self) -> None:
+        """They are linear: ``d (w . L v) / d v = L^T w``, so ``v . gradient`` is the value; for one vector."""
+        operators = {"solve": self.structure.solve}
+        operators |= {n: getattr(self.structure, n) for n in ("apply", "sample") if n in self.structure.SUPPORTS}
+        source = torch.Generator().manual_seed(0)
+        for name, shape, state, shift, _, _ in self.systems():
+            for operator, call in operators.items():
+                v, w = torch.randn((2, *shape), generator=source, dtype=torch.float64)
+                plain = (w * call(state, v.clone(), shift)).sum()
+                value = (w * call(state, v.requires_grad_(), shift)).sum()
+                (gradient,) = torch.autograd.grad(value, v)
+                scale = float((v.detach() * gradient).abs().sum())
+                assert_close((v.detach() * gradient).sum() / scale, plain / scale, 1e-9, f"{name}: {operator}")
+
     def test_sample_is_an_inverse_root_of_to_dense(self) -> None:
         """``S S^T = to_dense^-1``, with ``S`` read off from unit vectors: no Monte Carlo."""
         if "sample" not in self.structure.SUPPORTS:
