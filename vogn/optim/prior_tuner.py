@@ -47,7 +47,8 @@ class PriorTuner:
         optimizer: whose groups are tuned: those that are sampled, in either mode. ``groups=layer_groups(model)`` gives
             every layer a precision of its own.
         every: steps between two tunings, >= 1: a few epochs.
-        start: first step that may tune; ``None``: ``every``. Early curvature belongs to weights that have not learned.
+        start: first step that may tune; ``None``: ``every``. Better the middle of the run: small weights that have not
+            learned yet get a strong prior, which then keeps them small.
         temperature: the one in ``ess``, > 0. The evidence is that of the untempered posterior, so that training at a
             lower temperature keeps its objective.
         bounds: smallest and largest precision.
