@@ -36,7 +36,12 @@ class Ensemble:
         raise NotImplementedError
 
     def functional_variance(self, jacobian: Mapping[str, Tensor]) -> Tensor:
-        raise NotImplementedError
+        mean = self.mean()
+        changes = [
+            sum((jacobian[name] * (member[name] - mean[name])).flatten(2).sum(-1) for name in mean)
+            for member in self.members
+        ]
+        return sum(change.unsqueeze(-1) * change.unsqueeze(-2) for change in changes) / len(changes)
 
     def log_prob(self, params: Mapping[str, Tensor]) -> Tensor:
         raise NotImplementedError

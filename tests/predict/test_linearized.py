@@ -40,7 +40,7 @@ def test_a_linear_network_is_its_own_linearisation():
     data = normal(6, 3, seed=1), normal(6, 2, seed=2)
     posterior = posterior_of(model, Gaussian(noise=0.5), data)
     x = normal(4, 3, seed=3)
-    linear, plain = (vogn.predict(model, posterior, x, method=method) for method in ("linearized", "mc"))
+    linear, plain = (vogn.predict(model, posterior, x, method=method, link="mc") for method in ("linearized", "mc"))
     torch.testing.assert_close(linear.mean, plain.mean)
     torch.testing.assert_close(linear.variance, plain.variance)
 
@@ -49,7 +49,8 @@ def test_its_variance_is_the_functional_variance():
     model = fill(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double())
     x, y = normal(20, 3, seed=1), normal(20, 1, seed=2)
     posterior = posterior_of(model, Gaussian(noise=0.5), (x, y))
-    found = vogn.predict(model, posterior, x[:4], method="linearized", samples=20000, keep_samples=False)
+    options = {"method": "linearized", "link": "mc", "samples": 20000, "keep_samples": False}
+    found = vogn.predict(model, posterior, x[:4], **options)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     jacobian = torch.func.jacrev(lambda w: torch.func.functional_call(model, w, (x[:4],)))(parameters)
     exact = posterior.functional_variance(jacobian).squeeze(-1) + 0.25

@@ -143,6 +143,11 @@ class Likelihood(ABC):
         """
         return variance
 
+    def error_unit(self, variance: Tensor) -> Tensor:
+        """What an error of the predictive mean is compared with: by default the standard deviation of an observation,
+        ``variance`` as in :meth:`predictive`; for labels, whose means are probabilities, one."""
+        return variance.sqrt()
+
     def free_energy(self, outputs: Tensor) -> Tensor | None:
         """``-log sum_k exp(f_k)``, ``(N, ...)``, of outputs that are unnormalised log-probabilities of classes, else
         ``None``.

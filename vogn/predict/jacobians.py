@@ -32,7 +32,8 @@ def jacobians(
 
     def outputs_of(moving: dict[str, Tensor], inputs: Any) -> tuple[Tensor, Tensor]:
         args, kwargs = tree_map(lambda leaf: leaf.unsqueeze(0) if isinstance(leaf, Tensor) else leaf, inputs)
-        output = functional_call(model, (moving, dict(buffers)), args, kwargs).reshape(-1)
+        own = {name: buffer.clone() for name, buffer in buffers.items()}  # which the model may change
+        output = functional_call(model, (moving, own), args, kwargs).reshape(-1)
         return output, output
 
     def of_one(inputs: Any) -> tuple[dict[str, Tensor], Tensor]:
