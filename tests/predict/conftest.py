@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,12 @@ def gaussian(model: nn.Module, deviation: float) -> GaussianPosterior:
             blocks.append(PosteriorBlock(f"{name}.weight", layout, Diagonal(), state, shift=0.0, ess=deviation**-2))
     means = {name: p.detach() for name, p in model.named_parameters()}
     return GaussianPosterior(blocks, means, likelihood={"kind": "categorical"})
+
+
+@pytest.fixture
+def around() -> Callable[[nn.Module, float], GaussianPosterior]:
+    """:func:`gaussian`."""
+    return gaussian
 
 
 def points(n: int, seed: int) -> tuple[Tensor, Tensor]:

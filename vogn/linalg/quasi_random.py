@@ -27,7 +27,7 @@ def sobol_normal(n: int, dimension: int, *, seed: int, start: int) -> Tensor:
         start: index of the first point, >= 0.
 
     Returns:
-        ``(n, dimension)`` in float64 on the CPU. The sequence has 30 bits, so that no number exceeds 6.3.
+        ``(n, dimension)`` in float64 on the CPU. The sequence has 30 bits, so that no number exceeds 6.13.
 
     Source: Owen (1998), "Scrambling Sobol' and Niederreiter-Xing points"; the engine is PyTorch's.
     """
