@@ -1,8 +1,8 @@
 """Which part of the uncertainty is noise, and which part is not knowing the weights?
 
 First a curve with a gap in its data: the noise of the observations (aleatoric) is the same everywhere, the variance of
-the model (epistemic) grows where there were no data, and the interval is as wide as both. Then digits beside images that
-are none: every score of ``vogn.ood_score`` says how well it tells them apart (AUROC, 0.5 is guessing).
+the model (epistemic) grows where there were no data, and the interval is as wide as both. Then digits beside images
+that are none: how well every score of ``vogn.ood_score`` tells them apart (AUROC, 0.5 is guessing).
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ def digits() -> None:
     }
     known = vogn.predict(model, posterior, data.test.x, method="linearized", samples=64)
     low, high = known.interval(0.9)  # of the probabilities, over the weight samples
-    print(f"\naccuracy {float(vogn.metrics.accuracy(known.mean, data.test.y)):.3f}; 90 % of the weight samples agree on the")
-    print(f"probability of the predicted class to {float((high - low).amax(-1).median()):.3f} (median over the images)")
+    width = (high - low).amax(-1)
+    print(f"\naccuracy {float(vogn.metrics.accuracy(known.mean, data.test.y)):.3f}")
+    print(f"widest 90 % interval of a probability: median image {width.median():.3f}, worst {width.max():.3f}")
     print("\n                  mean of   total  expected entropy  mutual information")
     print(f"{'digits':26s}{known.total.mean():7.3f}{known.aleatoric.mean():18.3f}{known.epistemic.mean():20.3f}")
     areas = {}
