@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,12 @@ class Ensemble:
         raise NotImplementedError
 
     def functional_variance(self, jacobian: Mapping[str, Tensor]) -> Tensor:
-        raise NotImplementedError
+        mean = self.mean()
+        changes = [
+            sum((jacobian[name] * (member[name] - mean[name])).flatten(2).sum(-1) for name in mean)
+            for member in self.members
+        ]
+        return sum(change.unsqueeze(-1) * change.unsqueeze(-2) for change in changes) / len(changes)
 
     def log_prob(self, params: Mapping[str, Tensor]) -> Tensor:
         raise NotImplementedError
@@ -92,6 +97,12 @@ def gaussian(model: nn.Module, deviation: float) -> GaussianPosterior:
             blocks.append(PosteriorBlock(f"{name}.weight", layout, Diagonal(), state, shift=0.0, ess=deviation**-2))
     means = {name: p.detach() for name, p in model.named_parameters()}
     return GaussianPosterior(blocks, means, likelihood={"kind": "categorical"})
+
+
+@pytest.fixture
+def around() -> Callable[[nn.Module, float], GaussianPosterior]:
+    """:func:`gaussian`."""
+    return gaussian
 
 
 def points(n: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from vogn.likelihoods import Bernoulli, Categorical, Gaussian
 from vogn.posterior import Posterior
-from vogn.predict import METHODS, methods, predict
+from vogn.predict import METHODS, drawing, predict
 
 
 def outputs_of(members, x):
@@ -78,7 +78,7 @@ def test_batch_size_does_not_matter(linear, ensemble, members, x, batch_size):
 
 @pytest.mark.parametrize("limit, expected", [(1 << 24, [(4, 5, 0)]), (1, [(1, 5, k) for k in range(4)])])
 def test_large_models_draw_one_sample_at_a_time(monkeypatch, linear, ensemble, members, x, limit, expected):
-    monkeypatch.setattr(methods, "DRAW_BYTES", limit)
+    monkeypatch.setattr(drawing, "DRAW_BYTES", limit)
     posterior = ensemble(members)
     prediction = predict(linear, posterior, x, samples=4, seed=5, likelihood=Gaussian())
     assert posterior.calls == expected
@@ -227,8 +227,3 @@ def test_a_model_that_returns_no_tensor_raises(ensemble, x):
 
     with pytest.raises(TypeError, match="got tuple"):
         predict(Pair(), ensemble([{}]), x, method="mean", likelihood=Gaussian())
-
-
-def test_progress_counts_weight_samples(linear, ensemble, members, x, capsys):
-    predict(linear, ensemble(members), x, samples=3, likelihood=Gaussian(), progress=True)
-    assert capsys.readouterr().err.endswith("weight sample 3 of 3\n")

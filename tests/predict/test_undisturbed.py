@@ -38,9 +38,9 @@ def fingerprint(model):
 
 
 @pytest.mark.parametrize("fail", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method, link", [*((method, "mc") for method in METHODS), ("linearized", "exact")])
 @pytest.mark.parametrize("grad", [True, False])
-def test_flags_buffers_parameters_random_state_and_gradient_mode_are_kept(ensemble, x, fail, method, grad):
+def test_flags_buffers_parameters_random_state_and_gradient_mode_are_kept(ensemble, x, fail, method, link, grad):
     torch.manual_seed(0)
     model = Rude(fail).double()
     model.train()
@@ -48,17 +48,19 @@ def test_flags_buffers_parameters_random_state_and_gradient_mode_are_kept(ensemb
     posterior = ensemble([{name: p.detach() + 1 for name, p in model.named_parameters()}])
     with torch.set_grad_enabled(grad):
         flags, tensors, state, enabled = fingerprint(model)
+        options = {"method": method, "link": link, "likelihood": Gaussian(), "samples": 2}
         if fail:
             with pytest.raises(RuntimeError, match="boom"):
-                predict(model, posterior, DataLoader(x, batch_size=4), method=method, likelihood=Gaussian())
+                predict(model, posterior, DataLoader(x, batch_size=4), **options)
         else:
-            predict(model, posterior, DataLoader(x, batch_size=4), method=method, likelihood=Gaussian(), samples=2)
+            predict(model, posterior, DataLoader(x, batch_size=4), **options)
         after = fingerprint(model)
     assert after[0] == flags and after[2].equal(state) and after[3] == enabled
     for name, (tensor, value) in tensors.items():
         assert after[1][name][0] is tensor, name
         assert tensor.equal(value), name
-    assert set(model.modes) == {(False, False, False)}
+    assert {mode[:2] for mode in model.modes} == {(False, False)}
+    assert link == "exact" or not any(mode[2] for mode in model.modes)  # Jacobians need gradients
 
 
 def test_the_prediction_is_a_function_of_the_seed(ensemble, x):

@@ -143,6 +143,11 @@ class Likelihood(ABC):
         """
         return variance
 
+    def error_unit(self, variance: Tensor) -> Tensor:
+        """What an error of the predictive mean is compared with: by default the standard deviation of an observation,
+        ``variance`` as in :meth:`predictive`; for labels, whose means are probabilities, one."""
+        return variance.sqrt()
+
     def free_energy(self, outputs: Tensor) -> Tensor | None:
         """``-log sum_k exp(f_k)``, ``(N, ...)``, of outputs that are unnormalised log-probabilities of classes, else
         ``None``.
@@ -163,7 +168,8 @@ class Likelihood(ABC):
         """
         if samples is None:
             raise ValueError(
-                f"an interval under {self!r} is one of the samples, which were not kept: predict with keep_samples=True"
+                f"an interval under {self!r} is one of the samples, which were not kept: predict with keep_samples=True "
+                "(and link='mc' where there is a link)"
             )
         ordered = samples.sort(0).values  # torch.quantile refuses more than 16 million numbers
         return quantile_of(ordered, 0.5 - 0.5 * level), quantile_of(ordered, 0.5 + 0.5 * level)

@@ -81,6 +81,10 @@ class Bernoulli(Likelihood):
         """The sum of the labels' entropies in nats, ``(N, ...)``."""
         return sum_outputs(label_entropy(mean) + label_entropy(1.0 - mean))
 
+    def error_unit(self, variance: Tensor) -> Tensor:
+        """One: errors of probabilities are absolute."""
+        return torch.ones_like(variance)
+
     def nll(
         self, mean: Tensor, targets: Tensor, *, variance: Tensor | None = None, samples: Tensor | None = None
     ) -> Tensor:

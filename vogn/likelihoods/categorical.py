@@ -87,6 +87,10 @@ class Categorical(Likelihood):
         """See :meth:`Likelihood.free_energy`."""
         return -at_least_float32(outputs).logsumexp(-1)
 
+    def error_unit(self, variance: Tensor) -> Tensor:
+        """One: errors of probabilities are absolute."""
+        return torch.ones_like(variance)
+
     def nll(
         self, mean: Tensor, targets: Tensor, *, variance: Tensor | None = None, samples: Tensor | None = None
     ) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vogn.posterior.block import PosteriorBlock
 from vogn.posterior.files import Content, SavedPosterior
+from vogn.posterior.noise import NOISES
 from vogn.posterior.prior import Prior
 
 _DTYPES = (torch.float32, torch.float64)
@@ -35,6 +36,8 @@ class GaussianPosterior(SavedPosterior):
     """
 
     FORMAT: ClassVar[str] = "vogn.posterior.gaussian"
+    noises: ClassVar[tuple[str, ...]] = tuple(NOISES)
+    """What :meth:`sample` takes as ``noise``."""
 
     def __init__(
         self,
@@ -79,27 +82,29 @@ class GaussianPosterior(SavedPosterior):
         """A copy of the mean, ``{name: shape}``."""
         return {name: mean.clone() for name, mean in self._means.items()}
 
-    def sample(self, n: int, *, seed: int = 0, start: int = 0) -> dict[str, Tensor]:
+    def sample(self, n: int, *, seed: int = 0, start: int = 0, noise: str = "independent") -> dict[str, Tensor]:
         """Draw weights; the global random state is neither read nor changed.
 
         Args:
             n: number of draws, >= 1.
             seed: seed of the draws. Draw ``k`` of a seed does not depend on ``n`` (to rounding).
             start: index of the first draw, >= 0.
+            noise: ``"independent"``; ``"antithetic"``: draws ``2 j`` and ``2 j + 1`` are mirror images about the mean;
+                ``"sobol"``: a scrambled Sobol sequence, best in powers of two, of at most 21201 sampled parameters.
 
         Returns:
             ``{name: (n, *shape)}``, float32 for parameters in half precision.
 
         Raises:
-            ValueError: if ``n < 1`` or ``start < 0``.
+            ValueError: if ``n < 1`` or ``start < 0``, for an unknown noise, or too many parameters for it.
         """
         if n < 1 or start < 0:
             raise ValueError(f"sample needs n >= 1 and start >= 0, got n={n} and start={start}")
-        noise = {}
-        for block in self.sampled_blocks:
-            mean = self._means[block.layout.names[0]]
-            noise[block.name] = block.noise(n, seed=seed, start=start, dtype=mean.dtype, device=mean.device)
-        return self._from_noise(noise, n)
+        if noise not in NOISES:
+            raise ValueError(f"unknown noise {noise!r}; known: {', '.join(NOISES)}")
+        blocks = self.sampled_blocks
+        like = [self._means[block.layout.names[0]] for block in blocks]
+        return self._from_noise(NOISES[noise](blocks, like, n, seed, start), n)
 
     def _from_noise(self, noise: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
         """``m + S noise`` for noise ``{block name: (n, *block_shape)}``."""

@@ -12,9 +12,10 @@ from torch import Tensor
 class Posterior(Protocol):
     """A distribution over named parameters. Prediction needs :meth:`sample` and :meth:`mean` only.
 
-    Two attributes are optional. ``likelihood``: a likelihood, or its description, so that prediction needs no other.
+    Three attributes are optional. ``likelihood``: a likelihood, or its description, so that prediction needs no other.
     ``drawing(model, seed=, draw=)``: a context around the forward passes of a draw, for what a draw is beside its
-    weights (:class:`vogn.MCDropout`).
+    weights (:class:`vogn.MCDropout`). ``noises``: the values that :meth:`sample` takes as ``noise=``, if it takes any
+    (:class:`vogn.GaussianPosterior`).
     """
 
     def sample(self, n: int, *, seed: int = 0, start: int = 0) -> dict[str, Tensor]:

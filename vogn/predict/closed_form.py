@@ -13,7 +13,7 @@ from vogn.likelihoods import Likelihood
 from vogn.posterior.protocol import Posterior
 from vogn.predict.evaluation import Call, calls_of, concatenated, plain_attention, weights_for
 from vogn.predict.jacobians import jacobians
-from vogn.predict.last_layer import VarianceOf, features_of, last_layer_of
+from vogn.predict.last_layer import VarianceOf, features_of, is_last, last_layer_of
 from vogn.predict.links import LINKS, Link, Linked
 from vogn.predict.predictive import Predictive
 
@@ -22,23 +22,6 @@ COVARIANCE_ELEMENTS = 1 << 25
 
 OutputGaussian = Iterator[tuple[Tensor, Tensor]]
 """Mean ``(b, K)`` and covariance ``(b, K, K)``, or variance ``(b, K)``, of the outputs of consecutive examples."""
-
-
-def check_link(name: str, method: str, likelihood: Likelihood) -> None:
-    """The link exists, goes with the method and is meant for the likelihood.
-
-    Raises:
-        ValueError: saying what does.
-    """
-    if name == "mc":
-        return
-    if name not in LINKS:
-        raise ValueError(f"unknown link {name!r}; known links: mc, {', '.join(sorted(LINKS))}")
-    if method != "linearized":
-        raise ValueError(f"link={name!r} is one of the linearised network's outputs: use method='linearized'")
-    if likelihood.kind not in LINKS[name].kinds:
-        fitting = ["mc", *(other for other, link in sorted(LINKS.items()) if likelihood.kind in link.kinds)]
-        raise ValueError(f"link={name!r} is not meant for {likelihood!r}; choose one of {', '.join(fitting)}")
 
 
 def closed_form(
@@ -64,14 +47,15 @@ def closed_form(
     short = last_layer_of(model, posterior)
     outputs: list[Tensor] = []
     parts: list[Linked] = []
+    no_calls: list[tuple[Tensor, Tensor]] = []
     for call in calls_of(model, statistics, batches):
-        with features_of(short[0]) if short is not None else nullcontext(()) as seen:
+        with nullcontext(no_calls) if short is None else features_of(short[0]) as seen:
             whole = call.outputs(dict(mean))
         if whole.ndim > 2:
             raise ValueError(
                 f"closed-form links need outputs (N, K) or (N,), got {('N', *whole.shape[1:])}: use link='mc'"
             )
-        if short is not None and len(seen) == 1 and seen[0][1].ndim == 2 and torch.equal(seen[0][1], whole):
+        if short is not None and is_last(seen, whole):
             gaussians = _by_features(seen[0][0], whole, short[1], found)
         else:
             gaussians = _by_jacobians(model, posterior, mean, call, found)

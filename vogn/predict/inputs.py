@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 from torch import Tensor
@@ -109,6 +110,31 @@ class _Stream:
 
     def __iter__(self) -> Iterator[Arguments]:
         return (arguments_of(inputs_of(batch)) for batch in self.source)
+
+    def __length_hint__(self) -> int:
+        return length_hint(self.source)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches whose readers are counted.
+
+    Args:
+        source: batches, in the same order at every iteration.
+        done: is told of every batch that was used, for how many weight samples.
+    """
+
+    source: Iterable[Arguments]
+    done: Callable[[int], object] = lambda samples: None
+
+    def __iter__(self) -> Iterator[Arguments]:
+        return self.repeated(1)
+
+    def repeated(self, samples: int) -> Iterator[Arguments]:
+        """The batches, each used for so many weight samples at once."""
+        for batch in self.source:
+            yield batch
+            self.done(samples)
 
 
 def _is_sequential(loader: DataLoader[Any]) -> bool:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from vogn.linalg.layout import MatrixLayout
 from vogn.posterior import GaussianPosterior
+from vogn.predict.evaluation import calls_of, concatenated
+from vogn.predict.inputs import Batches
 
 VarianceOf = Callable[[Tensor, bool], Tensor]
 """(features ``(B, d_in)``, only variances?) to ``(B, K, K)`` or ``(B, K)``."""
@@ -29,7 +33,7 @@ def last_layer_of(model: nn.Module, posterior: Any) -> tuple[nn.Linear, Variance
     names = {name for block in posterior.sampled_blocks for name in block.layout.names}
     paths = {name.rpartition(".")[0] for name in names}
     layer = dict(model.named_modules()).get(next(iter(paths))) if len(paths) == 1 else None
-    if type(layer) is not nn.Linear:
+    if type(layer) is not nn.Linear or _is_shared(model, layer):
         return None
     matrices = [block for block in posterior.sampled_blocks if isinstance(block.layout, MatrixLayout)]
     weight = next((block for block in matrices if block.layout.names[0].rpartition(".")[2] == "weight"), None)
@@ -52,6 +56,64 @@ def last_layer_of(model: nn.Module, posterior: Any) -> tuple[nn.Linear, Variance
         return total
 
     return layer, variance_of
+
+
+def _is_shared(model: nn.Module, layer: nn.Linear) -> bool:
+    """Whether another part of the network uses the layer's weights too."""
+    everywhere = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
+    return any(everywhere.count(id(parameter)) > 1 for parameter in layer.parameters())
+
+
+@dataclass(frozen=True)
+class Head:
+    """A network that ends in one linear layer, at given weights of all others.
+
+    Args:
+        path: name of the layer.
+        features: ``(N, d_in)``, its inputs.
+        centre: ``(N, K)``, its outputs at the mean weights.
+    """
+
+    path: str
+    features: Tensor
+    centre: Tensor
+
+    def outputs(self, displacement: Mapping[str, Tensor]) -> Tensor:
+        """``(N, K)`` where the layer's parameters are displaced; ``{name: shape}``."""
+        weight, bias = (displacement.get(f"{self.path}.{name}" if self.path else name) for name in ("weight", "bias"))
+        found = self.centre if weight is None else self.centre + linear(self.features, weight)
+        return found if bias is None else found + bias
+
+
+def head_of(
+    model: nn.Module, posterior: Any, mean: Mapping[str, Tensor], statistics: Mapping[str, Tensor], batches: Batches
+) -> Head | None:
+    """The last layer's features, by one pass over the batches, if that layer holds all that is uncertain.
+
+    Args:
+        model, posterior: see :func:`last_layer_of`.
+        mean: weights, ``{name: shape}``.
+        statistics: batch norm statistics.
+        batches: arguments of the model's calls.
+    """
+    short = last_layer_of(model, posterior)
+    if short is None:
+        return None
+    layer, features, centre = short[0], [], []
+    for call in calls_of(model, statistics, batches):
+        with features_of(layer) as seen:
+            whole = call.outputs(dict(mean))
+        if not is_last(seen, whole):
+            return None
+        features.append(seen[0][0])
+        centre.append(whole)
+    path = next(name for name, module in model.named_modules() if module is layer)
+    return Head(path, concatenated(features), concatenated(centre))
+
+
+def is_last(seen: list[tuple[Tensor, Tensor]], outputs: Tensor) -> bool:
+    """The layer was called once, on one vector per example, and what it returned is what the network returned."""
+    return len(seen) == 1 and seen[0][1].ndim == 2 and torch.equal(seen[0][1], outputs)
 
 
 @contextmanager

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from vogn.likelihoods import Likelihood
 from vogn.posterior.protocol import Posterior
+from vogn.predict.averaging import Average, averaged
 from vogn.predict.closed_form import closed_form
+from vogn.predict.drawing import Evaluation, outputs_of_draws
 from vogn.predict.evaluation import evaluate, evaluate_linearized, weights_for
-from vogn.predict.inputs import Arguments
+from vogn.predict.inputs import Batches
+from vogn.predict.last_layer import head_of
 from vogn.predict.policies import StatisticsOf
 from vogn.predict.predictive import Predictive
-
-DRAW_BYTES = 1 << 24
-"""Small models draw several weight samples at once, up to this many bytes; large ones hold one sample at a time."""
+from vogn.predict.vectorised import evaluate_together
 
 
 @dataclass(frozen=True)
@@ -30,43 +29,44 @@ class Request:
         model, posterior, likelihood: see :func:`vogn.predict.predict`.
         batches: arguments of the model's calls, in the same order at every iteration.
         statistics: batch norm statistics to use with given weights.
-        samples, seed, keep_samples, progress, link: see :func:`vogn.predict.predict`.
+        samples, seed, keep_samples, link, noise, tolerance: see :func:`vogn.predict.predict`.
     """
 
     model: nn.Module
     posterior: Posterior
     likelihood: Likelihood
-    batches: Iterable[Arguments]
+    batches: Batches
     statistics: StatisticsOf
     samples: int
     seed: int
     keep_samples: bool
-    progress: bool
     link: str = "mc"
+    noise: str = "independent"
+    tolerance: float | None = None
 
 
 def mean_weights(request: Request) -> Predictive:
     """Prediction with the posterior mean of the weights; ignores their uncertainty."""
     weights = weights_for(request.model, request.posterior.mean())
     outputs = evaluate(request.model, weights, request.statistics(weights, None), request.batches)
-    average = _Average(request.likelihood)
+    average = Average(request.likelihood)
     average.add(outputs)
     return Predictive(average.mean, average.variance, None, request.likelihood, average.aleatoric, average.energy)
 
 
 def monte_carlo(request: Request) -> Predictive:
     """Average of the predictive distributions of sampled weights: probabilities are averaged, never logits."""
-    return _average(request, _outputs(request, _at_weights(request)))
+    return _average(request, _at_weights(request))
 
 
 def linearized(request: Request) -> Predictive:
     """The network's linearisation at the mean weights: the model in which a Laplace or Gauss-Newton posterior is exact,
     while the network itself may be far from it a few standard deviations away. By :func:`monte_carlo`, or in closed
     form."""
-    if request.link == "mc":
-        return _average(request, _outputs(request, _linearized_at_mean(request)))
     mean = weights_for(request.model, request.posterior.mean())
     statistics = request.statistics(mean, None)
+    if request.link == "mc":
+        return _average(request, _linearized_at(mean, statistics, request))
     return closed_form(
         request.model, request.posterior, request.likelihood, request.batches, statistics, request.link
     )
@@ -80,95 +80,53 @@ METHODS: dict[str, Callable[[Request], Predictive]] = {
 """Value of ``method=`` to implementation."""
 
 
-OutputsOf = Callable[[dict[str, Tensor], int], Tensor]
-"""Outputs of a weight sample and its number."""
+def _average(request: Request, evaluation: Evaluation) -> Predictive:
+    found = outputs_of_draws(
+        request.model,
+        request.posterior,
+        evaluation,
+        samples=request.samples,
+        seed=request.seed,
+        noise=request.noise,
+        tolerance=request.tolerance,
+    )
+    return averaged(
+        found,
+        request.likelihood,
+        samples=request.samples,
+        noise=request.noise,
+        tolerance=request.tolerance,
+        keep_samples=request.keep_samples,
+    )
 
 
-def _at_weights(request: Request) -> OutputsOf:
+def _at_weights(request: Request) -> Evaluation:
+    """The network at the sampled weights."""
     drawing = getattr(request.posterior, "drawing", None)  # optional: what a draw is beside its weights
 
-    def outputs(weights: dict[str, Tensor], k: int) -> Tensor:
-        statistics = request.statistics(weights, k)
+    def one(weights: Mapping[str, Tensor], statistics: Mapping[str, Tensor], k: int) -> Tensor:
         with nullcontext() if drawing is None else drawing(request.model, seed=request.seed, draw=k):
             return evaluate(request.model, weights, statistics, request.batches)
 
-    return outputs
+    def several(weights: Sequence[Mapping[str, Tensor]], statistics: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
+        return evaluate_together(request.model, weights, statistics, request.batches)
+
+    return Evaluation(one, several if drawing is None else None, request.statistics)
 
 
-def _linearized_at_mean(request: Request) -> OutputsOf:
+def _linearized_at(mean: Mapping[str, Tensor], statistics: Mapping[str, Tensor], request: Request) -> Evaluation:
+    """The linearised network at the sampled weights; where only the last layer moves, from its features alone."""
     if hasattr(request.posterior, "drawing"):
         raise ValueError(
             f"a draw of {type(request.posterior).__name__} is more than its weights, and the linearised network sees "
             "weights only: every draw would be the same; use method='mc'"
         )
-    mean = weights_for(request.model, request.posterior.mean())
-    statistics = request.statistics(mean, None)
+    head = head_of(request.model, request.posterior, mean, statistics, request.batches)
 
-    def outputs(weights: dict[str, Tensor], k: int) -> Tensor:
+    def one(weights: Mapping[str, Tensor], _: Mapping[str, Tensor], k: int) -> Tensor:
         displacement = {name: weights[name] - value for name, value in mean.items()}
+        if head is not None:
+            return head.outputs(displacement)
         return evaluate_linearized(request.model, mean, displacement, statistics, request.batches)
 
-    return outputs
-
-
-class _Average:
-    """Running averages over weight samples: the parts of the law of total variance by Welford's update, and what is
-    uncertain at known weights."""
-
-    def __init__(self, likelihood: Likelihood) -> None:
-        self._likelihood = likelihood
-        self._count = 0
-
-    def add(self, output: Tensor) -> None:
-        """The outputs of the next weight sample."""
-        mean, variance, _ = self._likelihood.point(output)
-        aleatoric, energy = self._likelihood.uncertainty(mean, variance), self._likelihood.free_energy(output)
-        self._count += 1
-        if self._count == 1:
-            self.mean, self._within, self._between = mean.clone(), variance.clone(), torch.zeros_like(mean)
-            self.aleatoric, self.energy = aleatoric.clone(), energy
-            return
-        difference = mean - self.mean
-        self.mean += difference / self._count
-        self._between += difference * (mean - self.mean)
-        self._within += (variance - self._within) / self._count
-        self.aleatoric += (aleatoric - self.aleatoric) / self._count
-        if energy is not None and self.energy is not None:
-            self.energy = self.energy + (energy - self.energy) / self._count
-
-    @property
-    def variance(self) -> Tensor:
-        """Of the mixture."""
-        return self._within + self._between / self._count
-
-
-def _average(request: Request, found: Iterable[Tensor]) -> Predictive:
-    """The predictive distribution of the mixture over weight samples, from the outputs of each."""
-    average = _Average(request.likelihood)
-    kept: Tensor | None = None
-    for k, output in enumerate(found):
-        average.add(output)
-        if request.keep_samples:
-            kept = output.new_empty((request.samples, *output.shape)) if kept is None else kept
-            kept[k] = output
-    mean, variance, samples = average.mean, average.variance, None
-    if kept is not None:
-        mean, variance, samples = request.likelihood.predictive(kept)
-    return Predictive(mean, variance, samples, request.likelihood, average.aleatoric, average.energy)
-
-
-def _outputs(request: Request, outputs_of: OutputsOf) -> Iterator[Tensor]:
-    """Outputs ``(N, ..., K)`` of one weight sample after the other."""
-    parameters = list(request.model.parameters())
-    size = sum(max(4, p.element_size()) * p.numel() for p in parameters)
-    chunk = max(1, min(request.samples, DRAW_BYTES // max(1, size)))
-    for start in range(0, request.samples, chunk):
-        count = min(chunk, request.samples - start)
-        draws = request.posterior.sample(count, seed=request.seed, start=start)
-        for i in range(count):
-            weights = weights_for(request.model, {name: draw[i] for name, draw in draws.items()})
-            yield outputs_of(weights, start + i)
-            if request.progress:
-                done = start + i + 1
-                end = "\n" if done == request.samples else ""
-                print(f"\rpredict: weight sample {done} of {request.samples}", end=end, file=sys.stderr, flush=True)
+    return Evaluation(one)

@@ -11,12 +11,13 @@ from torch import nn
 from vogn.likelihoods import Likelihood, likelihood_from_dict
 from vogn.posterior.protocol import Posterior
 from vogn.predict.calibration import BatchNormCalibration
-from vogn.predict.closed_form import check_link
 from vogn.predict.evaluation import undisturbed
 from vogn.predict.inputs import batches_of
 from vogn.predict.methods import METHODS, Request
+from vogn.predict.options import check_sampling, link_of
 from vogn.predict.policies import choose
 from vogn.predict.predictive import Predictive
+from vogn.predict.progress import watched
 
 
 def predict(
@@ -25,8 +26,10 @@ def predict(
     x: Any,
     *,
     method: str = "mc",
-    link: str = "mc",
+    link: str | None = None,
     samples: int = 32,
+    noise: str = "independent",
+    tolerance: float | None = None,
     likelihood: Likelihood | None = None,
     batchnorm: str | None = None,
     calibration: Any = None,
@@ -48,13 +51,18 @@ def predict(
         x: a tensor, tuple or dictionary of tensors (``model(x)``, ``model(*x)``, ``model(**x)``), or a list,
             ``DataLoader`` or iterable of batches: inputs or (inputs, targets). A loader must not shuffle.
         method: ``"mc"`` averages predictive distributions over sampled weights; ``"linearized"`` does so with the
-            network's linearisation at the mean weights, the better choice for :func:`vogn.laplace`, at two to three
-            times the cost (batch norm then has the statistics of the mean weights); ``"mean"`` uses the mean weights.
+            network's linearisation at the mean weights, the better choice for :func:`vogn.laplace` (batch norm then has
+            the statistics of the mean weights); ``"mean"`` uses the mean weights.
         link: with ``"linearized"``, from the outputs' Gaussian to the observations. ``"mc"``: by weight samples. In
             closed form, without samples: ``"exact"`` for real targets, ``"probit"`` for labels, ``"laplace_bridge"`` (a
-            Dirichlet, less accurate) for classes. They cost as much as the Jacobians, or, for a posterior over the last
-            layer alone, one forward pass.
-        samples: number of weight samples, >= 1.
+            Dirichlet, less accurate) for classes. ``None`` is ``"exact"`` for real targets, else ``"mc"``.
+        samples: number of weight samples, >= 1; with ``tolerance`` the largest number.
+        noise: what Gaussian weights are drawn from. ``"independent"``; ``"antithetic"``: pairs on opposite sides of the
+            mean, ``samples`` even; ``"sobol"``: points of a scrambled Sobol sequence, best if ``samples`` is a power of
+            two, for at most 21201 sampled parameters.
+        tolerance: stop as soon as every standard error of ``mean`` is at most so much: of probabilities as it is, of
+            real targets in standard deviations of an observation. Looked at after 8 samples (antithetic: pairs), then
+            every 8 samples. The number drawn depends on all examples of the call. ``None`` draws ``samples``.
         likelihood: observation model; ``None`` takes the one stored in the posterior.
         batchnorm: ``"recalibrate"`` uses every weight sample with statistics estimated under it from ``calibration``;
             ``"mean"`` uses one set for all: those of the mean weights, estimated from ``calibration``, or without it
@@ -65,12 +73,12 @@ def predict(
             :class:`vogn.BatchNormCalibration` around them: it remembers the statistics between calls.
         batch_size: examples per call of the model when ``x`` or ``calibration`` holds tensors, >= 1.
         seed: fixes the weight samples.
-        keep_samples: ``False`` keeps only mean and variance: memory ``N K`` instead of ``samples N K``.
-        progress: report every weight sample on standard error.
+        keep_samples: ``False`` keeps running averages only: memory ``N K`` instead of ``samples N K``.
+        progress: show a progress bar on standard error.
 
     Returns:
-        ``mean`` and ``variance`` ``(N, ..., K)``, ``samples`` ``(samples, N, ..., K)`` or ``None``, where the model's
-        outputs live.
+        ``mean`` and ``variance`` ``(N, ..., K)``, ``samples`` ``(samples_used, N, ..., K)`` or ``None``, where the
+        model's outputs live.
 
     Example:
         >>> import torch, vogn
@@ -82,9 +90,9 @@ def predict(
         ((4, 3), 4.0)
 
     Raises:
-        ValueError: for an unknown method, a link that does not fit, no likelihood, no examples, a shuffling loader,
-            ``samples < 1``, an unknown ``batchnorm``, ``"recalibrate"`` without calibration inputs, or a posterior
-            that does not fit.
+        ValueError: for an unknown method, options that do not fit the method, likelihood or posterior or each other, no
+            likelihood, no examples, a shuffling loader, an unknown ``batchnorm``, ``"recalibrate"`` without calibration
+            inputs, or a posterior that does not fit the model.
         TypeError: if the model does not return a tensor.
         NotImplementedError: with ``"linearized"``, naming an operation that PyTorch cannot differentiate forward.
 
@@ -93,19 +101,28 @@ def predict(
     """
     if method not in METHODS:
         raise ValueError(f"unknown prediction method {method!r}; known methods: {', '.join(sorted(METHODS))}")
-    if samples < 1:
-        raise ValueError(f"samples must be >= 1, got {samples}")
     observation_model = _likelihood(posterior, likelihood)
-    check_link(link, method, observation_model)
+    link = link_of(link, method, observation_model)
+    drawn = check_sampling(method, link, posterior, samples=samples, noise=noise, tolerance=tolerance)
     inputs = _calibration(calibration, batch_size)
     policy = choose(batchnorm, inputs)
     with undisturbed(model, seed=seed), nullcontext() if inputs is None else inputs.reading():
-        batches = batches_of(x, batch_size)
         statistics = policy(model, posterior, inputs, seed)
-        request = Request(
-            model, posterior, observation_model, batches, statistics, samples, seed, keep_samples, progress, link
-        )
-        return METHODS[method](request)
+        with watched(batches_of(x, batch_size), samples if drawn else 1, show=progress) as batches:
+            request = Request(
+                model,
+                posterior,
+                observation_model,
+                batches,
+                statistics,
+                samples,
+                seed,
+                keep_samples,
+                link,
+                noise,
+                tolerance,
+            )
+            return METHODS[method](request)
 
 
 def _calibration(given: Any, batch_size: int) -> BatchNormCalibration | None:

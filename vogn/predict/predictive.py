@@ -23,6 +23,9 @@ class Predictive:
             entropy in nats, ``(N, ...)``. Real targets: the variance of the noise, ``(N, ..., K)``.
         energy: ``-log sum_k exp(f_k)`` of the outputs, averaged over the weight samples, ``(N, ...)``; ``None`` unless
             the outputs are logits of classes.
+        samples_used: number of weight samples that were averaged; 0 where none were drawn.
+        standard_error: ``(N, ..., K)``, Monte Carlo standard error of ``mean``, how much it varies between seeds;
+            ``None`` where the weight samples do not tell (``noise="sobol"``, a single one) or there are none.
     """
 
     mean: Tensor
@@ -31,6 +34,8 @@ class Predictive:
     likelihood: Likelihood
     aleatoric: Tensor
     energy: Tensor | None = None
+    samples_used: int = 0
+    standard_error: Tensor | None = None
 
     @property
     def total(self) -> Tensor:

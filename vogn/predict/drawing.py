@@ -1,0 +1,67 @@
+"""The outputs of one weight sample after the other, several at once where that is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from vogn.posterior.protocol import Posterior
+from vogn.predict.averaging import LOOK_EVERY
+from vogn.predict.evaluation import weights_for
+from vogn.predict.policies import StatisticsOf
+
+DRAW_BYTES = 1 << 24
+"""Small models draw several weight samples at once, up to this many bytes; large ones hold one sample at a time."""
+
+Weights = Mapping[str, Tensor]
+Statistics = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How outputs are found.
+
+    Args:
+        one: outputs ``(N, ..., K)`` from weights, batch norm statistics and the number of the weight sample.
+        several: outputs ``(S, N, ..., K)`` of several weight samples, or ``None`` if they should go one by one.
+        statistics: batch norm statistics of a weight sample.
+    """
+
+    one: Callable[[Weights, Statistics, int], Tensor]
+    several: Callable[[Sequence[Weights], Sequence[Statistics]], Tensor | None] | None = None
+    statistics: StatisticsOf = lambda weights, draw: {}
+
+
+def outputs_of_draws(
+    model: nn.Module,
+    posterior: Posterior,
+    evaluation: Evaluation,
+    *,
+    samples: int,
+    seed: int,
+    noise: str,
+    tolerance: float | None,
+) -> Iterator[Tensor]:
+    """Outputs ``(N, ..., K)`` of the weight samples 0, 1, ...; see :func:`vogn.predict.predict` for the arguments."""
+    size = sum(max(4, p.element_size()) * p.numel() for p in model.parameters())
+    chunk = max(1, min(samples, DRAW_BYTES // max(1, size)))
+    if tolerance is not None:
+        chunk = min(chunk, LOOK_EVERY)
+    options = {} if noise == "independent" else {"noise": noise}  # which not every posterior takes
+    several = evaluation.several
+    for start in range(0, samples, chunk):
+        count = min(chunk, samples - start)
+        draws = posterior.sample(count, seed=seed, start=start, **options)
+        weights, statistics = [], []
+        for i in range(count):
+            weights.append(weights_for(model, {name: draw[i] for name, draw in draws.items()}))
+            statistics.append(evaluation.statistics(weights[i], start + i))
+        together = several(weights, statistics) if several is not None and count > 1 else None
+        if together is not None:
+            yield from together
+            continue
+        several = None
+        for i in range(count):
+            yield evaluation.one(weights[i], statistics[i], start + i)
