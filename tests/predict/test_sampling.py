@@ -12,7 +12,6 @@ from torch.testing import assert_close
 import vogn
 from tiny_models import fill
 from vogn.likelihoods import Bernoulli, Categorical, Gaussian
-from vogn.predict import drawing
 
 NOISES = ["independent", "antithetic", "sobol"]
 
@@ -119,11 +118,11 @@ def test_it_stops_at_the_first_look_that_finds_small_errors(predict, network, x,
     assert_close(streamed.mean, found.mean)
 
 
-def test_it_draws_no_more_than_it_looks_at(predict, network, x, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(drawing, "weights_for", lambda model, weights: drawn.append(1) or dict(weights))
-    found = predict(network, x, samples=400, tolerance=0.05)
-    assert found.samples_used == len(drawn) < 400
+def test_it_draws_no_more_than_it_looks_at(ensemble, network, x):
+    weights = {name: p.detach() for name, p in network.named_parameters()}
+    posterior = ensemble([weights, {name: 1.1 * tensor for name, tensor in weights.items()}])
+    found = vogn.predict(network, posterior, x, samples=400, tolerance=0.01, likelihood=Categorical())
+    assert sum(n for n, _, _ in posterior.calls) == found.samples_used < 400
 
 
 def test_what_cannot_be_reached_ends_at_the_largest_number(predict, network, x):

@@ -169,7 +169,7 @@ class Likelihood(ABC):
         if samples is None:
             raise ValueError(
                 f"an interval under {self!r} is one of the samples, which were not kept: predict with "
-                "keep_samples=True (and link='mc' where there is a link)"
+                "keep_samples=True, and with link='mc' if the network is linearised"
             )
         ordered = samples.sort(0).values  # torch.quantile refuses more than 16 million numbers
         return quantile_of(ordered, 0.5 - 0.5 * level), quantile_of(ordered, 0.5 + 0.5 * level)

@@ -25,12 +25,13 @@ class Evaluation:
 
     Args:
         one: outputs ``(N, ..., K)`` from weights, batch norm statistics and the number of the weight sample.
-        several: outputs ``(S, N, ..., K)`` of several weight samples, or ``None`` if they should go one by one.
+        several: outputs ``(S, N, ..., K)`` of weights ``{name: (S, *shape)}`` and the statistics of each, or ``None``
+            if they should go one by one.
         statistics: batch norm statistics of a weight sample.
     """
 
     one: Callable[[Weights, Statistics, int], Tensor]
-    several: Callable[[Sequence[Weights], Sequence[Statistics]], Tensor | None] | None = None
+    several: Callable[[Weights, Sequence[Statistics]], Tensor | None] = lambda weights, statistics: None
     statistics: StatisticsOf = lambda weights, draw: {}
 
 
@@ -50,18 +51,18 @@ def outputs_of_draws(
     if tolerance is not None:
         chunk = min(chunk, LOOK_EVERY)
     options = {} if noise == "independent" else {"noise": noise}  # which not every posterior takes
-    several = evaluation.several
+    vectorised = True
     for start in range(0, samples, chunk):
         count = min(chunk, samples - start)
-        draws = posterior.sample(count, seed=seed, start=start, **options)
+        draws = weights_for(model, posterior.sample(count, seed=seed, start=start, **options), batch=1)
         weights, statistics = [], []
         for i in range(count):
-            weights.append(weights_for(model, {name: draw[i] for name, draw in draws.items()}))
+            weights.append({name: draw[i] for name, draw in draws.items()})
             statistics.append(evaluation.statistics(weights[i], start + i))
-        together = several(weights, statistics) if several is not None and count > 1 else None
+        together = evaluation.several(draws, statistics) if vectorised and count > 1 else None
         if together is not None:
             yield from together
             continue
-        several = None
+        vectorised = False
         for i in range(count):
             yield evaluation.one(weights[i], statistics[i], start + i)

@@ -93,9 +93,9 @@ def cumulative(layers: Iterable[_BatchNorm]) -> Iterator[None]:
             layer.momentum, layer.training = momentum, False
 
 
-def weights_for(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``{name: shape}``, checked, in the device and dtype of the model's parameters."""
-    check_weights(model, weights, batch=0)
+def weights_for(model: nn.Module, weights: Mapping[str, Tensor], *, batch: int = 0) -> dict[str, Tensor]:
+    """``{name: (*batch dimensions, *shape)}``, checked, in the device and dtype of the model's parameters."""
+    check_weights(model, weights, batch=batch)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return {name: tensor.to(parameters[name]) for name, tensor in weights.items()}
 

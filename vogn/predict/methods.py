@@ -108,10 +108,12 @@ def _at_weights(request: Request) -> Evaluation:
         with nullcontext() if drawing is None else drawing(request.model, seed=request.seed, draw=k):
             return evaluate(request.model, weights, statistics, request.batches)
 
-    def several(weights: Sequence[Mapping[str, Tensor]], statistics: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
+    def several(weights: Mapping[str, Tensor], statistics: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
+        if drawing is not None:
+            return None
         return evaluate_together(request.model, weights, statistics, request.batches)
 
-    return Evaluation(one, several if drawing is None else None, request.statistics)
+    return Evaluation(one, several, request.statistics)
 
 
 def _linearized_at(mean: Mapping[str, Tensor], statistics: Mapping[str, Tensor], request: Request) -> Evaluation:

@@ -25,7 +25,7 @@ INPUTS = 1 << 19
 
 def evaluate_together(
     model: nn.Module,
-    weights: Sequence[Mapping[str, Tensor]],
+    weights: Mapping[str, Tensor],
     statistics: Sequence[Mapping[str, Tensor]],
     batches: Batches,
 ) -> Tensor | None:
@@ -34,8 +34,8 @@ def evaluate_together(
 
     Args:
         model: inside :func:`vogn.predict.evaluation.undisturbed`.
-        weights: in the device and dtype of the parameters.
-        statistics: values of buffers, one mapping for each set of weights.
+        weights: ``{name: (S, *shape)}`` in the device and dtype of the parameters.
+        statistics: values of buffers, ``S`` mappings with the same names.
         batches: arguments of the calls.
 
     Returns:
@@ -43,10 +43,11 @@ def evaluate_together(
     """
     device, size = device_of(model), sum(p.numel() for p in model.parameters())
     shared = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    moving = stacked(weights) | {name: value.to(shared[name]) for name, value in stacked(statistics).items()}
+    own = {name: torch.stack([each[name] for each in statistics]) for name in statistics[0]}
+    moving = {**weights, **{name: value.to(shared[name]) for name, value in own.items()}}
     fixed = {name: buffer for name, buffer in shared.items() if name not in moving}
     outputs = []
-    for batch in batches.repeated(len(weights)):
+    for batch in batches.repeated(len(statistics)):
         args, kwargs = batch.to(device)
         numbers = sum(leaf.numel() for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor))
         if numbers * size > WORK:
@@ -65,11 +66,6 @@ def evaluate_together(
             return None
         outputs.append(found.movedim(0, 1))
     return concatenated(outputs).movedim(1, 0)
-
-
-def stacked(mappings: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """``{name: (S, *shape)}`` of mappings with the same names."""
-    return {name: torch.stack([mapping[name] for mapping in mappings]) for name in mappings[0]}
 
 
 @contextmanager
