@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -192,12 +193,12 @@ class AdamWContender:
 
 
 def _check_prior(ess: float, prior_precision: float) -> None:
-    """Both the effective sample size and the weight decay are numbers that single precision can hold."""
-    largest = torch.finfo(torch.float32).max
-    ratio = "prior precision / effective sample size"
-    for name, value in (("the effective sample size", ess), (ratio, prior_precision / ess)):
-        if not value <= largest:
-            raise UsageError(f"{name} is {value:g}, which is too large; see --ess, --temperature, --prior-precision")
+    """The effective sample size is finite, and single precision can hold the weight decay."""
+    remedy = "which is too large; see --ess, --temperature, --prior-precision"
+    if math.isinf(ess):
+        raise UsageError(f"the effective sample size is {ess:g}, {remedy}")
+    if prior_precision / ess > torch.finfo(torch.float32).max:
+        raise UsageError(f"prior precision / effective sample size is {prior_precision / ess:g}, {remedy}")
 
 
 def _point(model: nn.Module) -> GaussianPosterior:

@@ -123,20 +123,24 @@ def _predictive(session: Session, weights: GaussianPosterior, x: Tensor, *, samp
         method="mean" if samples is None else "mc",
         samples=1 if samples is None else samples,
         likelihood=Categorical(),
-        calibration=calibration(session),
+        calibration=calibration(session, sampled=samples is not None and bool(weights.sampled_blocks)),
         batch_size=_BATCH,
         seed=session.settings.seed,
         keep_samples=False,
     )
 
 
-def calibration(session: Session) -> list[Tensor] | None:
+def calibration(session: Session, *, sampled: bool) -> list[Tensor] | None:
     """Training images for the batch norm statistics of every weight sample; ``None`` keeps the running statistics.
 
-    Batches are those of training, so that the statistics are what the network saw. First-order training has no weight
-    noise and keeps its running statistics, as everybody's does.
+    Batches are those of training, so that the statistics are what the network saw. Training without weight noise left
+    running statistics that fit the mean weights, so these keep them, as everybody's do.
+
+    Args:
+        session: the run.
+        sampled: whether the prediction is averaged over weight samples.
     """
-    if not session.contender.samples_weights:
+    if not (sampled or session.contender.samples_weights):
         return None
     return list(session.data.train.x[:_CALIBRATION].split(session.settings.batch_size))
 
@@ -164,7 +168,7 @@ def mean_scores(session: Session, split: Split) -> Scores:
         method="mean",
         samples=1,
         likelihood=Categorical(),
-        calibration=calibration(session),
+        calibration=calibration(session, sampled=False),
         batch_size=_BATCH,
     )
     _require_finite(session, found.mean)
