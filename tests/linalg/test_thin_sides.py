@@ -83,6 +83,14 @@ def test_dependent_columns_are_harmless_and_signs_are_fixed():
     assert_close(decompose(-columns, rest).basis, other.basis, 1e-12, "signs")
 
 
+def test_the_dtype_is_that_of_the_columns_whatever_the_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert decompose(normal(4, 2).float(), torch.ones(1, dtype=torch.float32)).basis.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_columns_that_are_not_finite_are_named():
     with pytest.raises(NonFiniteStatisticsError):
         decompose(torch.full((4, 2), float("nan"), dtype=torch.float64), torch.ones(1).double())

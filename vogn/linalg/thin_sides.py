@@ -84,7 +84,7 @@ def decompose(columns: Tensor, rest: Tensor) -> Side:
     squares, vectors = eigh(triangle @ triangle.mT)
     basis = q @ vectors
     largest = basis.gather(-2, basis.abs().argmax(-2, keepdim=True))  # a sign that rounding does not decide
-    return Side((basis * torch.where(largest < 0, -1.0, 1.0)).contiguous(), squares + rest, rest)
+    return Side(torch.where(largest < 0, -basis, basis).contiguous(), squares + rest, rest)
 
 
 def across(v: Tensor, side: Side) -> tuple[Tensor, Tensor | None]:
