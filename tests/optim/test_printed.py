@@ -53,6 +53,8 @@ Parameter Group 0
     mc_samples: 1
     momentum: 0.9
     observe_every: 1
+    overhead: None
+    overhead_met: False
     param_names: ['weight', 'bias']
     refresh_every: 10
     sampled: True

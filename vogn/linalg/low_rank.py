@@ -56,7 +56,7 @@ def solve(d: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 def _refine(d: Tensor, u: Tensor, v: Tensor, x: Tensor, factor: Tensor) -> Tensor:
     """One step of iterative refinement, in place; ``factor`` is the Cholesky factor of ``I + V^T V``."""
-    coordinates, inner = x.new_zeros((2, len(x), u.shape[1]))
+    coordinates, inner = (x.new_zeros((len(x), u.shape[1])) for _ in range(2))  # not views: autograd may record
     for part in tall.pieces(u):
         coordinates.addmm_(x[:, part], u[part].double())
     residual = torch.empty_like(x)
