@@ -104,6 +104,23 @@ def diagonal_from_basis(values: Tensor, qs: Tensor, qa: Tensor) -> Tensor:
     return _rotate(values, None if is_diagonal(qs) else qs.square(), None if is_diagonal(qa) else qa.square().mT)
 
 
+def input_variance(values: Tensor, qs: Tensor, qa: Tensor, a: Tensor, diagonal: bool) -> Tensor:
+    """``(I (x) a)^T V (I (x) a)`` for the operator ``V`` with ``values (o, i)`` on the basis.
+
+    Args:
+        values, qs, qa: of one block, without leading dimensions.
+        a: ``(B, i)``.
+        diagonal: only its diagonal.
+
+    Returns:
+        ``(B, o, o)``, or ``(B, o)``.
+    """
+    along = (a if is_diagonal(qa) else a @ qa).square() @ values.mT
+    if is_diagonal(qs):
+        return along if diagonal else torch.diag_embed(along)
+    return along @ qs.square().mT if diagonal else (qs * along.unsqueeze(-2)) @ qs.mT
+
+
 def carry_over(values: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Tensor:
     """The diagonal in the basis ``new = (QS, QA)`` of the operator with ``values`` on the basis ``old``."""
     left = None if is_diagonal(new[0]) else (new[0].mT @ old[0]).square_()

@@ -147,6 +147,12 @@ class PosteriorBlock:
         with in_block(self.name):
             return self.structure.inverse_diagonal(self.state, self.shift) / self.ess
 
+    def input_variance(self, a: Tensor, *, diagonal: bool = False) -> Tensor:
+        """Covariance of ``W a`` for a block that is one matrix ``W``; see :meth:`Structure.input_variance`."""
+        with in_block(self.name):
+            shape = self.layout.block_shape
+            return self.structure.input_variance(self.state, shape, a, self.shift, diagonal=diagonal) / self.ess
+
     def covariance_product(self, v: Tensor) -> Tensor:
         """``Sigma v`` for block vectors."""
         with in_block(self.name):

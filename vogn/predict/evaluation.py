@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -155,12 +156,12 @@ def evaluate_linearized(
                 raise NotImplementedError(f"{error}; use method='mc', which needs no derivatives") from error
             return output if change is None else output + change
 
-    with _plain_attention():
+    with plain_attention():
         return _over(model, statistics, batches, linearized)
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Fused attention has no forward derivative."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -171,20 +172,29 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _over(
-    model: nn.Module,
-    statistics: Mapping[str, Tensor],
-    batches: Iterable[Arguments],
-    outputs_of: Callable[[Callable[[dict[str, Tensor]], Tensor]], Tensor],
-) -> Tensor:
-    """What ``outputs_of`` makes of the network as a function of its weights, all batches concatenated."""
+@dataclass(frozen=True)
+class Call:
+    """One call of a network as a function of its weights.
+
+    Args:
+        outputs: ``{name: shape}`` to the network's outputs ``(N, ...)``.
+        inputs: positional and keyword arguments, where the network lives.
+        buffers: values of all buffers; modules may change them.
+    """
+
+    outputs: Callable[[dict[str, Tensor]], Tensor]
+    inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    buffers: dict[str, Tensor]
+
+
+def calls_of(model: nn.Module, statistics: Mapping[str, Tensor], batches: Iterable[Arguments]) -> Iterator[Call]:
+    """The network on one batch after the other; see :func:`evaluate` for the arguments."""
     device = device_of(model)
     buffers = {name: statistics.get(name, buffer).to(buffer, copy=True) for name, buffer in model.named_buffers()}
-    outputs = []
     for batch in batches:
         args, kwargs = batch.to(device)
 
-        def call(weights: dict[str, Tensor], args: Any = args, kwargs: Any = kwargs) -> Tensor:
+        def outputs(weights: dict[str, Tensor], args: Any = args, kwargs: Any = kwargs) -> Tensor:
             output = functional_call(model, (weights, buffers), args, kwargs)
             if not isinstance(output, Tensor):
                 raise TypeError(
@@ -193,7 +203,25 @@ def _over(
                 )
             return output
 
-        outputs.append(outputs_of(call))
+        yield Call(outputs, (args, kwargs), buffers)
+
+
+def concatenated(outputs: list[Tensor]) -> Tensor:
+    """Outputs of all batches.
+
+    Raises:
+        ValueError: if there is no example.
+    """
     if not outputs or sum(len(output) for output in outputs) == 0:
         raise ValueError("x holds no examples: predict needs at least one")
     return torch.cat(outputs)
+
+
+def _over(
+    model: nn.Module,
+    statistics: Mapping[str, Tensor],
+    batches: Iterable[Arguments],
+    outputs_of: Callable[[Callable[[dict[str, Tensor]], Tensor]], Tensor],
+) -> Tensor:
+    """What ``outputs_of`` makes of the network as a function of its weights, all batches concatenated."""
+    return concatenated([outputs_of(call.outputs) for call in calls_of(model, statistics, batches)])

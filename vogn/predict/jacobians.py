@@ -1,21 +1,75 @@
-"""Jacobians of a network's outputs in its weights, example by example."""
+"""Jacobians of a network's outputs in its weights, example by example, a bounded number at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_map
 
-from vogn.predict.evaluation import device_of, undisturbed, weights_for
-from vogn.predict.inputs import Arguments, batches_of
+from vogn.predict.evaluation import calls_of, concatenated, plain_attention, undisturbed, weights_for
+from vogn.predict.inputs import batches_of
 
-Named = dict[str, Tensor]
-OutputsOf = Callable[[Named, list[Tensor]], Tensor]
-"""Outputs ``(K,)`` of one example from weights and the example's tensors."""
+JACOBIAN_BYTES = 1 << 28
+"""As many examples at a time as fit into so much memory; at least one."""
+
+
+def jacobians(
+    model: nn.Module, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], call: Any
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Outputs and Jacobians of the examples of one call.
+
+    Args:
+        model: in evaluation mode.
+        weights: ``{name: shape}``, in which the Jacobians are wanted; others are used as they are.
+        buffers: values of the buffers, and of parameters that are to have others than the model's.
+        call: ``(args, kwargs)`` of the model; tensors have the examples in their first dimension.
+
+    Yields:
+        ``(outputs (b, K), {name: (b, K, *shape)})`` of consecutive examples.
+    """
+    wanted = dict(weights)
+
+    def outputs_of(moving: dict[str, Tensor], inputs: Any) -> tuple[Tensor, Tensor]:
+        args, kwargs = tree_map(lambda leaf: leaf.unsqueeze(0) if isinstance(leaf, Tensor) else leaf, inputs)
+        output = functional_call(model, (moving, dict(buffers)), args, kwargs).reshape(-1)
+        return output, output
+
+    def of_one(inputs: Any) -> tuple[dict[str, Tensor], Tensor]:
+        found: tuple[dict[str, Tensor], Tensor] = jacrev(outputs_of, has_aux=True)(wanted, inputs)
+        return found
+
+    tensors = [leaf for leaf in (*call[0], *call[1].values()) if isinstance(leaf, Tensor)]
+    count = len(tensors[0])
+    size = sum(t.numel() * t.element_size() for t in wanted.values())
+    at_a_time = 1
+    start = 0
+    while start < count:
+        part = slice(start, min(start + at_a_time, count))
+        inputs = tree_map(lambda leaf, part=part: leaf[part] if isinstance(leaf, Tensor) else leaf, call)
+        found, output = _together(of_one, inputs, part.stop - part.start)
+        yield output, found
+        start = part.stop
+        at_a_time = max(1, JACOBIAN_BYTES // max(1, size * output.shape[-1]))
+
+
+def _together(of_one: Any, inputs: Any, count: int) -> tuple[dict[str, Tensor], Tensor]:
+    """All examples in one vectorised call, or one after the other where the network cannot be vectorised."""
+    dims = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, inputs)
+    if count > 1:
+        try:
+            found: tuple[dict[str, Tensor], Tensor] = vmap(of_one, in_dims=(dims,))(inputs)
+            return found
+        except (RuntimeError, NotImplementedError):
+            pass
+    ones = [
+        of_one(tree_map(lambda leaf, k=k: leaf[k] if isinstance(leaf, Tensor) else leaf, inputs)) for k in range(count)
+    ]
+    stacked = {name: torch.stack([jacobian[name] for jacobian, _ in ones]) for name in ones[0][0]}
+    return stacked, torch.stack([output for _, output in ones])
 
 
 def jacobian(
@@ -24,20 +78,21 @@ def jacobian(
     x: Any,
     *,
     names: Collection[str] | None = None,
-    batch_size: int = 32,
+    batch_size: int = 256,
     seed: int = 0,
-) -> tuple[Tensor, Named]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Outputs and their Jacobians, as ``posterior.functional_variance`` takes them.
 
     The model runs in evaluation mode and is left as it was. Examples are differentiated together where
-    ``torch.func.vmap`` can run the model, and else one output of one example after the other.
+    ``torch.func.vmap`` can run the model, and else one after the other. All Jacobians are kept: ``N K`` times the
+    weights' memory.
 
     Args:
         model: returns a tensor ``(N, ...)``, each example's outputs from that example alone.
         weights: ``{name: shape}``, such as ``posterior.mean()``; parameters without one are used as they are.
         x: as in :func:`vogn.predict.predict`.
         names: the weights to differentiate with respect to; ``None`` is all of them.
-        batch_size: examples that are differentiated together, >= 1.
+        batch_size: examples per call of the model when ``x`` holds tensors, >= 1.
         seed: seeds torch's generators meanwhile, for models that draw random numbers in evaluation mode.
 
     Returns:
@@ -56,54 +111,15 @@ def jacobian(
         {'weight': (5, 2, 2, 3), 'bias': (5, 2, 2)}
     """
     wanted = list(weights if names is None else names)
-    unknown = [name for name in wanted if name not in weights]
-    if unknown or not wanted:
+    if not wanted or any(name not in weights for name in wanted):
         raise ValueError(f"names={wanted} must name at least one of the weights and no others: {list(weights)[:5]} ...")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-    with undisturbed(model, seed=seed):
-        ready = {name: tensor.detach() for name, tensor in weights_for(model, weights).items()}
-        variable = {name: ready.pop(name) for name in wanted}
-        parts = [_of_batch(model, variable, ready, batch) for batch in batches_of(x, batch_size)]
-    if not parts:
-        raise ValueError("x holds no examples: a Jacobian needs at least one")
-    outputs = torch.cat([part[0] for part in parts])
-    return outputs, {name: torch.cat([part[1][name] for part in parts]) for name in wanted}
-
-
-def _of_batch(model: nn.Module, variable: Named, fixed: Named, batch: Arguments) -> tuple[Tensor, Named]:
-    """Outputs ``(B, ...)`` and Jacobians ``{name: (B, K, *shape)}`` of one batch."""
-    leaves, form = tree_flatten(batch.to(device_of(model)))
-    inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-
-    def call(weights: Named, tensors: list[Tensor]) -> Tensor:
-        given = iter(tensors)
-        args, kwargs = tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], form)
-        output = functional_call(model, ({**fixed, **weights}, buffers), args, kwargs)
-        if not isinstance(output, Tensor):
-            raise TypeError(f"a Jacobian needs a model that returns a tensor of outputs, got {type(output).__name__}")
-        return output
-
-    def of_example(weights: Named, tensors: list[Tensor]) -> Tensor:
-        return call(weights, [tensor.unsqueeze(0) for tensor in tensors]).flatten()
-
-    outputs = call(variable, inputs)
-    try:
-        return outputs, vmap(jacrev(of_example), in_dims=(None, 0))(variable, inputs)
-    except RuntimeError:  # an operation that vmap cannot take; what is wrong with the model itself is raised again
-        examples = zip(*(tensor.unbind(0) for tensor in inputs), strict=True)
-        rows = [_one_by_one(of_example, variable, list(example)) for example in examples]
-        return outputs, {name: torch.stack([row[name] for row in rows]) for name in variable}
-
-
-def _one_by_one(outputs_of: OutputsOf, weights: Named, example: list[Tensor]) -> Named:
-    """Jacobians ``{name: (K, *shape)}`` of one example by one backward pass for each output."""
-    leaves = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
-    with torch.enable_grad():
-        outputs = outputs_of(leaves, example)
-        found = [
-            torch.autograd.grad(output, list(leaves.values()), retain_graph=True, materialize_grads=True)
-            for output in outputs
-        ]
-    return {name: torch.stack([row[i] for row in found]) for i, name in enumerate(leaves)}
+    outputs: list[Tensor] = []
+    parts: list[dict[str, Tensor]] = []
+    with undisturbed(model, seed=seed), plain_attention():
+        fixed = {name: tensor.detach() for name, tensor in weights_for(model, weights).items()}
+        moving = {name: fixed.pop(name) for name in wanted}
+        for call in calls_of(model, {}, batches_of(x, batch_size)):
+            outputs.append(call.outputs({**fixed, **moving}))
+            parts += [found for _, found in jacobians(model, moving, {**call.buffers, **fixed}, call.inputs)]
+    together = concatenated(outputs)
+    return together, {name: torch.cat([part[name] for part in parts]) for name in wanted}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vogn.likelihoods import Likelihood
 from vogn.posterior.protocol import Posterior
+from vogn.predict.closed_form import closed_form
 from vogn.predict.evaluation import evaluate, evaluate_linearized, weights_for
 from vogn.predict.inputs import Arguments
 from vogn.predict.policies import StatisticsOf
@@ -29,7 +30,7 @@ class Request:
         model, posterior, likelihood: see :func:`vogn.predict.predict`.
         batches: arguments of the model's calls, in the same order at every iteration.
         statistics: batch norm statistics to use with given weights.
-        samples, seed, keep_samples, progress: see :func:`vogn.predict.predict`.
+        samples, seed, keep_samples, progress, link: see :func:`vogn.predict.predict`.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class Request:
     seed: int
     keep_samples: bool
     progress: bool
+    link: str = "mc"
 
 
 def mean_weights(request: Request) -> Predictive:
@@ -58,9 +60,16 @@ def monte_carlo(request: Request) -> Predictive:
 
 
 def linearized(request: Request) -> Predictive:
-    """:func:`monte_carlo` of the network's linearisation at the mean weights: the model in which a Laplace or
-    Gauss-Newton posterior is exact, while the network itself may be far from it a few standard deviations away."""
-    return _average(request, _outputs(request, _linearized_at_mean(request)))
+    """The network's linearisation at the mean weights: the model in which a Laplace or Gauss-Newton posterior is exact,
+    while the network itself may be far from it a few standard deviations away. By :func:`monte_carlo`, or in closed
+    form."""
+    if request.link == "mc":
+        return _average(request, _outputs(request, _linearized_at_mean(request)))
+    mean = weights_for(request.model, request.posterior.mean())
+    statistics = request.statistics(mean, None)
+    return closed_form(
+        request.model, request.posterior, request.likelihood, request.batches, statistics, request.link
+    )
 
 
 METHODS: dict[str, Callable[[Request], Predictive]] = {

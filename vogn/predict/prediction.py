@@ -11,6 +11,7 @@ from torch import nn
 from vogn.likelihoods import Likelihood, likelihood_from_dict
 from vogn.posterior.protocol import Posterior
 from vogn.predict.calibration import BatchNormCalibration
+from vogn.predict.closed_form import check_link
 from vogn.predict.evaluation import undisturbed
 from vogn.predict.inputs import batches_of
 from vogn.predict.methods import METHODS, Request
@@ -24,6 +25,7 @@ def predict(
     x: Any,
     *,
     method: str = "mc",
+    link: str = "mc",
     samples: int = 32,
     likelihood: Likelihood | None = None,
     batchnorm: str | None = None,
@@ -48,6 +50,10 @@ def predict(
         method: ``"mc"`` averages predictive distributions over sampled weights; ``"linearized"`` does so with the
             network's linearisation at the mean weights, the better choice for :func:`vogn.laplace`, at two to three
             times the cost (batch norm then has the statistics of the mean weights); ``"mean"`` uses the mean weights.
+        link: with ``"linearized"``, from the outputs' Gaussian to the observations. ``"mc"``: by weight samples. In
+            closed form, without samples: ``"exact"`` for real targets, ``"probit"`` for labels, ``"laplace_bridge"`` (a
+            Dirichlet, less accurate) for classes. They cost as much as the Jacobians, or, for a posterior over the last
+            layer alone, one forward pass.
         samples: number of weight samples, >= 1.
         likelihood: observation model; ``None`` takes the one stored in the posterior.
         batchnorm: ``"recalibrate"`` uses every weight sample with statistics estimated under it from ``calibration``;
@@ -76,8 +82,9 @@ def predict(
         ((4, 3), 4.0)
 
     Raises:
-        ValueError: for an unknown method, no likelihood, no examples, a shuffling loader, ``samples < 1``, an
-            unknown ``batchnorm``, ``"recalibrate"`` without calibration inputs, or a posterior that does not fit.
+        ValueError: for an unknown method, a link that does not fit, no likelihood, no examples, a shuffling loader,
+            ``samples < 1``, an unknown ``batchnorm``, ``"recalibrate"`` without calibration inputs, or a posterior
+            that does not fit.
         TypeError: if the model does not return a tensor.
         NotImplementedError: with ``"linearized"``, naming an operation that PyTorch cannot differentiate forward.
 
@@ -89,13 +96,14 @@ def predict(
     if samples < 1:
         raise ValueError(f"samples must be >= 1, got {samples}")
     observation_model = _likelihood(posterior, likelihood)
+    check_link(link, method, observation_model)
     inputs = _calibration(calibration, batch_size)
     policy = choose(batchnorm, inputs)
     with undisturbed(model, seed=seed), nullcontext() if inputs is None else inputs.reading():
         batches = batches_of(x, batch_size)
         statistics = policy(model, posterior, inputs, seed)
         request = Request(
-            model, posterior, observation_model, batches, statistics, samples, seed, keep_samples, progress
+            model, posterior, observation_model, batches, statistics, samples, seed, keep_samples, progress, link
         )
         return METHODS[method](request)
 

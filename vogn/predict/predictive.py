@@ -41,7 +41,8 @@ class Predictive:
     @property
     def epistemic(self) -> Tensor:
         """``total - aleatoric``, >= 0: what knowing the weights would take away. Labels: the mutual information of
-        label and weights in nats, ``(N, ...)``. Real targets: the variance of the outputs over the weights, ``(N, ..., K)``.
+        label and weights in nats, ``(N, ...)``. Real targets: the variance of the outputs over the weights,
+        ``(N, ..., K)``.
 
         Source: Depeweg et al. (2018), "Decomposition of Uncertainty in Bayesian Deep Learning".
         """

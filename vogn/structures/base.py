@@ -114,6 +114,27 @@ class Structure(ABC):
     def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
         """``diag((C + shift I)^-1)`` as a block vector."""
 
+    def input_variance(self, state: State, shape: Shape, a: Tensor, shift: Shift, *, diagonal: bool = False) -> Tensor:
+        """``(I (x) a)^T (C + shift I)^-1 (I (x) a)``: variances of ``W a`` for a matrix ``W`` of that covariance.
+
+        Args:
+            state: of a block without leading dimensions.
+            shape: ``(d_out, d_in)``.
+            a: ``(B, d_in)``.
+            shift: as everywhere.
+            diagonal: only the variance of each output.
+
+        Returns:
+            ``(B, d_out, d_out)``, or ``(B, d_out)``.
+        """
+        columns = []
+        for k in range(shape[0]):
+            v = a.new_zeros(len(a), *shape)
+            v[:, k] = a
+            solved = self.solve(state, v, shift)
+            columns.append((solved[:, k] * a).sum(-1) if diagonal else (solved @ a.unsqueeze(-1)).squeeze(-1))
+        return torch.stack(columns, -1)
+
     def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
         """Scalars ``(low, high)`` with every eigenvalue of ``C (+) shift`` between them; attained unless stated."""
         raise UnsupportedObservationError(f"{type(self).__name__} does not know the eigenvalues of its curvature")

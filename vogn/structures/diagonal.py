@@ -84,6 +84,11 @@ class Diagonal(Structure):
         """``1 / (c + shift)``."""
         return self._shifted(state, shift).reciprocal_()
 
+    def input_variance(self, state: State, shape: Shape, a: Tensor, shift: Shift, *, diagonal: bool = False) -> Tensor:
+        """``a^2 / (c + shift)``, summed over the inputs; outputs are independent."""
+        variances = a.square() @ self._shifted(state, shift).reciprocal_().expand(shape).mT
+        return variances if diagonal else torch.diag_embed(variances)
+
     def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
         """The extreme eigenvalues."""
         values = self._shifted(state, shift)

@@ -17,6 +17,7 @@ from vogn.linalg.sides import (
     diagonal_from_basis,
     from_basis,
     identity,
+    input_variance,
     is_diagonal,
     multiply,
     power,
@@ -138,6 +139,10 @@ class Kronecker(Structure):
     def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
         """``QS^2 (1 / eigenvalues) (QA^2)^T``."""
         return diagonal_from_basis(self._eigenvalues(state, shift).reciprocal(), state["QS"], state["QA"])
+
+    def input_variance(self, state: State, shape: Shape, a: Tensor, shift: Shift, *, diagonal: bool = False) -> Tensor:
+        """In the basis: squared coordinates of the input over the eigenvalues, then back to the outputs."""
+        return input_variance(self._eigenvalues(state, shift).reciprocal(), state["QS"], state["QA"], a, diagonal)
 
     def eigenvalue_bounds(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
         """The extreme eigenvalues."""

@@ -120,6 +120,20 @@ class OperatorConformance(StructureCases):
             expected = torch.linalg.inv(dense).diagonal()
             assert_close(value.flatten(), expected, 1e-10 + 1e-15 * condition * len(dense), name)
 
+    def test_input_variance_is_that_of_a_matrix_times_an_input(self) -> None:
+        """``(I (x) a)^T to_dense^-1 (I (x) a)``, for blocks that are one matrix."""
+        for name, shape, state, shift, dense, condition in self.systems():
+            if len(shape) != 2:
+                continue
+            o, i = shape
+            a = torch.randn(3, i, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            covariance = torch.linalg.inv(dense).reshape(o, i, o, i)
+            expected = torch.einsum("bi,oipj,bj->bop", a, covariance, a)
+            tolerance = 1e-10 + 1e-15 * condition * len(dense)
+            assert_close(self.structure.input_variance(state, shape, a, shift), expected, tolerance, name)
+            variances = self.structure.input_variance(state, shape, a, shift, diagonal=True)
+            assert_close(variances, expected.diagonal(dim1=1, dim2=2), tolerance, name)
+
     def test_eigenvalue_bounds_enclose_the_spectrum_of_to_dense(self) -> None:
         """``low <= eigenvalues <= high``, to the rounding of the largest."""
         if "eigenvalue_bounds" not in self.structure.SUPPORTS:
