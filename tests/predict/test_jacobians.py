@@ -8,11 +8,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from vogn.predict import jacobian
-from vogn.predict import jacobians as module
 
 
 class Recurrent(nn.Module):
-    """``vmap`` cannot run an LSTM."""
+    """A network that ``vmap`` cannot run: its examples are differentiated one after the other."""
 
     def __init__(self):
         super().__init__()
@@ -71,16 +70,6 @@ def test_equals_a_loop_over_outputs(name, batch_size):
     assert model.training and all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_models_that_vmap_cannot_take_are_differentiated_one_by_one(monkeypatch):
-    calls = []
-    original = module._one_by_one
-    monkeypatch.setattr(module, "_one_by_one", lambda *given: calls.append(1) or original(*given))
-    for name in ("perceptron", "recurrent"):
-        model = MODELS[name]()
-        jacobian(model, dict(model.named_parameters()), torch.randn(3, 3))
-        assert len(calls) == (0 if name == "perceptron" else 3)
-
-
 def test_other_weights_than_the_models_own():
     model, x = nn.Linear(3, 2), torch.randn(4, 3)
     model.double()
@@ -111,8 +100,6 @@ def test_what_cannot_be_differentiated_is_refused():
         jacobian(model, weights, x, names=["odd"])
     with pytest.raises(ValueError, match=r"names=\[\] must name at least one"):
         jacobian(model, weights, x, names=[])
-    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
-        jacobian(model, weights, x, batch_size=0)
     with pytest.raises(ValueError, match="no examples"):
         jacobian(model, weights, [])
     with pytest.raises(TypeError, match="returns a tensor of outputs, got tuple"):

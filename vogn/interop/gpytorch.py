@@ -20,7 +20,7 @@ def to_gp(
     x: Any,
     *,
     likelihood: Likelihood | None = None,
-    batch_size: int = 32,
+    batch_size: int = 256,
 ) -> MultivariateNormal:
     """The joint distribution of the outputs at all inputs under the network's linearisation at the mean weights.
 
@@ -38,7 +38,7 @@ def to_gp(
         x: as in :func:`vogn.predict`.
         likelihood: ``None`` for the distribution of the outputs; a :class:`vogn.likelihoods.Gaussian` for that of
             observations, which adds its noise.
-        batch_size: examples that are differentiated together, >= 1.
+        batch_size: examples per call of the model when ``x`` holds tensors, >= 1.
 
     Returns:
         ``MultivariateNormal`` over ``N`` for one output, ``MultitaskMultivariateNormal`` over ``(N, K)`` for several.
