@@ -281,8 +281,8 @@ class Taps:
 def passed_twice(member: Member) -> UnsupportedObservationError:
     """What is raised when two backward passes go through one forward pass of a layer."""
     return UnsupportedObservationError(
-        f"two backward passes went through one forward pass of layer {member.layout.names[0]!r}: their gradients belong "
-        "to the same examples and cannot be told apart. Add the losses, call backward once, and compute other "
+        f"two backward passes went through one forward pass of layer {member.layout.names[0]!r}: their gradients "
+        "belong to the same examples and cannot be told apart. Add the losses, call backward once, and compute other "
         "gradients (penalties, adversarial examples) outside the context"
     )
 
