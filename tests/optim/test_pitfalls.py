@@ -117,6 +117,33 @@ def test_a_second_backward_through_the_same_forward_pass_is_refused() -> None:
     assert not opt._contexts.open
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("fisher", ["empirical", "mc", "ggn"])
+def test_heads_of_one_forward_pass_with_a_backward_each_are_refused(fisher: str, first: bool) -> None:
+    body, heads = nn.Linear(4, 5).double(), [nn.Linear(5, K).double() for _ in range(2)]
+    model = nn.ModuleList([body, *heads])
+    opt, (x, y) = still(model, fisher), data()
+    with pytest.raises(TypeError, match=r"two backward passes.*'0.weight'"), opt.sampled_params():
+        hidden = torch.tanh(body(x))
+        if first:  # both losses, then both backward passes
+            for loss in [likelihood(head(hidden), y) for head in heads]:
+                loss.backward(retain_graph=True)
+        else:
+            for head in heads:
+                likelihood(head(hidden), y).backward(retain_graph=True)
+
+
+@pytest.mark.parametrize("fisher", ["mc", "ggn"])
+def test_a_second_forward_pass_of_a_body_with_another_head_is_another_batch(fisher: str) -> None:
+    body, heads = nn.Linear(4, 5).double(), [nn.Linear(5, K).double() for _ in range(2)]
+    model = nn.ModuleList([body, *heads])
+    opt, (x, y) = still(model, fisher), data()
+    with opt.sampled_params():
+        for head in heads:
+            (likelihood(head(torch.tanh(body(x))), y) / 2).backward()
+    opt.step()
+
+
 def test_time_first_layers_are_refused_by_name() -> None:
     class TimeFirst(nn.Module):
         def __init__(self) -> None:

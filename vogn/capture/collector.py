@@ -27,7 +27,7 @@ from vogn.capture.replication import check_noise, check_not_sharded, check_own_p
 from vogn.capture.reweighting import Reweighting
 from vogn.capture.row_sums import RowSums
 from vogn.capture.statistics.base import Statistic
-from vogn.capture.taps import Call, Taps, is_muted, join_calls
+from vogn.capture.taps import Call, Taps, is_muted, join_calls, passed_twice
 from vogn.distributed import Placement, Replicas
 from vogn.errors import UnsupportedObservationError
 from vogn.linalg.rows import AnyRows
@@ -241,7 +241,10 @@ class Collector:
         if self.context is not None and self.context.places is not None:
             self.context.places.finish_pass()
         if self._taps.on_gradient is None:
-            self._taps.release(set().union(*(announcement.touched for announcement in self._ledger.reached)))
+            touched: set[int] = set().union(*(announcement.touched for announcement in self._ledger.reached))
+            if twice := self._taps.passed(touched):
+                raise passed_twice(twice)
+            self._taps.release(touched)
         self._ledger.settle()
 
     def _deliver(self, block: Block, by_member: Mapping[Member, Sequence[Call]]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vogn.announcement import LikelihoodCall
 from vogn.capture.gather import check_examples, without_padding
 from vogn.capture.partition import Member
-from vogn.capture.taps import Call, Taps, join_calls, muted
+from vogn.capture.taps import Call, Taps, join_calls, muted, passed_twice
 from vogn.layers.bare import parameter_rows
 from vogn.linalg.rows import IndexedRows, Rows
 
@@ -32,15 +32,22 @@ def member_rows(
     Returns:
         Rows by member, and the layer calls that the pass has gone through: their ``id``, or ``-1 - key`` of a layer in
         a compiled graph.
+
+    Raises:
+        UnsupportedObservationError: if an earlier backward of the context has gone through the same forward pass.
     """
     calls = [tap for tap in taps.calls if tap.member in wanted]
     bare = [member for member in wanted if member.rule is None and member.parameters[0].requires_grad]
     unseen = {member for member in wanted if member.rule is not None} - {tap.member for tap in calls}
     with muted():
         with taps.hearing() as heard:
-            grads = layer_gradients(call.outputs, columns, calls, [m for m in members if m in unseen])
+            asked = [member for member in members if member in unseen]
+            grads, used = layer_gradients(call.outputs, columns, calls, asked)
         bare_rows = parameter_gradients(call.outputs, columns, bare)
     reached = [replace(tap, grad=grad) for tap, grad in zip(calls, grads, strict=True) if grad is not None]
+    known = {tap.member for tap in heard}
+    if gone := [member for member in used if member in taps.released and member not in known]:
+        raise passed_twice(gone[0])
     compiled = [tap for tap in stack_columns(heard, len(columns)) if tap.member in wanted]
     by_member: dict[Member, list[Call]] = {}
     for tap in (*reached, *compiled):
@@ -56,7 +63,7 @@ def member_rows(
 
 def layer_gradients(
     outputs: Tensor, columns: Tensor, calls: Sequence[Call], unseen: Sequence[Member] = ()
-) -> list[Tensor | None]:
+) -> tuple[list[Tensor | None], list[Member]]:
     """Propagate gradient columns from the outputs to tapped layers.
 
     Args:
@@ -67,20 +74,21 @@ def layer_gradients(
             themselves when the gradient of any parameter in the graph is asked for.
 
     Returns:
-        One ``(K, *layer output)`` gradient per call, ``None`` where the outputs do not depend on it.
+        One ``(K, *layer output)`` gradient per call, ``None`` where the outputs do not depend on it; and those of
+        ``unseen`` on whose parameters they do depend.
     """
     edges = [call.edge for call in calls if call.edge is not None]
     assert len(edges) == len(calls)
-    parameters = [next((p for p in member.parameters if p.requires_grad), None) for member in unseen]
-    targets: list[Any] = [*edges, *(parameter for parameter in parameters if parameter is not None)]
+    tracked = {m: p for m in unseen if (p := next((p for p in m.parameters if p.requires_grad), None)) is not None}
+    targets: list[Any] = [*edges, *tracked.values()]
     per_column = [
         torch.autograd.grad(outputs, targets, column.to(outputs.dtype), retain_graph=True, allow_unused=True)
         for column in (columns if targets else ())
     ]
-    return [
-        None if any(grad is None for grad in grads) else torch.stack(grads)
-        for grads in list(zip(*per_column, strict=True))[: len(edges)]
-    ]
+    found = list(zip(*per_column, strict=True))
+    reached = [None if any(grad is None for grad in grads) else torch.stack(grads) for grads in found[: len(edges)]]
+    used = [member for member, grads in zip(tracked, found[len(edges) :], strict=False) if grads[0] is not None]
+    return reached, used
 
 
 def parameter_gradients(outputs: Tensor, columns: Tensor, bare: Sequence[Member]) -> dict[Member, Rows]:

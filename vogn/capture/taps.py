@@ -140,6 +140,8 @@ class Taps:
     _handles: list[Any] = field(default_factory=list)
     _sites: dict[tuple[nn.Module, str], list[tuple[Member, Member]]] = field(default_factory=dict)
     _open: list[Call] = field(default_factory=list)
+    released: set[Member] = field(default_factory=set)
+    """Members of which a call has been let go of in this context: the backward through it is over."""
     _attached: bool = False
     _lookups: Lookups = field(default_factory=Lookups)
     _keys: dict[tuple[Member, Member], int] = field(default_factory=dict)
@@ -180,11 +182,17 @@ class Taps:
         for call in self._open:
             call.forget()
         self._open.clear()
+        self.released.clear()
+
+    def passed(self, used: set[int]) -> Member | None:
+        """The member of a call among these (by ``id``) that has been let go of before, if there is one."""
+        return next((call.member for call in self._open if call.consumed and id(call) in used), None)
 
     def release(self, used: set[int]) -> None:
         """Let go of calls (by ``id``) whose backward is over, before the context ends."""
         for call in [call for call in self.calls if id(call) in used]:
             self.calls.remove(call)
+            self.released.add(call.member)
             call.forget()
 
     def _recorder(self, member: Member, use: Member) -> Callable[[tuple[Any, ...], Tensor], Tensor]:
@@ -265,13 +273,18 @@ class Taps:
         if is_muted() or not self._attached or self.on_gradient is None:
             return
         if call.consumed:
-            raise UnsupportedObservationError(
-                f"two backward passes went through one forward pass of layer {call.member.layout.names[0]!r}: their "
-                "gradients belong to the same examples and cannot be told apart. Add the losses, call backward "
-                "once, and compute other gradients (penalties, adversarial examples) outside the context"
-            )
+            raise passed_twice(call.member)
         call.grad = grad.detach().unsqueeze(0)
         self.on_gradient(call)
+
+
+def passed_twice(member: Member) -> UnsupportedObservationError:
+    """What is raised when two backward passes go through one forward pass of a layer."""
+    return UnsupportedObservationError(
+        f"two backward passes went through one forward pass of layer {member.layout.names[0]!r}: their gradients "
+        "belong to the same examples and cannot be told apart. Add the losses, call backward once, and compute other "
+        "gradients (penalties, adversarial examples) outside the context"
+    )
 
 
 def _place(output: Tensor) -> Tensor:
