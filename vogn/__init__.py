@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vogn import errors, likelihoods, metrics
 from vogn.capture.objective import Objective
+from vogn.check import check_posterior, simulation_based_calibration
 from vogn.optim import (
     EKFAC,
     EVON,
@@ -92,6 +93,7 @@ __all__ = [
     "VOGN",
     "VON",
     "check_curvature",
+    "check_posterior",
     "coverage",
     "effective_sample_size",
     "errors",
@@ -104,6 +106,7 @@ __all__ = [
     "metrics",
     "ood_score",
     "predict",
+    "simulation_based_calibration",
     "tune_prior_precision",
     "update_batchnorm",
     "with_prior_precision",

@@ -1,0 +1,89 @@
+"""Hamiltonian Monte Carlo over all uncertain parameters, by Pyro."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vogn.check.reference import LEVELS, Reference, Sampler
+from vogn.check.statistics import pearson
+from vogn.check.target import Target
+
+
+def nuts(target: Target, at: Any, sampler: Sampler, seed: int, progress: bool) -> Reference:
+    """Predictions of draws from the posterior.
+
+    The sampler works on ``sqrt(prior precision) (theta - prior mean)``. Every chain starts at a point of its own, a
+    draw from the prior that is no wider than a standard deviation of 1 per parameter. R-hat and effective sample size
+    are those of predictions: the weights of a network may be permuted without a change of the function.
+
+    Raises:
+        ValueError: if there are more parameters than ``sampler.max_parameters``.
+
+    Source: Hoffman, Gelman (2014), "The No-U-Turn Sampler"; Gelman et al. (2013), "Bayesian Data Analysis", section
+    11.4, for split R-hat.
+    """
+    if target.numel > sampler.max_parameters:
+        raise ValueError(
+            f"{target.numel} uncertain parameters are more than NUTS is meant for here (max_parameters="
+            f"{sampler.max_parameters}): check a narrower network or a posterior over fewer layers, or raise the limit "
+            f"with sampler=vogn.check.Sampler(max_parameters={target.numel}), at about two gradients of all data per ms"
+        )
+    from pyro.ops.stats import effective_sample_size, split_gelman_rubin
+
+    devices = sorted({p.device.index or 0 for p in target.model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
+        chains, divergences = [], 0
+        for chain in range(sampler.chains):
+            weights, found = _chain(target, sampler, 1000 * seed + chain, progress)
+            chains.append(weights)
+            divergences += found
+    with torch.no_grad():
+        outputs = torch.stack([torch.stack([target.outputs(flat, at) for flat in chain]) for chain in chains])
+        samples = target.observed(outputs.flatten(0, 1))
+    by_chain = samples.view(sampler.chains, sampler.draws, len(samples[0]), -1)
+    variances = by_chain.var(1, correction=0)
+    ends = [(0.5 - 0.5 * level, 0.5 + 0.5 * level) for level in LEVELS]
+    intervals = {
+        level: (torch.quantile(samples, low, 0), torch.quantile(samples, high, 0))
+        for level, (low, high) in zip(LEVELS, ends, strict=True)
+    }
+    return Reference(
+        "nuts",
+        samples.mean(0),
+        samples.var(0, correction=0),
+        intervals,
+        r_hat=float(split_gelman_rubin(by_chain).max()),
+        effective_samples=float(effective_sample_size(by_chain).min()),
+        divergences=divergences,
+        draws=sampler.chains * sampler.draws,
+        ceiling=float(pearson(variances[0], variances[-1])) if sampler.chains > 1 else None,
+    )
+
+
+def _chain(target: Target, sampler: Sampler, seed: int, progress: bool) -> tuple[Tensor, int]:
+    """Draws ``(draws, D)`` of one chain, and how many transitions diverged."""
+    from pyro.infer import MCMC, NUTS
+
+    scale = target.prior_precision.rsqrt()
+
+    def potential(state: dict[str, Tensor]) -> Tensor:
+        return target.energy(target.prior_mean + scale * state["z"])
+
+    torch.manual_seed(seed)
+    start = torch.randn_like(scale) * (1.0 / scale).clamp_max(1.0)
+    kernel = NUTS(
+        potential_fn=potential, target_accept_prob=sampler.target_accept, max_tree_depth=sampler.tree_depth
+    )
+    run = MCMC(
+        kernel,
+        num_samples=sampler.draws,
+        warmup_steps=sampler.warmup,
+        initial_params={"z": start},
+        disable_progbar=not progress,
+    )
+    run.run()
+    diverged = sum(len(steps) for steps in run.diagnostics()["divergences"].values())
+    return target.prior_mean + scale * run.get_samples()["z"], diverged
