@@ -14,7 +14,7 @@ from vogn.check.target import Target
 POINTS = 201
 """Grid points per parameter."""
 BORDER = 25.0
-"""The log density at the border of the grid lies at least this much below the largest: what is cut off is negligible."""
+"""The log density at the border of the grid lies at least this much below the largest: little is cut off."""
 ROWS = 2000
 """Grid points whose outputs are formed at a time."""
 KEPT = 1e-9

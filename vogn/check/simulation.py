@@ -172,7 +172,8 @@ def simulation_based_calibration(
     prior = prior or Prior()
     checked_inputs(inputs, "inputs")
     places = None if at is None else checked_inputs(at, "inputs at=")
-    rows, names = [], ()
+    rows: list[Tensor] = []
+    names: tuple[str, ...] = ()
     for number in range(simulations):
         with torch.random.fork_rng([]):
             torch.manual_seed((seed << 32) + number)
