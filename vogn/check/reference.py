@@ -80,7 +80,13 @@ class Reference:
 
 
 def make_reference(
-    target: Target, at: Any, kind: str = "auto", *, sampler: Sampler | None = None, seed: int = 0, progress: bool = False
+    target: Target,
+    at: Any,
+    kind: str = "auto",
+    *,
+    sampler: Sampler | None = None,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Reference:
     """The best available reference at the inputs ``at``.
 

@@ -15,8 +15,8 @@ SAMPLES = 50
 DIVERGENT = 0.01
 """Largest share of divergent transitions."""
 GOOD = {"mean_error": 0.5, "variance_ratio": 1.6, "correlation": 0.8, "coverage": 0.08}
-"""Limits for trust: error of the mean in standard deviations, factor of the variance either way, correlation of standard
-deviations, deviation of the 90 % interval's coverage."""
+"""Limits for trust: error of the mean in standard deviations, factor of the variance either way, correlation of
+standard deviations, deviation of the 90 % interval's coverage."""
 FAIR = {"mean_error": 1.0, "variance_ratio": 4.0, "correlation": 0.5, "coverage": 0.25}
 """Limits for trust with care."""
 
