@@ -34,7 +34,8 @@ def line(name: str, values: dict[str, list[float]]) -> str:
 
 def report(arguments: argparse.Namespace) -> None:
     """References, then a table per data set, then the average over those that every method has finished."""
-    header = "| method | correlation of variances | of std | variance ratio | mean error / std | 50 % | 90 % | 95 % |"
+    header = "| method | correlation of variances | of std | variance ratio | error of mean / std "
+    header += "| 50 % | 90 % | 95 % |"
     print("| data | parameters | R-hat | smallest ESS | divergences | two chains' correlation | CPU s |")
     print("|---|---|---|---|---|---|---|")
     for data in NOISE:
@@ -42,8 +43,8 @@ def report(arguments: argparse.Namespace) -> None:
         if record is not None:
             print(
                 f"| {data} | {record['parameters']} | {record['r_hat']:.3f} | {record['effective_samples']:.0f} | "
-                f"{record['divergences']} of {record['draws']} | {record['ceiling']:.3f} "
-                f"| {record['cpu_seconds']:.0f} |"
+                f"{record['divergences']} of {record['draws']} | {record['ceiling']:.3f} | "
+                f"{record['cpu_seconds']:.0f} |"
             )
     cells = {data: {m: read_cell(folder(arguments, data) / f"{m}.json") for m in ROWS} for data in NOISE}
     complete = [data for data in NOISE if all(cells[data].values())]

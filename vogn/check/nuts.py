@@ -29,10 +29,8 @@ def nuts(target: Target, at: Any, sampler: Sampler, seed: int, progress: bool) -
         raise ValueError(
             f"{target.numel} uncertain parameters are more than NUTS is meant for here (max_parameters="
             f"{sampler.max_parameters}): check a narrower network or a posterior over fewer layers, or raise the limit "
-            f"with sampler=vogn.check.Sampler(max_parameters={target.numel}), at about two gradients of all data per ms"
+            f"with sampler=vogn.check.Sampler(max_parameters={target.numel}) and expect hours"
         )
-    from pyro.ops.stats import effective_sample_size, split_gelman_rubin
-
     devices = sorted({p.device.index or 0 for p in target.model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices):
         chains, divergences = [], 0
@@ -45,6 +43,7 @@ def nuts(target: Target, at: Any, sampler: Sampler, seed: int, progress: bool) -
         samples = target.observed(outputs.flatten(0, 1))
     by_chain = samples.view(sampler.chains, sampler.draws, len(samples[0]), -1)
     variances = by_chain.var(1, correction=0)
+    r_hat, effective = _convergence(by_chain)
     ends = [(0.5 - 0.5 * level, 0.5 + 0.5 * level) for level in LEVELS]
     intervals = {
         level: (torch.quantile(samples, low, 0), torch.quantile(samples, high, 0))
@@ -55,12 +54,26 @@ def nuts(target: Target, at: Any, sampler: Sampler, seed: int, progress: bool) -
         samples.mean(0),
         samples.var(0, correction=0),
         intervals,
-        r_hat=float(split_gelman_rubin(by_chain).max()),
-        effective_samples=float(effective_sample_size(by_chain).min()),
+        r_hat=r_hat,
+        effective_samples=effective,
         divergences=divergences,
         draws=sampler.chains * sampler.draws,
         ceiling=float(pearson(variances[0], variances[-1])) if sampler.chains > 1 else None,
     )
+
+
+def _convergence(by_chain: Tensor) -> tuple[float, float]:
+    """Largest split R-hat and smallest effective sample size of ``(chains, draws, N, M)``.
+
+    Predictions that never change have neither; if none changes the sampler is stuck: NaN and 0.
+    """
+    from pyro.ops.stats import effective_sample_size, split_gelman_rubin
+
+    spread = by_chain.var((0, 1))
+    if not float(spread.max()) > 0:
+        return float("nan"), 0.0
+    moving = by_chain[:, :, spread > 1e-24 * float(spread.max())]
+    return float(split_gelman_rubin(moving).max()), float(effective_sample_size(moving).min())
 
 
 def _chain(target: Target, sampler: Sampler, seed: int, progress: bool) -> tuple[Tensor, int]:

@@ -11,10 +11,12 @@ from vogn.check.reference import LEVELS, Reference, affine_map
 from vogn.check.statistics import weighted_quantiles
 from vogn.check.target import Target
 
-POINTS = 201
-"""Grid points per parameter."""
+COARSE = 201
+"""Points per parameter of the grid that finds where the density is."""
+FINE = {1: 4001, 2: 401}
+"""Number of parameters to points per parameter of the grid that is summed over."""
 BORDER = 25.0
-"""The log density at the border of the grid lies at least this much below the largest: little is cut off."""
+"""The log density at the grid's border lies at least this much below the largest: what is cut off is negligible."""
 ROWS = 2000
 """Grid points whose outputs are formed at a time."""
 KEPT = 1e-9
@@ -25,8 +27,8 @@ KEPT = 1e-9
 def quadrature(target: Target, at: Any) -> Reference:
     """Mean, variance and quantiles of the predictions, with the density evaluated on a grid.
 
-    The grid's axes are the principal axes of the curvature at the mode, its half width eight standard deviations of
-    that Gaussian, doubled until the density at the border is negligible.
+    The grid's axes are the principal axes of the curvature at the mode. A coarse grid is widened until the density at
+    its border is negligible; the fine grid fills the box where the density is not.
 
     Args:
         target: at most two uncertain parameters, outputs linear in them, a log-concave density.
@@ -35,18 +37,10 @@ def quadrature(target: Target, at: Any) -> Reference:
     mode, covariance = _mode(target)
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.sqrt()
-    width, points, weights = 4.0, mode[None], torch.ones(1, dtype=torch.float64)
-    for _ in range(20):
-        width *= 2.0
-        axis = torch.linspace(-width, width, POINTS, dtype=torch.float64)
-        cells = torch.cartesian_prod(*[axis] * target.numel).view(-1, target.numel)
-        points = mode + cells @ root.T
-        log_density = -_energies(target, points)
-        log_density -= log_density.max()
-        weights = log_density.exp()
-        edge = (cells.abs() == width).any(1)
-        if float(log_density[edge].max()) < -BORDER:
-            break
+    box = _box(target, mode, root)
+    points = mode + _grid(box, FINE[target.numel]) @ root.T
+    log_density = -_energies(target, points)
+    weights = (log_density - log_density.max()).exp()
     kept = weights > KEPT
     weights = weights[kept] / weights[kept].sum()
     offset, design = affine_map(target, at)
@@ -58,6 +52,26 @@ def quadrature(target: Target, at: Any) -> Reference:
     ends = weighted_quantiles(samples, weights, probabilities)
     intervals = {level: (ends[2 * k], ends[2 * k + 1]) for k, level in enumerate(LEVELS)}
     return Reference("quadrature", mean, variance, intervals)
+
+
+def _grid(box: Tensor, points: int) -> Tensor:
+    """All points of a grid that fills a box ``(D, 2)``; ``(points^D, D)``."""
+    axes = [torch.linspace(float(low), float(high), points, dtype=torch.float64) for low, high in box]
+    return torch.cartesian_prod(*axes).view(-1, len(box))
+
+
+def _box(target: Target, mode: Tensor, root: Tensor) -> Tensor:
+    """Where the density is not negligible, ``(D, 2)``, along the columns of ``root`` from the mode."""
+    width = 4.0
+    for _ in range(30):
+        width *= 2.0
+        cells = _grid(torch.tensor([[-width, width]] * target.numel), COARSE)
+        log_density = -_energies(target, mode + cells @ root.T)
+        inside = cells[log_density > log_density.max() - BORDER]
+        if float(inside.abs().max()) < width:
+            break
+    margin = 2.0 * width / (COARSE - 1)
+    return torch.stack([inside.amin(0) - margin, inside.amax(0) + margin], 1)
 
 
 def _mode(target: Target) -> tuple[Tensor, Tensor]:

@@ -176,9 +176,9 @@ def simulation_based_calibration(
     names: tuple[str, ...] = ()
     for number in range(simulations):
         with torch.random.fork_rng([]):
-            torch.manual_seed((seed << 32) + number)
-            ranks, names = _simulate(model, likelihood, inputs, fit, prior, places, draws, number)
-        rows.append(ranks)
+            torch.manual_seed(1_000_003 * seed + number)
+            found, names = _simulate(model, likelihood, inputs, fit, prior, places, draws)
+        rows.append(found)
     ranks = torch.stack(rows)
     chi, ks = zip(*(_p_values(ranks[:, k], draws, bins, seed + k) for k in range(len(names))), strict=True)
     return SimulationBasedCalibration(ranks, names, draws, bins, chi, ks)
@@ -192,7 +192,6 @@ def _simulate(
     prior: Prior,
     at: Any,
     draws: int,
-    number: int,
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Ranks of one data set, and what they are of."""
     student = copy.deepcopy(model)
@@ -205,7 +204,7 @@ def _simulate(
         targets = likelihood.sample(functional_call(student, truth, args, kwargs))
         student.train(model.training)
     posterior = fit(student, inputs, targets)
-    samples = posterior.sample(draws, seed=number)
+    samples = posterior.sample(draws, seed=int(torch.randint(1 << 31, ())))
     missing = sorted(truth.keys() - samples.keys())
     if missing:
         raise ValueError(f"the posterior of fit has no parameter {missing[0]!r}: it must cover the whole model")
