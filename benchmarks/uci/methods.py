@@ -73,7 +73,7 @@ METHODS: dict[str, Method] = {
     "Laplace": Method(
         _natural("kfac", variational=False, **_KRONECKER),
         (0.03,),
-        {"method": "linearized", "samples": SAMPLES},
+        {"method": "linearized", "link": "mc", "samples": SAMPLES},
         noises=(0.15, 0.4),
     ),
     "AdamW": Method(_adamw, (3e-3, 1e-2), {}),

@@ -210,7 +210,14 @@ def check_posterior(
     if isinstance(reference, str):
         reference = make_reference(target, inputs, reference, sampler=sampler, seed=seed, progress=progress)
     found = predict(
-        target.model, posterior, inputs, method=method, samples=samples, likelihood=target.likelihood, seed=seed
+        target.model,
+        posterior,
+        inputs,
+        method=method,
+        link="mc" if method == "linearized" else None,  # samples, not the closed form of real targets
+        samples=samples,
+        likelihood=target.likelihood,
+        seed=seed,
     ).samples
     if found is None:
         raise ValueError(f"method={method!r} has no weight samples; choose 'mc' or 'linearized'")
