@@ -66,18 +66,18 @@ def _adamw(model: ManyNetworks, n: int, lr: float) -> torch.optim.Optimizer:
 _KRONECKER = {"kl_clip": None, "refresh_every": 10, "damping": 0.01}
 _MC = {"method": "mc", "samples": SAMPLES}
 METHODS: dict[str, Method] = {
-    "noisy K-FAC": Method(_natural("kfac", **_KRONECKER), (0.01, 0.03), _MC),
-    "noisy EK-FAC": Method(_natural("ekfac", **_KRONECKER), (0.01, 0.03), _MC),
-    "VOGN": Method(_natural("vogn", fisher="mc", damping=0.01), (0.01, 0.03), _MC),
-    "IVON": Method(_natural("ivon", initial_curvature=1.0, curvature_decay=0.99), (0.03, 0.1), _MC),
+    "noisy K-FAC": Method(_natural("kfac", **_KRONECKER), (0.03, 0.1), _MC),
+    "noisy EK-FAC": Method(_natural("ekfac", **_KRONECKER), (0.03, 0.1), _MC),
+    "VOGN": Method(_natural("vogn", fisher="mc", damping=0.01), (0.03, 0.1), _MC),
+    "IVON": Method(_natural("ivon", initial_curvature=1.0, curvature_decay=0.999), (0.03, 0.1), _MC),
     "Laplace": Method(
         _natural("kfac", variational=False, **_KRONECKER),
         (0.03,),
         {"method": "linearized", "link": "mc", "samples": SAMPLES},
         noises=(0.15, 0.4),
     ),
-    "AdamW": Method(_adamw, (3e-3, 1e-2), {}),
-    "AdamW, 5 networks": Method(_adamw, (3e-3, 1e-2), {}, members=5),
+    "AdamW": Method(_adamw, (0.01, 0.03), {}),
+    "AdamW, 5 networks": Method(_adamw, (0.01, 0.03), {}, members=5),
 }
 
 
