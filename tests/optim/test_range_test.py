@@ -15,7 +15,7 @@ from tiny_models import batch, fill, train
 from vogn.data import Indexed
 from vogn.errors import NotPositiveDefiniteError, RangeTestError
 from vogn.likelihoods import Categorical
-from vogn.optim.range_choice import choose, smoothed
+from vogn.optim.range_choice import STRIDE, choose, climb, smoothed
 from vogn.optim.range_test import newton_rate
 
 METHODS = sorted(name for name, info in vogn.METHODS.items() if not info.sets_groups)
@@ -82,7 +82,9 @@ def test_nothing_changes_and_the_run_goes_on_as_without_it(method, started, vari
             opt.state_dict()  # writes its description into the groups
             before = everything(model, opt, generator)
             try:
-                found = vogn.learning_rate_range_test(opt, model, Categorical(), loader(generator), steps=20)
+                found = vogn.learning_rate_range_test(
+                    opt, model, Categorical(), loader(generator), steps=20, runs=started == 0
+                )
                 assert newton_rate(opt) * 1e-4 <= found.suggestion <= newton_rate(opt)
             except RangeTestError:
                 pass  # a few steps on noise need not learn; what matters here is that nothing changes
@@ -123,7 +125,8 @@ def test_it_is_reproducible_and_reports_every_step():
         opt, model, Categorical(), loader(generators[1]), steps=40, watch=lambda *step: told.append(step)
     )
     assert first == second
-    assert told == list(zip(range(1, 41), first.rates, first.losses, strict=True))
+    assert told[:40] == list(zip(range(1, 41), first.rates, first.losses, strict=True))
+    assert [number for number, _, _ in told] == list(range(1, 40 * (1 + len(first.runs)) + 1))
     assert first.rates[0] == pytest.approx(1e-4) and first.rates[-1] == pytest.approx(1.0)
     assert first.to_dict()["losses"] == list(first.losses)
 
@@ -163,7 +166,7 @@ def test_groups_keep_their_proportions():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "step", watched)
         found = vogn.learning_rate_range_test(opt, model, Categorical(), easy(), steps=40)
-    assert [pair[0] for pair in seen] == list(found.rates)
+    assert [pair[0] for pair in seen[:40]] == list(found.rates)
     assert all(pair[1] == pytest.approx(pair[0] / 4) for pair in seen)
     assert [group["lr"] for group in opt.param_groups] == [0.1, 0.025]
 
@@ -228,6 +231,68 @@ def test_noise_moves_it_by_less_than_a_factor_of_two(seed):
     rates, losses = curve()
     noisy = losses + 0.15 * np.random.default_rng(seed).normal(size=len(losses))
     assert 0.5 < choose(rates, noisy) / choose(rates, losses) < 2.0
+
+
+def valley(best, calls=None, noise=0.01):
+    """Ends of runs that are lowest at ``best``; the noise of all runs is the same."""
+
+    def ends(rate):
+        if calls is not None:
+            calls.append(rate)
+        shared = np.random.default_rng(0).normal(size=25)
+        own = noise * np.random.default_rng(int(1e6 * rate)).normal(size=25)
+        return list(np.log10(rate / best) ** 2 + shared + own)
+
+    return ends
+
+
+@pytest.mark.parametrize("best", [1e-4, 0.01, 0.1, 1.0])
+def test_climbing_ends_next_to_the_best_rate(best):
+    calls = []
+    found, runs = climb(0.03, valley(best, calls), 1e-4, 1.0)
+    assert best / STRIDE**0.6 < found < best * STRIDE**0.6
+    assert len(calls) == len(set(calls)) == len(runs)  # no run is made twice
+    assert [rate for rate, _ in runs] == sorted(calls) and min(runs, key=lambda run: run[1])[0] == found
+
+
+def test_climbing_stays_where_nothing_is_gained():
+    assert climb(0.03, lambda rate: [1.0, 2.0], 1e-4, 1.0)[0] == 0.03
+    noise = {}
+
+    def ends(rate):
+        return noise.setdefault(rate, list(np.random.default_rng(len(noise)).normal(size=25)))
+
+    assert climb(0.03, ends, 1e-4, 1.0)[0] == 0.03
+
+
+def test_climbing_leaves_rates_at_which_runs_fail():
+    found, runs = climb(0.3, lambda rate: [] if rate > 0.05 else [1.0], 1e-4, 1.0)
+    assert found == pytest.approx(0.03) and runs[-1][1] == np.inf
+    with pytest.raises(RangeTestError, match="fail at every learning rate"):
+        climb(0.3, lambda rate: [], 1e-4, 1.0)
+
+
+def test_short_runs_are_those_of_the_loop_with_warm_up_and_cosine_decay():
+    model, opt = build()
+    twin, other = build()
+    x, y = batch(48)
+    data = [(x, x.argmax(1))]
+    torch.manual_seed(0)
+    found = vogn.learning_rate_range_test(opt, model, Categorical(), data, steps=20)
+    assert found.runs and found.suggestion in [rate for rate, _ in found.runs]
+    rate, expected = found.runs[0]
+    losses = []
+    torch.manual_seed(0)
+    for step in range(20):
+        for group in other.param_groups:
+            group["lr"] = rate * min(1, (step + 1) / 2) * 0.5 * (1 + np.cos(np.pi * step / 20))
+        other.zero_grad()
+        with other.sampled_params():
+            loss = Categorical()(twin(x), x.argmax(1))
+            loss.backward()
+        other.step()
+        losses.append(loss.item())
+    assert expected == pytest.approx(np.mean(losses[-5:]), rel=1e-9)
 
 
 def test_smoothing_keeps_straight_lines_and_the_length():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def plot_reliability(rows: Sequence[Evaluation], path: Path) -> None:
 
 
 def plot_range_test(found: RangeTest, path: Path) -> None:
-    """Loss against learning rate: every step, the smoothed curve and the choice.
+    """Loss against learning rate: every step, the smoothed curve, the ends of the short runs and the choice.
 
     Args:
         found: the test.
@@ -84,8 +85,12 @@ def plot_range_test(found: RangeTest, path: Path) -> None:
     axes = figure.subplots()
     axes.plot(found.rates, found.losses, ".", color="grey", markersize=3, label="loss of a step")
     axes.plot(found.rates, found.smoothed, color="C0", label="smoothed")
+    ends = [(rate, loss) for rate, loss in found.runs if math.isfinite(loss)]
+    if ends:
+        axes.plot(*zip(*ends, strict=True), "s", color="C2", markersize=5, label="end of a short run")
     axes.axvline(found.suggestion, color="C1", linewidth=1, label=f"lr {found.suggestion:.2g}")
-    low, high = min(found.smoothed), max(found.smoothed[0], found.losses[0])
+    low = min(*found.smoothed, *(loss for _, loss in ends))
+    high = max(found.smoothed[0], found.losses[0])
     axes.set(xscale="log", xlabel="learning rate", ylabel=_METRICS["loss"])
     axes.set_ylim(min(low, min(found.losses)), high + 0.5 * (high - low))
     axes.grid(alpha=0.3)

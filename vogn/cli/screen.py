@@ -70,9 +70,14 @@ class ProgressWatcher:
 
 
 class RangeTestBar:
-    """A progress bar with learning rate and loss; nothing where there is no terminal."""
+    """A progress bar with learning rate and loss; nothing where there is no terminal.
+
+    Args:
+        steps: of the sweep, and of every short run: it begins anew when one more begins.
+    """
 
     def __init__(self, console: Console, label: str, steps: int) -> None:
+        self.label, self.steps = label, steps
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -96,7 +101,10 @@ class RangeTestBar:
 
     def __call__(self, number: int, rate: float, loss: float) -> None:
         """Move the bar."""
-        self.progress.update(self.task, completed=number, lr=rate, loss=loss)
+        run, step = divmod(number - 1, self.steps)
+        if step == 0 and run > 0:
+            self.progress.reset(self.task, description=f"{self.label}, short run {run}")
+        self.progress.update(self.task, completed=step + 1, lr=rate, loss=loss)
 
 
 def results_table(rows: Sequence[Evaluation], title: str) -> Table:

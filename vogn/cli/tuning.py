@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import shlex
@@ -78,6 +79,8 @@ def tune(
         highlight=False,
         soft_wrap=True,
     )
+    tried = ", ".join(f"{loss:.4f} at lr {rate:.2g}" for rate, loss in found.runs)
+    console.print(f"short runs end with loss {tried}", highlight=False, soft_wrap=True)
     if not found.diverged and found.smoothed[-1] == min(found.smoothed):
         console.print("the loss still fell at the largest rate: a larger --largest may find a better one")
     console.print(f"vogn train {_options(given, found.suggestion)}", highlight=False, soft_wrap=True)
@@ -85,20 +88,19 @@ def tune(
 
 
 class _TrainingBatches:
-    """The batches that training would see, one more epoch every time it is gone through."""
+    """The batches that training would see, epoch after epoch; from the first one whenever it is gone through."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._epoch = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
-        session, settings, train, epoch = self._session, self._session.settings, self._session.data.train, self._epoch
-        self._epoch += 1
-        for number, indices in enumerate(epoch_batches(len(train), settings.batch_size, settings.seed, epoch)):
-            x = train.x[indices]
-            if session.data.augmentation is not None:
-                x = session.data.augmentation(x, seed=settings.seed, epoch=epoch, batch=number)
-            yield indices, (x, train.y[indices])
+        session, settings, train = self._session, self._session.settings, self._session.data.train
+        for epoch in itertools.count():
+            for number, indices in enumerate(epoch_batches(len(train), settings.batch_size, settings.seed, epoch)):
+                x = train.x[indices]
+                if session.data.augmentation is not None:
+                    x = session.data.augmentation(x, seed=settings.seed, epoch=epoch, batch=number)
+                yield indices, (x, train.y[indices])
 
 
 def _check(settings: Settings, smallest: float | None, largest: float | None, steps: int) -> None:

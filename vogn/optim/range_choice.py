@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,6 +13,9 @@ SHARE = 0.9
 """Share of the loss's whole fall that must be done at the rates among which one is chosen."""
 POSITION = 1.0 / 3.0
 """Where the choice lies among them, in logarithms: 0 at the smallest, 1 at the largest."""
+
+STRIDE = math.sqrt(10.0)
+"""Neighbouring rates that :func:`climb` compares differ by this factor."""
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
@@ -56,3 +60,52 @@ def choose(rates: Sequence[float], losses: Sequence[float]) -> float:
     (basin,) = np.nonzero(curve <= start - SHARE * fall)
     low, high = rates[basin[0]], rates[basin[-1]]
     return float(low * (high / low) ** POSITION)
+
+
+def climb(
+    start: float, ends: Callable[[float], Sequence[float]], smallest: float, largest: float
+) -> tuple[float, tuple[tuple[float, float], ...]]:
+    """From ``start`` to neighbouring rates as long as short runs end better there.
+
+    Upwards first, and downwards where the first step up is no gain, or the run at ``start`` fails. A rate is better if
+    its losses are lower by more than the standard error of the differences: runs see the same batches and the same
+    noise, step by step.
+
+    Args:
+        start: in ``[smallest, largest]``.
+        ends: the last losses of a short run at a rate, always as many; empty for a run that failed.
+        smallest, largest: bounds of the rates.
+
+    Returns:
+        The best rate, and all that were tried with their mean loss (infinite where a run failed), in ascending order.
+    """
+    tried: dict[float, Sequence[float]] = {}
+
+    def at(rate: float) -> Sequence[float]:
+        if rate not in tried:
+            tried[rate] = ends(rate)
+        return tried[rate]
+
+    best = start
+    for factor in (STRIDE, 1.0 / STRIDE) if at(start) else (1.0 / STRIDE,):
+        while True:
+            rate = min(max(best * factor, smallest), largest)
+            if rate == best or (at(best) and not _better(at(rate), at(best))):
+                break
+            best = rate
+        if best != start:
+            break
+    if not at(best):
+        raise RangeTestError(
+            f"short runs fail at every learning rate that was tried ({', '.join(f'{rate:.2g}' for rate in tried)}), "
+            "though single steps do not: lower the temperature, or raise the damping"
+        )
+    means = ((rate, float(np.mean(losses)) if losses else math.inf) for rate, losses in sorted(tried.items()))
+    return best, tuple(means)
+
+
+def _better(losses: Sequence[float], others: Sequence[float]) -> bool:
+    if not losses or not others:
+        return bool(losses)
+    gains = np.asarray(others) - np.asarray(losses)
+    return bool(gains.mean() > gains.std() / math.sqrt(len(gains)))

@@ -8,7 +8,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError, Rang
 from vogn.optim.base import NaturalGradient
 from vogn.optim.calling import outputs_of
 from vogn.optim.methods import sets_groups
-from vogn.optim.range_choice import choose, smoothed
+from vogn.optim.range_choice import choose, climb, smoothed
 
 Watch = Callable[[int, float, float], None]
 Batch = tuple[Any, Any, Tensor | None]
@@ -29,7 +29,9 @@ Batch = tuple[Any, Any, Tensor | None]
 FEWEST_STEPS = 20
 """A test needs at least so many steps."""
 STOP_FACTOR = 4.0
-"""The test ends where a running mean of the loss is so many times its smallest value (above zero loss)."""
+"""The sweep ends where a running mean of the loss is so many times its smallest value (above zero loss)."""
+WARM_UP, END = 0.1, 0.25
+"""Shares of a short run: in which the rate rises, and whose losses count."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class RangeTest:
         smoothed: centred averages of ``losses``.
         suggestion: the learning rate to train with (the peak, where a schedule follows).
         diverged: whether the loss grew beyond bounds before the largest rate.
+        runs: rate and final loss (infinite where it failed) of every short run, by rate; empty without them.
     """
 
     rates: tuple[float, ...]
@@ -49,10 +52,12 @@ class RangeTest:
     smoothed: tuple[float, ...]
     suggestion: float
     diverged: bool
+    runs: tuple[tuple[float, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        """Plain values, for JSON; the loss of a run that failed is ``None``."""
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        return plain | {"runs": [[rate, loss if math.isfinite(loss) else None] for rate, loss in self.runs]}
 
 
 def learning_rate_range_test(
@@ -64,18 +69,25 @@ def learning_rate_range_test(
     smallest: float | None = None,
     largest: float | None = None,
     steps: int = 100,
+    runs: bool = True,
     indexed: bool = False,
     watch: Watch | None = None,
 ) -> RangeTest:
     """Train a copy for ``steps`` steps while the learning rate rises from ``smallest`` to ``largest``, and choose one.
 
-    The choice lies among the rates at which the smoothed loss has done 90 % of its whole fall, a third of the way up
-    (in logarithms): to the left learning is slow, to the right steps are too long, at first for a long run and then for
-    the short test. Where nothing diverges (a KL clip makes long steps harmless) the range ends with a full Newton step.
+    The sweep's choice lies among the rates at which the smoothed loss has done 90 % of its whole fall, a third of the
+    way up (in logarithms): to the left learning is slow, to the right steps are too long, at first for a long run and
+    then for the short test. Where nothing diverges (a KL clip makes long steps harmless) the range ends with a full
+    Newton step.
 
-    Model, optimizer and likelihood are not touched: the steps are made by a copy, with the noise that the optimizer
+    Because a rate that rises at every step says little about a long run, the choice is then compared with its
+    neighbours (half a decade apart) by short runs of ``steps`` steps, with warm-up and cosine decay: as long as their
+    losses in the last quarter are lower, beyond the scatter of the differences, the neighbour is chosen.
+
+    Model, optimizer and likelihood are not touched: the steps are made by copies, with the noise that the optimizer
     would draw next. The global random states of Python, NumPy and PyTorch, and the loader's generator, come back.
-    Costs ``steps`` training steps and the memory of the copy.
+    Costs ``steps`` training steps for the sweep and for each of the runs, usually three to five, and the memory of a
+    copy.
 
     Args:
         optimizer: in either mode; fresh, or in the middle of a run. Its groups keep the proportions of their rates.
@@ -84,15 +96,16 @@ def learning_rate_range_test(
         loader: batches ``(inputs, targets)``, gone through again from the beginning as often as needed.
         smallest, largest: bounds, ``0 < smallest < largest``; ``None``: the rate of a full Newton step (1, unless the
             method rescales its rate) and a ten-thousandth of ``largest``.
-        steps: >= 20; about 20 a decade find the choice within a factor of 1.5.
+        steps: >= 20; about 20 a decade find the sweep's choice within a factor of 1.5.
+        runs: compare with neighbours; without, the sweep alone chooses.
         indexed: batches are ``(indices, (inputs, targets))`` instead, as those of :class:`vogn.data.Indexed`.
-        watch: called after every step with its number (from 1), rate and loss.
+        watch: called after every step with its number (from 1, going on through the runs), rate and loss.
 
     Returns:
         Rates, losses and the choice; set ``lr`` of the groups yourself.
 
     Raises:
-        RangeTestError: if the loss does not fall at any rate, or is not finite at the smallest.
+        RangeTestError: if the loss does not fall at any rate, is not finite at the smallest, or no short run ends.
         ValueError: if a bound or ``steps`` is out of range, the loader is empty, several processes train together, or
             the method sets its step sizes itself.
         RuntimeError: inside a sampled context.
@@ -111,23 +124,58 @@ def learning_rate_range_test(
         True
 
     Source: Smith (2017), "Cyclical Learning Rates for Training Neural Networks", section 3.3 (the rising rate); the
-    rule is ours.
+    rules are ours.
     """
     largest = newton_rate(optimizer) if largest is None else largest
     smallest = 1e-4 * largest if smallest is None else smallest
     _check(optimizer, smallest, largest, steps)
     optimizer._contexts.require_mean("a range test")
-    twin, network, loss_of = copy.deepcopy((optimizer, model, likelihood))
-    twin.grad_scaler = None
-    for hooks in (twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks):
-        hooks.clear()  # they belong to the run
     device = next(model.parameters()).device
-    with _undisturbed(loader, device), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # large rates are meant to go wrong
-        sequence = np.geomspace(smallest, largest, steps).tolist()
-        batches = _forever(loader, device, indexed)
-        rates, losses, diverged = _sweep(twin, network, loss_of, batches, sequence, watch)
-    return RangeTest(tuple(rates), tuple(losses), tuple(smoothed(losses)), choose(rates, losses), diverged)
+    rates = np.geomspace(smallest, largest, steps).tolist()
+    done: list[float] = []
+
+    def attempt(schedule: Sequence[float]) -> tuple[list[float], bool]:
+        """Losses of a copy, from the same state as all others; the first is the sweep."""
+        twin, network, loss_of = _copies(optimizer, model, likelihood)
+        with _undisturbed(loader, device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # large rates are meant to go wrong
+            batches = _forever(loader, device, indexed)
+            return _sweep(twin, network, loss_of, batches, schedule, _counting(watch, len(done)))
+
+    def ends(rate: float) -> list[float]:
+        found, failed = attempt([rate * _schedule(step, steps) for step in range(steps)])
+        done.extend(found)
+        return [] if failed else found[-max(1, round(END * steps)) :]
+
+    losses, diverged = attempt(rates)
+    done.extend(losses)
+    rates = rates[: len(losses)]
+    choice = choose(rates, losses)
+    found = RangeTest(tuple(rates), tuple(losses), tuple(smoothed(losses)), choice, diverged)
+    if runs:
+        choice, tried = climb(choice, ends, smallest, largest)
+        found = replace(found, suggestion=choice, runs=tried)
+    return found
+
+
+def _copies(*originals: Any) -> Any:
+    copies = copy.deepcopy(originals)
+    optimizer = copies[0]
+    optimizer.grad_scaler = None
+    for hooks in (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks):
+        hooks.clear()  # they belong to the run
+    return copies
+
+
+def _counting(watch: Watch | None, before: int) -> Watch | None:
+    if watch is None:
+        return None
+    return lambda number, rate, loss: watch(before + number, rate, loss)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Factor on the rate of a short run: warm-up and cosine decay."""
+    return min(1.0, (step + 1) / (WARM_UP * steps)) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
 def newton_rate(optimizer: NaturalGradient) -> float:
@@ -153,11 +201,10 @@ def _sweep(
     batches: Iterator[Batch],
     rates: Sequence[float],
     watch: Watch | None,
-) -> tuple[list[float], list[float], bool]:
-    """One step per rate; rates and losses so far, and whether the loss blew up."""
+) -> tuple[list[float], bool]:
+    """One step per rate; losses so far, and whether the loss blew up."""
     top = max(float(group["lr"]) for group in optimizer.param_groups)
     shares = [float(group["lr"]) / top if top > 0.0 else 1.0 for group in optimizer.param_groups]
-    done: list[float] = []
     losses: list[float] = []
     running, lowest = 0.0, math.inf
     for number, rate in enumerate(rates, start=1):
@@ -170,8 +217,7 @@ def _sweep(
         if not math.isfinite(loss):
             if number == 1:
                 raise RangeTestError("the loss is not finite at the smallest learning rate: check data and model")
-            return done, losses, True
-        done.append(rate)
+            return losses, True
         losses.append(loss)
         if watch is not None:
             watch(number, rate, loss)
@@ -179,8 +225,8 @@ def _sweep(
         mean = losses[0] + running / (1.0 - 0.9**number)
         lowest = min(lowest, mean)
         if mean - lowest > (STOP_FACTOR - 1.0) * max(abs(lowest), abs(losses[0] - lowest)):
-            return done, losses, True
-    return done, losses, False
+            return losses, True
+    return losses, False
 
 
 def _step(
