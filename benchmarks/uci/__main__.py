@@ -9,6 +9,7 @@ from pathlib import Path
 
 import benchmarks.uci
 from benchmarks.cells import run_cells
+from benchmarks.uci import ceiling
 from benchmarks.uci.data import DATA, split
 from benchmarks.uci.methods import METHODS
 from benchmarks.uci.one_run import run_cell
@@ -26,6 +27,10 @@ def cells_of(arguments: argparse.Namespace) -> list[tuple[Path, list[str]]]:
             words = ["cell", "--data", data, "--method", method, "--cell", str(path), "--data-dir"]
             words += [str(arguments.data_dir), "--splits", str(arguments.splits), "--steps", str(arguments.steps)]
             out.append((path, words))
+        if data in ceiling.SPLITS and not arguments.no_ceiling:
+            path = arguments.results / data / f"{ceiling.NAME}.json"
+            words = ["ceiling", "--data", data, "--cell", str(path), "--data-dir", str(arguments.data_dir)]
+            out.append((path, words))
     return out
 
 
@@ -34,13 +39,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=benchmarks.uci.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=["run", "cell", "report"])
+    parser.add_argument("command", choices=["run", "cell", "ceiling", "report"])
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--sets", default=",".join(DATA), help="comma-separated data sets")
     parser.add_argument("--methods", default=";".join(METHODS), help="methods, separated by semicolons")
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--no-ceiling", action="store_true", help="leave NUTS out")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--budget-minutes", type=float, default=0.0, help="start no cell after this; 0 for no limit")
     parser.add_argument("--data", choices=DATA)
@@ -49,6 +55,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.command == "cell":
         run_cell(arguments)
+        return 0
+    if arguments.command == "ceiling":
+        ceiling.run_ceiling(arguments.data, arguments.data_dir, arguments.cell)
         return 0
     if arguments.command == "run":
         for data in arguments.sets.split(","):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.uci import ceiling
 from benchmarks.uci.data import DATA
 from benchmarks.uci.methods import METHODS
 
@@ -60,6 +61,46 @@ def report(root: Path) -> None:
             print(f"| {method} | " + " | ".join(texts) + " |")
         for method, values in PUBLISHED.items():
             print(f"| {method} (published) | " + " | ".join(f"{values[data][place]:.2f}" for data in sets) + " |")
+    exact(root)
+    verdict(found)
     seconds = sum(line["cpu_seconds"] for lines in found.values() for line in lines.values())
-    count = next(iter(next(iter(found.values())).values()))["n"]
+    count = max(line["n"] for lines in found.values() for line in lines.values())
     print(f"\n{count} splits; {seconds / 60:.0f} minutes of processor time.")
+
+
+def exact(root: Path) -> None:
+    """NUTS beside all methods, on the splits that it was run on."""
+    for data in ceiling.SPLITS:
+        path = root / data / f"{ceiling.NAME}.json"
+        if not path.exists():
+            continue
+        record = json.loads(path.read_text())
+        splits = [line["split"] for line in record["splits"]]
+        print(f"\n| {data}, splits {splits[0]} to {splits[-1]} | log-likelihood | RMSE |\n|---|---|---|")
+        for method in (ceiling.NAME, *METHODS):
+            for other in sorted((root / data).glob("*.json")):
+                cell = json.loads(other.read_text())
+                if cell["method"] == method:
+                    lines = [line for line in cell["splits"] if line["split"] in splits]
+                    means = [float(np.mean([line[key] for line in lines])) for key in ("log_likelihood", "rmse")]
+                    print(f"| {method} | {means[0]:.2f} | {means[1]:.2f} |")
+
+
+def verdict(found: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """On how many data sets noisy K-FAC and EK-FAC are not worse than published means by more than a pooled error.
+
+    Published standard errors are not at hand for all cells: the pooled error takes ours for both.
+    """
+    print("\n| not worse by more than a pooled standard error than | log-likelihood | RMSE |\n|---|---|---|")
+    for ours in (name for name in METHODS if name.startswith("noisy")):
+        sets = [data for data in DATA if ours in found.get(data, {})]
+        for method, values in PUBLISHED.items():
+            texts = []
+            for key, place, sign in (("log_likelihood", 1, 1.0), ("rmse", 0, -1.0)):
+                fine = []
+                for data in sets:
+                    mean, error = found[data][ours][key]
+                    if sign * (mean - values[data][place]) >= -math.sqrt(2.0) * error - 0.005:
+                        fine.append(data)
+                texts.append(f"{len(fine)} of {len(sets)} ({', '.join(fine)})")
+            print(f"| {ours}: {method} | {' | '.join(texts)} |")

@@ -1,0 +1,84 @@
+"""What the exact posterior of the same networks reaches: Pyro's NUTS, one chain per split.
+
+Noise and the scales of both layers' priors are sampled too, so that nothing is tuned.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.cells import command, environment, write_cell
+from benchmarks.uci.data import split
+
+NAME = "NUTS"
+SPLITS = {"yacht": 3, "boston": 2}
+"""The first so many splits of these data sets."""
+HIDDEN = 50
+WARMUP, DRAWS, TREE_DEPTH = 150, 150, 8
+
+
+def outputs_of(draws: dict[str, Tensor], x: Tensor) -> Tensor:
+    """``(S, n)`` from weights with a leading dimension ``S``, or ``(n,)`` from one draw."""
+    hidden = x @ (draws["w1"] * draws["s1"].unsqueeze(-1)) + (draws["b1"] * draws["s1"]).unsqueeze(-2)
+    return (hidden.relu() @ (draws["w2"] * draws["s2"]).unsqueeze(-1)).squeeze(-1) + draws["b2"] * draws["s2"]
+
+
+def sample(x: Tensor, y: Tensor, seed: int) -> dict[str, Tensor]:
+    """Draws of all weights (in units of their scales), scales and the noise; float64."""
+    import pyro
+    from pyro import distributions
+    from pyro.infer import MCMC, NUTS
+
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    zero, one = torch.zeros((), dtype=x.dtype), torch.ones((), dtype=x.dtype)
+    shapes = {"w1": (x.shape[1], HIDDEN), "b1": (HIDDEN,), "w2": (HIDDEN,), "b2": (1,)}
+
+    def model() -> None:
+        scale = distributions.HalfNormal(one).expand((1,)).to_event(1)
+        draws = {name: pyro.sample(name, scale) for name in ("s1", "s2")}
+        for name, shape in shapes.items():
+            draws[name] = pyro.sample(name, distributions.Normal(zero, one).expand(shape).to_event(len(shape)))
+        noise = pyro.sample("noise", distributions.HalfNormal(0.5 * one))
+        pyro.sample("y", distributions.Normal(outputs_of(draws, x), noise).to_event(1), obs=y)
+
+    kernel = NUTS(model, max_tree_depth=TREE_DEPTH, jit_compile=True, ignore_jit_warnings=True)
+    chain = MCMC(kernel, num_samples=DRAWS, warmup_steps=WARMUP, disable_progbar=True)
+    chain.run()
+    found: dict[str, Tensor] = chain.get_samples()
+    return found
+
+
+def mixture(outputs: Tensor, noise: Tensor, y: Tensor) -> float:
+    """Mean log density of the targets, every draw with its own noise ``(S,)``."""
+    terms = torch.distributions.Normal(outputs, noise.unsqueeze(-1)).log_prob(y)
+    return float((terms.logsumexp(0) - math.log(len(outputs))).mean())
+
+
+def run_ceiling(data: str, data_dir: Path, path: Path) -> None:
+    """The cell of a data set."""
+    start, lines = time.process_time(), []
+    for number in range(SPLITS[data]):
+        train, held = split(data_dir, data, number, tuning=False)
+        draws = sample(train.x.double(), train.y.double(), seed=number)
+        outputs = outputs_of(draws, held.x.double())
+        error = float((outputs.mean(0) - held.y.double()).square().mean().sqrt())
+        score = mixture(outputs, draws["noise"], held.y.double())
+        lines.append(
+            {
+                "split": number,
+                "noise": float(draws["noise"].mean()) * held.scale,
+                "rmse": error * held.scale,
+                "log_likelihood": score - float(np.log(held.scale)),
+                "tested": len(held.y),
+            }
+        )
+    record = {"method": NAME, "data": data, "warmup": WARMUP, "draws": DRAWS, "tree_depth": TREE_DEPTH, "splits": lines}
+    record |= {"cpu_seconds": round(time.process_time() - start, 1), "environment": environment()}
+    write_cell(path, record | {"command": command("benchmarks.uci")})
