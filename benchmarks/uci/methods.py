@@ -71,6 +71,7 @@ _MC = {"method": "mc", "samples": SAMPLES}
 METHODS: dict[str, Method] = {
     "noisy K-FAC": Method(_natural("kfac", **_KRONECKER, **_NARROW), (0.1, 0.3), _MC),
     "noisy K-FAC, first batch": Method(_natural("kfac", **_KRONECKER), (0.03, 0.1), _MC),
+    "noisy EK-FAC": Method(_natural("ekfac", **_KRONECKER, **_NARROW), (0.1, 0.3), _MC),
     "noisy EK-FAC, first batch": Method(_natural("ekfac", **_KRONECKER), (0.03, 0.1), _MC),
     "VOGN": Method(_natural("vogn", fisher="mc", damping=0.01, **_NARROW), (0.03, 0.1), _MC),
     "VOGN, first batch": Method(_natural("vogn", fisher="mc", damping=0.01), (0.03, 0.1), _MC),
