@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
+from weakref import WeakMethod
 
 from torch import Tensor
 
@@ -36,20 +38,28 @@ class LikelihoodCall:
 
 Listener = Callable[[LikelihoodCall], None]
 
-_listeners: ContextVar[tuple[Listener, ...]] = ContextVar("vogn_likelihood_listeners", default=())
+_listeners: ContextVar[tuple[Callable[[], Listener | None], ...]] = ContextVar("vogn_likelihood_listeners", default=())
 
 
 def announce(call: LikelihoodCall) -> None:
     """Tell every listener about ``call``."""
-    for listener in _listeners.get():
-        listener(call)
+    for reference in _listeners.get():
+        listener = reference()
+        if listener is not None:
+            listener(call)
 
 
 def start_listening(listener: Listener) -> None:
-    """Add ``listener``; it stays until :func:`stop_listening`."""
-    _listeners.set((*_listeners.get(), listener))
+    """Add ``listener``; it stays until :func:`stop_listening`. Bound methods do not keep their object alive."""
+    reference = WeakMethod(listener) if isinstance(listener, MethodType) else lambda: listener
+    _listeners.set((*_heard(None), reference))
 
 
 def stop_listening(listener: Listener) -> None:
     """Remove ``listener``; a listener that is not registered is ignored."""
-    _listeners.set(tuple(other for other in _listeners.get() if other != listener))
+    _listeners.set(_heard(listener))
+
+
+def _heard(but: Listener | None) -> tuple[Callable[[], Listener | None], ...]:
+    """References to the listeners that are alive, without one."""
+    return tuple(reference for reference in _listeners.get() if reference() not in (None, but))

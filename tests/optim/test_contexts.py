@@ -1,6 +1,9 @@
 """Sampled contexts: what is in the model inside, and that nothing is left behind outside."""
 
 import copy
+import gc
+import math
+import weakref
 
 import pytest
 import torch
@@ -366,3 +369,22 @@ def test_zero_grad_between_the_loss_and_backward_is_an_ordinary_loop(tools, meth
             opt.step()
         runs.append(tools.weights(model))
     assert same(*runs)
+
+
+def test_an_optimizer_that_is_deleted_with_an_open_context_is_collected():
+    def make():
+        model = nn.Linear(3, 3)
+        opt = VOGN(model, ess=10, weight_decay=0.1)
+        x = torch.randn(4, 3)
+        with opt.sampled_params():
+            Categorical()(model(x), x.argmax(1)).backward()
+        opt.step()
+        opt.sample_()
+        return weakref.ref(opt)
+
+    reference = make()
+    gc.collect()
+    assert reference() is None
+    # what it listened to goes on without it
+    likelihood, logits = Categorical(), torch.zeros(2, 3)
+    assert float(likelihood(logits, torch.zeros(2, dtype=torch.long))) == pytest.approx(math.log(3))
