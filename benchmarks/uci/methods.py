@@ -65,8 +65,8 @@ def _adamw(model: ManyNetworks, n: int, lr: float) -> torch.optim.Optimizer:
 
 _KRONECKER: dict[str, Any] = {"kl_clip": None, "refresh_every": 10, "damping": 0.01}
 _NARROW: dict[str, Any] = {"initial_curvature": 1.0, "curvature_decay": 0.999}
-"""The posterior begins narrow and widens within the first half of the run; "first batch" is the other way, the default of
-these methods: the curvature of the first batch, which is small, so that the posterior begins wide."""
+"""The posterior begins narrow and widens within the first half of the run; "first batch" is the other way, the default
+of these methods: the curvature of the first batch, which is small, so that the posterior begins wide."""
 _MC = {"method": "mc", "samples": SAMPLES}
 METHODS: dict[str, Method] = {
     "noisy K-FAC": Method(_natural("kfac", **_KRONECKER, **_NARROW), (0.1, 0.3), _MC),

@@ -73,9 +73,8 @@ def test_the_log_likelihood_is_that_of_the_mixture_and_the_best_noise_the_best()
 
     torch.manual_seed(0)
     outputs, y = torch.randn(7, 30, dtype=torch.float64), torch.randn(30, dtype=torch.float64)
-    mixture = torch.distributions.MixtureSameFamily(
-        torch.distributions.Categorical(torch.ones(30, 7, dtype=torch.float64)), torch.distributions.Normal(outputs.T, 0.3)
-    )
+    weights = torch.distributions.Categorical(torch.ones(30, 7, dtype=torch.float64))
+    mixture = torch.distributions.MixtureSameFamily(weights, torch.distributions.Normal(outputs.T, 0.3))
     assert log_likelihood(outputs, y, 0.3) == pytest.approx(float(mixture.log_prob(y).mean()), rel=1e-10)
     one = outputs[:1]
     assert best_noise(one, y) == pytest.approx(float((one[0] - y).square().mean().sqrt()), rel=0.03)
