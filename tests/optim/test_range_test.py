@@ -83,7 +83,7 @@ def test_nothing_changes_and_the_run_goes_on_as_without_it(method, started, vari
             before = everything(model, opt, generator)
             try:
                 found = vogn.learning_rate_range_test(
-                    opt, model, Categorical(), loader(generator), steps=20, runs=started == 0
+                    opt, model, Categorical(), loader(generator), steps=20, runs=started == 0 and variational
                 )
                 assert newton_rate(opt) * 1e-4 <= found.suggestion <= newton_rate(opt)
             except RangeTestError:

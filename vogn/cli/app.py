@@ -114,7 +114,8 @@ def tune(
     seed: options.Seed = None,
     smallest: Annotated[float | None, option("First learning rate.", default="a 10,000th of the largest")] = None,
     largest: Annotated[float | None, option("Last learning rate.", default="that of a full Newton step")] = None,
-    steps: Annotated[int, option("Steps of the test.", default=100)] = 100,
+    steps: Annotated[int, option("Steps of the sweep and of each short run.", default=100)] = 100,
+    runs: Annotated[bool, typer.Option("--runs/--no-runs", help="Compare neighbouring rates by short runs.")] = True,
     device: options.Device = None,
     threads: options.Threads = None,
     output: options.Output = None,
@@ -141,7 +142,7 @@ def tune(
     with one_line_errors():
         from vogn.cli.tuning import tune
 
-        tune(given, smallest=smallest, largest=largest, steps=steps, output=output, console=Console())
+        tune(given, smallest=smallest, largest=largest, steps=steps, runs=runs, output=output, console=Console())
 
 
 @app.command()

@@ -35,6 +35,7 @@ def tune(
     smallest: float | None,
     largest: float | None,
     steps: int,
+    runs: bool,
     output: Path | None,
     console: Console,
 ) -> RangeTest:
@@ -42,7 +43,7 @@ def tune(
 
     Args:
         given: settings that the command line gave, by field of :class:`Settings`; ``None`` for the others.
-        smallest, largest, steps: see :func:`vogn.learning_rate_range_test`.
+        smallest, largest, steps, runs: see :func:`vogn.learning_rate_range_test`.
         output: folder for ``range_test.json`` and ``range_test.png``; ``None`` makes a name.
         console: where to write.
     """
@@ -66,6 +67,7 @@ def tune(
             smallest=smallest,
             largest=largest,
             steps=steps,
+            runs=runs,
             indexed=True,
             watch=bar,
         )
@@ -79,8 +81,9 @@ def tune(
         highlight=False,
         soft_wrap=True,
     )
-    tried = ", ".join(f"{loss:.4f} at lr {rate:.2g}" for rate, loss in found.runs)
-    console.print(f"short runs end with loss {tried}", highlight=False, soft_wrap=True)
+    if found.runs:
+        tried = ", ".join(f"{loss:.4f} at lr {rate:.2g}" for rate, loss in found.runs)
+        console.print(f"short runs end with loss {tried}", highlight=False, soft_wrap=True)
     if not found.diverged and found.smoothed[-1] == min(found.smoothed):
         console.print("the loss still fell at the largest rate: a larger --largest may find a better one")
     console.print(f"vogn train {_options(given, found.suggestion)}", highlight=False, soft_wrap=True)
