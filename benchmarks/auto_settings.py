@@ -36,6 +36,7 @@ from benchmarks.classification.images import parts
 from benchmarks.classification.one_run import measure, predictions, schedule
 from benchmarks.classification.rows import EVERY, ROWS
 from benchmarks.classification.sizes import REDUCED
+from benchmarks.uci.data import split
 from vogn.cli.contenders import RECIPES
 from vogn.data import epoch_batches
 from vogn.likelihoods import Categorical, Gaussian
@@ -147,20 +148,6 @@ def classify(name: str, method: str, seed: int, directory: Path) -> dict[str, Fo
     return found
 
 
-def split(name: str, seed: int, directory: Path) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    """Standardised training and test part of a split, and the targets' standard deviation."""
-    with np.load(directory / f"uci_{name}.npz", allow_pickle=False) as archive:
-        x, y = archive["X"].astype(np.float64), archive["y"].astype(np.float64)
-        train, test = archive[f"train_{seed}"], archive[f"test_{seed}"]
-    mean, std = x[train].mean(0), np.where(x[train].std(0) > 1e-8, x[train].std(0), 1.0)
-    centre, scale = float(y[train].mean()), float(y[train].std())
-    pairs = [
-        (torch.tensor((x[k] - mean) / std).float(), torch.tensor((y[k] - centre) / scale).float().unsqueeze(1))
-        for k in (train, test)
-    ]
-    return *pairs[0], *pairs[1], scale
-
-
 def regress(
     method: str, seed: int, x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, configuration: Found | None
 ) -> Found:
@@ -210,7 +197,8 @@ def hand_tuned(name: str, method: str, directory: Path, results: Path) -> Found:
     path = results / f"{name}-{method}-grid.json"
     record = read_cell(path)
     if record is None:
-        x, y, _, _, _ = split(name, 0, directory)
+        train, _ = split(directory, name, 0, tuning=False)
+        x, y = train.x, train.y.unsqueeze(1)
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
         inside, outside = order[: len(x) * 4 // 5], order[len(x) * 4 // 5 :]
         losses = [
@@ -237,14 +225,14 @@ def run(arguments: argparse.Namespace) -> int:
         if data in SIZES:
             found = classify(data, method, seed, arguments.data_dir)
         else:
-            x, y, x_test, y_test, scale = split(data, seed, arguments.data_dir)
+            train, test = split(arguments.data_dir, data, seed, tuning=False)
             hand = hand_tuned(data, method, arguments.data_dir, arguments.results)
             found = {
-                way: regress(method, seed, x, y, x_test, y_test, configuration)
+                way: regress(method, seed, train.x, train.y.unsqueeze(1), test.x, test.y.unsqueeze(1), configuration)
                 for way, configuration in (("hand", hand), ("auto", None))
             }
             for record in found.values():
-                record["rmse"] *= scale
+                record["rmse"] *= test.scale
         record = {"data": data, "method": method, "seed": seed, "command": command("benchmarks.auto_settings")}
         write_cell(path, record | found | {"environment": environment()})
         print(path.stem, {way: found[way].get("accuracy", found[way].get("rmse")) for way in found}, flush=True)

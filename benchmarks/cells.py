@@ -5,6 +5,7 @@ A cell that has a file is done; deleting the file runs it again. Nothing else is
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -107,3 +108,33 @@ def run_cells(
             print(f"[{done}/{total}] {path.parent.name}/{path.stem}", flush=True)
     finished = sum(path.exists() for path, _ in cells)
     return finished, len(cells) - finished
+
+
+def study_parser(text: str | None, commands: Sequence[str], results: Path) -> argparse.ArgumentParser:
+    """A parser with what the command lines of all studies share.
+
+    Args:
+        text: what ``--help`` says.
+        commands: choices of the first word.
+        results: where the cells lie unless ``--results`` says otherwise.
+    """
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--budget-minutes", type=float, default=0.0, help="start no cell after this; 0 for no limit")
+    parser.add_argument("--cell", type=Path, help="file of the one cell that the command `cell` makes")
+    return parser
+
+
+def deadline_of(arguments: argparse.Namespace) -> float | None:
+    """The ``time.monotonic()`` value that ``--budget-minutes`` means, from now on."""
+    return time.monotonic() + 60 * arguments.budget_minutes if arguments.budget_minutes else None
+
+
+def finish(module: str, cells: Sequence[tuple[Path, Sequence[str]]], arguments: argparse.Namespace) -> bool:
+    """Run unfinished cells within the budget; whether all are finished, else say how many are left."""
+    _, left = run_cells(module, cells, jobs=arguments.jobs, deadline=deadline_of(arguments))
+    if left:
+        print(f"{left} cells left; call again to continue")
+    return not left

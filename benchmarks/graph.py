@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import vogn
-from benchmarks.cells import environment, run_cells, write_cell
+from benchmarks.cells import environment, finish, study_parser, write_cell
 from vogn import metrics
 from vogn.likelihoods import Categorical
 
@@ -180,29 +180,21 @@ def _pm(values: np.ndarray, digits: int, sign: str = "") -> str:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "cell", "report"])
+    parser = study_parser(__doc__, ["run", "cell", "report"], RESULTS)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--budget-minutes", type=float, default=0.0)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--method", choices=ROWS)
-    parser.add_argument("--cell", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "cell":
         run_cell(arguments)
         return 0
     if arguments.command == "run":
         load(arguments.data_dir)
-        deadline = time.monotonic() + 60 * arguments.budget_minutes if arguments.budget_minutes else None
         cells = []
         for row in ROWS:
             path = arguments.results / f"{row}.json"
             line = ["cell", "--method", row, "--cell", str(path), "--data-dir", str(arguments.data_dir)]
             cells.append((path, line))
-        _, left = run_cells("benchmarks.graph", cells, jobs=arguments.jobs, deadline=deadline)
-        if left:
-            print(f"{left} cells left; call again to continue")
+        if not finish("benchmarks.graph", cells, arguments):
             return 1
     report(arguments.results)
     return 0

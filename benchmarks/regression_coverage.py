@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import vogn
-from benchmarks.cells import environment, run_cells, write_cell
+from benchmarks.cells import environment, finish, study_parser, write_cell
 from vogn.likelihoods import Gaussian
 
 RESULTS = Path(__file__).parent / "results" / "regression_coverage"
@@ -122,29 +122,21 @@ def _percent(pair: list[float]) -> str:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "cell", "report"])
+    parser = study_parser(__doc__, ["run", "cell", "report"], RESULTS)
     parser.add_argument("--simulations", type=int, default=40)
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--budget-minutes", type=float, default=0.0)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--method", choices=list(METHODS))
-    parser.add_argument("--cell", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "cell":
         run_cell(arguments)
     elif arguments.command == "run":
-        deadline = time.monotonic() + 60 * arguments.budget_minutes if arguments.budget_minutes else None
         cells = []
         for method in METHODS:
             path = arguments.results / f"{method.split()[0]}.json"
             line = ["cell", "--method", method, "--cell", str(path)]
             line += ["--simulations", str(arguments.simulations), "--steps", str(arguments.steps)]
             cells.append((path, line))
-        _, left = run_cells("benchmarks.regression_coverage", cells, jobs=arguments.jobs, deadline=deadline)
-        if left:
-            print(f"{left} cells left; call again to continue")
+        if not finish("benchmarks.regression_coverage", cells, arguments):
             return 1
     if arguments.command != "cell":
         report(arguments.results)

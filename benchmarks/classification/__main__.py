@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import benchmarks.classification
-from benchmarks.cells import read_cell, run_cells
+from benchmarks.cells import deadline_of, read_cell, run_cells, study_parser
 from benchmarks.classification.images import load
 from benchmarks.classification.one_run import run_cell
 from benchmarks.classification.report import report
@@ -45,7 +44,7 @@ def remove_stale(path: Path, configuration: Mapping[str, Any]) -> None:
 def run_study(arguments: argparse.Namespace) -> int:
     """Tune, then run all seeds, within the time budget; a later call continues."""
     study, root = sizes(arguments), folder(arguments)
-    deadline = time.monotonic() + 60 * arguments.budget_minutes if arguments.budget_minutes else None
+    deadline = deadline_of(arguments)
     load(arguments.data, arguments.data_dir, limit=1)
     methods = arguments.methods.split(",") if arguments.methods else list(ROWS)
     splits = range(study.seeds if arguments.data == "digits" else study.tune_splits)
@@ -93,25 +92,18 @@ def cpu_per_epoch(root: Path, method: str) -> float | None:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=benchmarks.classification.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("command", choices=["run", "cell", "report"])
+    parser = study_parser(benchmarks.classification.__doc__, ["run", "cell", "report"], RESULTS)
     parser.add_argument("--data", choices=sorted(FULL), required=True)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--horizon", type=int, default=0, help="epochs of the final runs; 0 takes the study's")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=0, help="number of seeds or folds; 0 takes the study's")
-    parser.add_argument("--budget-minutes", type=float, default=0.0, help="start no cell after this; 0 for no limit")
     parser.add_argument("--methods", default="", help="comma-separated subset of the rows")
     parser.add_argument("--method", choices=list(ROWS))
     parser.add_argument("--configuration", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--tuning", action="store_true")
-    parser.add_argument("--cell", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "cell":
         run_cell(arguments)

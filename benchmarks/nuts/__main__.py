@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 import benchmarks.nuts
-from benchmarks.cells import run_cells
+from benchmarks.cells import deadline_of, run_cells, study_parser
 from benchmarks.nuts.one_run import MODULE, reference_path, run_method, run_reference
 from benchmarks.nuts.report import report
 from benchmarks.nuts.rows import ROWS
@@ -27,7 +26,7 @@ def chosen(text: str, known: dict[str, object], what: str) -> list[str]:
 def run_study(arguments: argparse.Namespace) -> int:
     """One data set after the other, its reference first, within the time budget; a later call continues."""
     data_dir = check_data(arguments.data_dir)
-    deadline = time.monotonic() + 60 * arguments.budget_minutes if arguments.budget_minutes else None
+    deadline = deadline_of(arguments)
     common = ["--form", arguments.form, "--data-dir", str(data_dir), "--results", str(arguments.results)]
     left = 0
     methods = chosen(arguments.methods, dict(ROWS), "method")
@@ -51,19 +50,12 @@ def run_study(arguments: argparse.Namespace) -> int:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=benchmarks.nuts.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("command", choices=["run", "reference", "cell", "report"])
+    parser = study_parser(benchmarks.nuts.__doc__, ["run", "reference", "cell", "report"], RESULTS)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--form", choices=list(FORMS), default="reduced")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--data", default="", help="comma-separated subset of the data sets")
     parser.add_argument("--methods", default="", help="comma-separated subset of the rows")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--budget-minutes", type=float, default=0.0, help="start no cell after this; 0 for no limit")
     parser.add_argument("--method", choices=list(ROWS))
-    parser.add_argument("--cell", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "run":
         return run_study(arguments)

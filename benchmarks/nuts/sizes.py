@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.uci.data import standardised
+
 RESULTS = Path(__file__).parents[1] / "results" / "nuts"
 NOISE = {"yacht": 0.2, "energy": 0.2, "boston": 0.4, "concrete": 0.4}
 """Standard deviation of the noise in units of the standardised target, fixed for every method; also the data sets."""
@@ -72,11 +74,8 @@ def load(name: str, folder: Path) -> Split:
     with np.load(folder / f"uci_{name}.npz", allow_pickle=False) as archive:
         x, y = archive["X"].astype(np.float64), archive["y"].astype(np.float64)
     order = np.random.default_rng(0).permutation(len(x))[: TRAIN + TEST]
-    x, y = x[order], y[order, None]
-    scale = np.where(x[:TRAIN].std(0) > 0, x[:TRAIN].std(0), 1.0)
-    x, y = (x - x[:TRAIN].mean(0)) / scale, (y - y[:TRAIN].mean(0)) / y[:TRAIN].std(0)
-    ready = [torch.from_numpy(part) for part in (x[:TRAIN], y[:TRAIN], x[TRAIN:], y[TRAIN:])]
-    return Split(*ready)
+    train, test = standardised(x, y, order[:TRAIN], order[TRAIN:], torch.float64)
+    return Split(train.x, train.y[:, None], test.x, test.y[:, None])
 
 
 def folder(arguments: argparse.Namespace, name: str) -> Path:

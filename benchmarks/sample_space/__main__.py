@@ -6,12 +6,11 @@ import argparse
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import benchmarks.sample_space
-from benchmarks.cells import read_cell, run_cells
+from benchmarks.cells import deadline_of, read_cell, run_cells, study_parser
 from benchmarks.sample_space.one_run import MODULE, run_cell
 from benchmarks.sample_space.report import chosen, report
 from benchmarks.sample_space.rows import FIRST, ROWS
@@ -82,7 +81,7 @@ def step_times(arguments: argparse.Namespace, tasks: Sequence[str]) -> list[Cell
 
 def run_study(arguments: argparse.Namespace) -> int:
     """Tune, then run all seeds, within the time budget; a later call continues."""
-    deadline = time.monotonic() + 60 * arguments.budget_minutes if arguments.budget_minutes else None
+    deadline = deadline_of(arguments)
     tasks, methods = chosen_tasks(arguments), chosen_methods(arguments)
     for task in tasks:
         check_data(task, arguments.data_dir)
@@ -126,24 +125,17 @@ def chosen_methods(arguments: argparse.Namespace) -> list[str]:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=benchmarks.sample_space.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("command", choices=["run", "cell", "step_time", "report"])
+    parser = study_parser(benchmarks.sample_space.__doc__, ["run", "cell", "step_time", "report"], RESULTS)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--form", choices=list(FORMS), default="reduced")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated")
     parser.add_argument("--methods", default="", help="comma-separated subset of the rows")
-    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=0, help="number of seeds; 0 takes the form's")
-    parser.add_argument("--budget-minutes", type=float, default=0.0, help="start no cell after this; 0 for no limit")
     parser.add_argument("--curves", action="store_true", help="report every epoch")
     parser.add_argument("--task", choices=TASKS)
     parser.add_argument("--method", choices=list(ROWS))
     parser.add_argument("--configuration", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cell", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "cell":
         run_cell(arguments)

@@ -5,21 +5,19 @@ Noise and the scales of both layers' priors are sampled too, so that nothing is 
 
 from __future__ import annotations
 
-import math
+import argparse
 import time
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.cells import command, environment, write_cell
 from benchmarks.uci.data import split
+from benchmarks.uci.methods import HIDDEN, tested
 
 NAME = "NUTS"
 SPLITS = {"yacht": 3, "boston": 2}
 """The first so many splits of these data sets."""
-HIDDEN = 50
 WARMUP, DRAWS, TREE_DEPTH = 150, 150, 8
 
 
@@ -55,30 +53,14 @@ def sample(x: Tensor, y: Tensor, seed: int) -> dict[str, Tensor]:
     return found
 
 
-def mixture(outputs: Tensor, noise: Tensor, y: Tensor) -> float:
-    """Mean log density of the targets, every draw with its own noise ``(S,)``."""
-    terms = torch.distributions.Normal(outputs, noise.unsqueeze(-1)).log_prob(y)
-    return float((terms.logsumexp(0) - math.log(len(outputs))).mean())
-
-
-def run_ceiling(data: str, data_dir: Path, path: Path) -> None:
+def run_cell(arguments: argparse.Namespace) -> None:
     """The cell of a data set."""
     start, lines = time.process_time(), []
-    for number in range(SPLITS[data]):
-        train, held = split(data_dir, data, number, tuning=False)
+    for number in range(SPLITS[arguments.data]):
+        train, held = split(arguments.data_dir, arguments.data, number, tuning=False)
         draws = sample(train.x.double(), train.y.double(), seed=number)
-        outputs = outputs_of(draws, held.x.double())
-        error = float((outputs.mean(0) - held.y.double()).square().mean().sqrt())
-        score = mixture(outputs, draws["noise"], held.y.double())
-        lines.append(
-            {
-                "split": number,
-                "noise": float(draws["noise"].mean()) * held.scale,
-                "rmse": error * held.scale,
-                "log_likelihood": score - float(np.log(held.scale)),
-                "tested": len(held.y),
-            }
-        )
-    record = {"method": NAME, "data": data, "warmup": WARMUP, "draws": DRAWS, "tree_depth": TREE_DEPTH, "splits": lines}
+        lines.append(tested(number, outputs_of(draws, held.x.double()), draws["noise"].unsqueeze(-1), held))
+    record = {"method": NAME, "data": arguments.data, "splits": lines}
+    record |= {"warmup": WARMUP, "draws": DRAWS, "tree_depth": TREE_DEPTH}
     record |= {"cpu_seconds": round(time.process_time() - start, 1), "environment": environment()}
-    write_cell(path, record | {"command": command("benchmarks.uci")})
+    write_cell(arguments.cell, record | {"command": command("benchmarks.uci")})

@@ -50,13 +50,20 @@ def split(directory: Path | None, name: str, number: int, *, tuning: bool, limit
         cut = len(order) // 5
         train, held = order[cut:], order[:cut]
         train, held = (train[:limit], held[: limit // 4]) if limit else (train, held)
+    return standardised(x, y, train, held, torch.float32)
+
+
+def standardised(
+    x: np.ndarray, y: np.ndarray, train: np.ndarray, held: np.ndarray, dtype: torch.dtype
+) -> tuple[Part, Part]:
+    """Rows ``train`` and ``held``, inputs and targets standardised by the former; constant inputs become 0."""
     mean, deviation = x[train].mean(0), x[train].std(0)
     deviation[deviation == 0.0] = 1.0
     centre, scale = y[train].mean(), y[train].std()
     return tuple(  # type: ignore[return-value]
         Part(
-            torch.tensor((x[rows] - mean) / deviation, dtype=torch.float32),
-            torch.tensor((y[rows] - centre) / scale, dtype=torch.float32),
+            torch.tensor((x[rows] - mean) / deviation, dtype=dtype),
+            torch.tensor((y[rows] - centre) / scale, dtype=dtype),
             float(scale),
         )
         for rows in (train, held)

@@ -18,6 +18,7 @@ from vogn.likelihoods import Gaussian
 NOISE_FLOOR = 0.01
 """Smallest noise, in standard deviations of the targets."""
 SAMPLES = 100
+HIDDEN = 50
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def run(
     """
     x, y = stacked([task.train for task in tasks])
     torch.manual_seed(seed)
-    model = ManyNetworks(x.shape[-1], torch.tensor([task.prior for task in tasks]))
+    model = ManyNetworks(x.shape[-1], torch.tensor([task.prior for task in tasks]), HIDDEN)
     model.noise.copy_(torch.tensor([task.noise for task in tasks]))
     optimizer = method.build(model, len(x), lr)
     likelihood = Gaussian(noise=1.0)
@@ -169,8 +170,31 @@ def best_noise(outputs: Tensor, y: Tensor) -> float:
     return max(grid, key=lambda noise: log_likelihood(outputs, y, noise))
 
 
-def log_likelihood(outputs: Tensor, y: Tensor, noise: float) -> float:
-    """Mean log density of the targets under the mixture over samples, in standard deviations of the targets."""
-    exponent = -0.5 * ((outputs.double() - y.double()) / noise).square()
-    mixture = (exponent.logsumexp(0) - math.log(len(outputs))).mean()
-    return float(mixture) - math.log(noise) - 0.5 * math.log(2 * math.pi)
+def log_likelihood(outputs: Tensor, y: Tensor, noise: float | Tensor) -> float:
+    """Mean log density of the targets under the mixture over samples, in standard deviations of the targets.
+
+    Args:
+        outputs: ``(S, n)``.
+        y: ``(n,)``.
+        noise: one standard deviation, or one for every sample, ``(S, 1)``.
+    """
+    terms = torch.distributions.Normal(outputs.double(), noise).log_prob(y.double())
+    return float((terms.logsumexp(0) - math.log(len(outputs))).mean())
+
+
+def tested(number: int, outputs: Tensor, noise: float | Tensor, held: Part) -> dict[str, float]:
+    """What a cell keeps of a split: test figures in the units of the targets.
+
+    Args:
+        number: of the split.
+        outputs, noise: see :func:`log_likelihood`.
+        held: the test part; rows beyond the outputs' are left out.
+    """
+    y = held.y[: outputs.shape[1]]
+    return {
+        "split": number,
+        "noise": float(torch.as_tensor(noise).mean()) * held.scale,
+        "rmse": float((outputs.mean(0) - y).square().mean().sqrt()) * held.scale,
+        "log_likelihood": log_likelihood(outputs, y, noise) - math.log(held.scale),
+        "tested": len(y),
+    }

@@ -71,7 +71,7 @@ class ManyNetworks(nn.Module):
 
     noise: Tensor
 
-    def __init__(self, d: int, prior_precisions: Tensor, hidden: int = 50) -> None:
+    def __init__(self, d: int, prior_precisions: Tensor, hidden: int) -> None:
         super().__init__()
         scales = prior_precisions.rsqrt()
         self.first = ManyLinear(scales, d, hidden)

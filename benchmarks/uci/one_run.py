@@ -8,11 +8,9 @@ import sys
 import time
 from typing import Any
 
-import numpy as np
-
 from benchmarks.cells import command, environment, write_cell
 from benchmarks.uci.data import Part, split
-from benchmarks.uci.methods import METHODS, Method, Task, best_noise, log_likelihood, pooled, run
+from benchmarks.uci.methods import METHODS, Method, Task, best_noise, log_likelihood, pooled, run, tested
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
 
 PRIORS = (0.3, 1.0, 3.0, 10.0)
@@ -96,20 +94,8 @@ def run_cell(arguments: argparse.Namespace) -> None:
         result, held = found[k, chosen[k]], outer[k][1]
         if result is None:
             sys.exit(f"split {k}: the configuration that tuning chose, {chosen[k]}, diverges on all training rows")
-        y = held.y[: result["outputs"].shape[1]]
         noise = float(result["noise"]) if method.learns_noise else scores[k, chosen[k]][1]
-        error = float((result["outputs"].mean(0) - y).square().mean().sqrt())
-        lines.append(
-            {
-                "split": k,
-                "prior": chosen[k][0],
-                "lr": chosen[k][1],
-                "noise": noise * held.scale,
-                "rmse": error * held.scale,
-                "log_likelihood": log_likelihood(result["outputs"], y, noise) - float(np.log(held.scale)),
-                "tested": len(y),
-            }
-        )
+        lines.append(tested(k, result["outputs"], noise, held) | {"prior": chosen[k][0], "lr": chosen[k][1]})
     record = {"method": arguments.method, "data": arguments.data, "steps": arguments.steps, "splits": lines}
     record |= {"cpu_seconds": round(time.process_time() - start, 1), "environment": environment()}
     write_cell(arguments.cell, record | {"command": command("benchmarks.uci")})

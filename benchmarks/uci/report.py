@@ -32,22 +32,28 @@ PUBLISHED = {
 (2018) for VAdam, Mukhoti, Stenetorp, Gal (2018) for dropout."""
 
 
-def summary(root: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Data set and method to means and standard errors over the splits."""
-    out: dict[str, dict[str, dict[str, Any]]] = {}
+Cells = dict[str, dict[str, dict[str, Any]]]
+"""Data set and method to what was found."""
+
+
+def finished(root: Path) -> Cells:
+    """All cells."""
+    out: Cells = {}
     for path in sorted(root.glob("*/*.json")):
         record = json.loads(path.read_text())
-        line: dict[str, Any] = {"cpu_seconds": record["cpu_seconds"], "n": len(record["splits"])}
-        for key in ("rmse", "log_likelihood"):
-            values = np.array([s[key] for s in record["splits"]])
-            line[key] = [float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))]
-        out.setdefault(record["data"], {})[record["method"]] = line
+        out.setdefault(record["data"], {})[record["method"]] = record
     return out
+
+
+def mean_and_error(record: dict[str, Any], key: str) -> tuple[float, float]:
+    """Over the splits, with the standard error."""
+    values = np.array([line[key] for line in record["splits"]])
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def report(root: Path) -> None:
     """Print both tables as Markdown."""
-    found = summary(root)
+    found = finished(root)
     if not found:
         sys.exit(f"no finished cells in {root}; run the study first")
     sets = [data for data in DATA if data in found]
@@ -56,40 +62,39 @@ def report(root: Path) -> None:
         for method in METHODS:
             texts = []
             for data in sets:
-                line = found[data].get(method)
-                texts.append(f"{line[key][0]:.2f} ± {line[key][1]:.2f}" if line else "")
+                record = found[data].get(method)
+                texts.append("{:.2f} ± {:.2f}".format(*mean_and_error(record, key)) if record else "")
             print(f"| {method} | " + " | ".join(texts) + " |")
         for method, values in PUBLISHED.items():
             print(f"| {method} (published) | " + " | ".join(f"{values[data][place]:.2f}" for data in sets) + " |")
-    exact(root)
+    exact(found)
     verdict(found)
-    seconds = sum(line["cpu_seconds"] for lines in found.values() for line in lines.values())
-    count = max(line["n"] for lines in found.values() for line in lines.values())
+    records = [record for methods in found.values() for record in methods.values()]
+    seconds = sum(record["cpu_seconds"] for record in records)
+    count = max(len(record["splits"]) for record in records)
     print(f"\n{count} splits; {seconds / 60:.0f} minutes of processor time.")
 
 
-def exact(root: Path) -> None:
+def exact(found: Cells) -> None:
     """NUTS beside all methods, on the splits that it was run on."""
     for data in ceiling.SPLITS:
-        path = root / data / f"{ceiling.NAME}.json"
-        if not path.exists():
+        methods = found.get(data, {})
+        if ceiling.NAME not in methods:
             continue
-        record = json.loads(path.read_text())
-        splits = [line["split"] for line in record["splits"]]
+        splits = [line["split"] for line in methods[ceiling.NAME]["splits"]]
         print(f"\n| {data}, splits {splits[0]} to {splits[-1]} | log-likelihood | RMSE |\n|---|---|---|")
         for method in (ceiling.NAME, *METHODS):
-            for other in sorted((root / data).glob("*.json")):
-                cell = json.loads(other.read_text())
-                if cell["method"] == method:
-                    lines = [line for line in cell["splits"] if line["split"] in splits]
-                    means = [float(np.mean([line[key] for line in lines])) for key in ("log_likelihood", "rmse")]
-                    print(f"| {method} | {means[0]:.2f} | {means[1]:.2f} |")
+            lines = [line for line in methods.get(method, {"splits": []})["splits"] if line["split"] in splits]
+            if lines:
+                means = [float(np.mean([line[key] for line in lines])) for key in ("log_likelihood", "rmse")]
+                print(f"| {method} | {means[0]:.2f} | {means[1]:.2f} |")
 
 
-def verdict(found: dict[str, dict[str, dict[str, Any]]]) -> None:
+def verdict(found: Cells) -> None:
     """On how many data sets noisy K-FAC and EK-FAC are not worse than published means by more than a pooled error.
 
-    Published standard errors are not at hand for all cells: the pooled error takes ours for both.
+    Published standard errors are not at hand for all cells: the pooled error takes ours for both, and half a unit of
+    the published means' last digit.
     """
     print("\n| not worse by more than a pooled standard error than | log-likelihood | RMSE |\n|---|---|---|")
     for ours in (name for name in METHODS if name.startswith("noisy")):
@@ -99,7 +104,7 @@ def verdict(found: dict[str, dict[str, dict[str, Any]]]) -> None:
             for key, place, sign in (("log_likelihood", 1, 1.0), ("rmse", 0, -1.0)):
                 fine = []
                 for data in sets:
-                    mean, error = found[data][ours][key]
+                    mean, error = mean_and_error(found[data][ours], key)
                     if sign * (mean - values[data][place]) >= -math.sqrt(2.0) * error - 0.005:
                         fine.append(data)
                 texts.append(f"{len(fine)} of {len(sets)} ({', '.join(fine)})")

@@ -83,7 +83,7 @@ def test_the_log_likelihood_is_that_of_the_mixture_and_the_best_noise_the_best()
 @pytest.mark.parametrize("method", ["noisy K-FAC", "Laplace", "AdamW, 5 networks"])
 def test_a_tiny_cell(tmp_path, method):
     from benchmarks.uci.one_run import run_cell
-    from benchmarks.uci.report import summary
+    from benchmarks.uci.report import finished
 
     generator = np.random.default_rng(0)
     x = generator.normal(size=(60, 3))
@@ -97,7 +97,7 @@ def test_a_tiny_cell(tmp_path, method):
     record = json.loads(path.read_text())
     assert [line["split"] for line in record["splits"]] == [0, 1]
     assert all(line["tested"] == 10 and math.isfinite(line["log_likelihood"]) for line in record["splits"])
-    assert summary(tmp_path / "results")["yacht"][method]["n"] == 2
+    assert finished(tmp_path / "results") == {"yacht": {method: record}}
 
 
 def test_missing_data_are_named(tmp_path):

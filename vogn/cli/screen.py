@@ -77,7 +77,8 @@ class RangeTestBar:
     """
 
     def __init__(self, console: Console, label: str, steps: int) -> None:
-        self.label, self.steps = label, steps
+        self.label = label
+        self._started = 0
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -101,10 +102,11 @@ class RangeTestBar:
 
     def __call__(self, number: int, rate: float, loss: float) -> None:
         """Move the bar."""
-        run, step = divmod(number - 1, self.steps)
-        if step == 0 and run > 0:
-            self.progress.reset(self.task, description=f"{self.label}, short run {run}")
-        self.progress.update(self.task, completed=step + 1, lr=rate, loss=loss)
+        if number == 1:
+            self._started += 1
+            if self._started > 1:
+                self.progress.reset(self.task, description=f"{self.label}, short run {self._started - 1}")
+        self.progress.update(self.task, completed=number, lr=rate, loss=loss)
 
 
 def results_table(rows: Sequence[Evaluation], title: str) -> Table:

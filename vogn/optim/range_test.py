@@ -29,7 +29,7 @@ Batch = tuple[Any, Any, Tensor | None]
 FEWEST_STEPS = 20
 """A test needs at least so many steps."""
 STOP_FACTOR = 4.0
-"""The sweep ends where a running mean of the loss is so many times its smallest value (above zero loss)."""
+"""The sweep, or a run, ends where a running mean of the loss is so many times its smallest value (above zero loss)."""
 WARM_UP, END = 0.1, 0.25
 """Shares of a short run: in which the rate rises, and whose losses count."""
 
@@ -99,7 +99,7 @@ def learning_rate_range_test(
         steps: >= 20; about 20 a decade find the sweep's choice within a factor of 1.5.
         runs: compare with neighbours; without, the sweep alone chooses.
         indexed: batches are ``(indices, (inputs, targets))`` instead, as those of :class:`vogn.data.Indexed`.
-        watch: called after every step with its number (from 1, going on through the runs), rate and loss.
+        watch: called after every step with its number (from 1 in the sweep, and again in every run), rate and loss.
 
     Returns:
         Rates, losses and the choice; set ``lr`` of the groups yourself.
@@ -132,7 +132,6 @@ def learning_rate_range_test(
     optimizer._contexts.require_mean("a range test")
     device = next(model.parameters()).device
     rates = np.geomspace(smallest, largest, steps).tolist()
-    done: list[float] = []
 
     def attempt(schedule: Sequence[float]) -> tuple[list[float], bool]:
         """Losses of a copy, from the same state as all others; the first is the sweep."""
@@ -140,15 +139,15 @@ def learning_rate_range_test(
         with _undisturbed(loader, device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large rates are meant to go wrong
             batches = _forever(loader, device, indexed)
-            return _sweep(twin, network, loss_of, batches, schedule, _counting(watch, len(done)))
+            return _train(twin, network, loss_of, batches, schedule, watch)
 
     def ends(rate: float) -> list[float]:
         found, failed = attempt([rate * _schedule(step, steps) for step in range(steps)])
-        done.extend(found)
-        return [] if failed else found[-max(1, round(END * steps)) :]
+        return [] if failed else found[-round(END * steps) :]
 
     losses, diverged = attempt(rates)
-    done.extend(losses)
+    if not losses:
+        raise RangeTestError("the loss is not finite at the smallest learning rate: check data and model")
     rates = rates[: len(losses)]
     choice = choose(rates, losses)
     found = RangeTest(tuple(rates), tuple(losses), tuple(smoothed(losses)), choice, diverged)
@@ -165,12 +164,6 @@ def _copies(*originals: Any) -> Any:
     for hooks in (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks):
         hooks.clear()  # they belong to the run
     return copies
-
-
-def _counting(watch: Watch | None, before: int) -> Watch | None:
-    if watch is None:
-        return None
-    return lambda number, rate, loss: watch(before + number, rate, loss)
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -194,7 +187,7 @@ def _check(optimizer: NaturalGradient, smallest: float, largest: float, steps: i
         raise ValueError(f"{type(optimizer).__name__} sets its step sizes itself: there is no learning rate to test")
 
 
-def _sweep(
+def _train(
     optimizer: NaturalGradient,
     model: nn.Module,
     likelihood: Callable[[Tensor, Any], Tensor],
@@ -215,8 +208,6 @@ def _sweep(
         except (NonFiniteStatisticsError, NotPositiveDefiniteError):
             loss = math.nan
         if not math.isfinite(loss):
-            if number == 1:
-                raise RangeTestError("the loss is not finite at the smallest learning rate: check data and model")
             return losses, True
         losses.append(loss)
         if watch is not None:
