@@ -11,6 +11,7 @@ tuned for; perceptrons are trained for 2000 steps.
 
     python -m benchmarks.auto_settings run --data-dir DIR --budget-minutes 25
     python -m benchmarks.auto_settings report
+    python -m benchmarks.auto_settings rates         what range tests see, on MNIST and CIFAR-10
     python -m benchmarks.auto_settings curvature     where the curvature starts, on digits
 """
 
@@ -41,6 +42,7 @@ from vogn.cli.contenders import RECIPES
 from vogn.data import epoch_batches
 from vogn.likelihoods import Categorical, Gaussian
 from vogn.models import build_model
+from vogn.optim.range_choice import choose
 
 RESULTS = Path(__file__).parent / "results" / "auto_settings"
 TUNED = Path(__file__).parent / "results" / "classification"
@@ -100,6 +102,22 @@ def with_range_test(
     return rate
 
 
+def automatic(method: str, model: nn.Module, loader: DataLoader[Any], seed: int) -> vogn.NaturalGradient:
+    """The optimizer of a residual network, with everything automatic but the rate and the prior of the head."""
+    recipe = RECIPES[method]
+    ess = vogn.effective_sample_size(loader, temperature=recipe.temperature)
+    options = {key: value for key, value in recipe.options.items() if key != "lr"} | EVERY
+    return vogn.METHODS[method].build(
+        model,
+        ess=ess,
+        weight_decay=recipe.prior_precision / ess,
+        initial_curvature="auto",
+        seed=seed,
+        groups=[{"params": list(model.classifier.parameters())}],
+        **options,
+    )
+
+
 def classify(name: str, method: str, seed: int, directory: Path) -> dict[str, Found]:
     """Both runs of a residual network."""
     study = SIZES[name]
@@ -115,17 +133,7 @@ def classify(name: str, method: str, seed: int, directory: Path) -> dict[str, Fo
         if way == "hand":
             optimizer = ROWS[method].build(model, len(x), seed=seed, **tuned)
         else:
-            ess = vogn.effective_sample_size(loader, temperature=recipe.temperature)
-            options = {key: value for key, value in recipe.options.items() if key != "lr"} | EVERY
-            optimizer = vogn.METHODS[method].build(
-                model,
-                ess=ess,
-                weight_decay=recipe.prior_precision / ess,
-                initial_curvature="auto",
-                seed=seed,
-                groups=[{"params": list(model.classifier.parameters())}],
-                **options,
-            )
+            optimizer = automatic(method, model, loader, seed)
             start_tuning = study.epochs // 2 * epoch
             tuner = vogn.PriorTuner(
                 optimizer, every=epoch, start=start_tuning, temperature=recipe.temperature, only=["classifier"]
@@ -239,6 +247,39 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+TESTED = (("mnist", "vogn"), ("mnist", "kfac"), ("cifar10", "kfac"), ("cifar10", "vogn"))
+
+
+def rates(arguments: argparse.Namespace) -> None:
+    """What range tests see and choose, seed 0: the sweep's choice, and the short runs that follow; the table."""
+    path = arguments.results / "rates.json"
+    line = command("benchmarks.auto_settings")
+    record = read_cell(path) or {"environment": environment(), "command": line, "rows": []}
+    done = {(row["data"], row["method"]) for row in record["rows"]}
+    for data, method in TESTED:
+        if (data, method) in done:
+            continue
+        study = SIZES[data]
+        (x, y), _, _ = parts(data, arguments.data_dir, study, 0, tuning=False)
+        torch.manual_seed(0)
+        model = build_model("resnet8", num_classes=10, in_channels=x.shape[1], width=study.width)
+        loader = DataLoader(TensorDataset(x, y), batch_size=study.batch, shuffle=True)
+        start = time.process_time()
+        found = vogn.learning_rate_range_test(automatic(method, model, loader, 0), model, Categorical(), loader)
+        seconds = round(time.process_time() - start, 1)
+        row = {"data": data, "method": method, "sweep": choose(found.rates, found.losses), "seconds": seconds}
+        record["rows"].append(row | {key: found.to_dict()[key] for key in ("suggestion", "runs")})
+        write_cell(path, record)
+    print("| data, method | choice of the sweep | short runs: final loss at rate | choice | seconds |")
+    print("|---|---|---|---|---|")
+    for row in record["rows"]:
+        runs = ", ".join("failed" if loss is None else f"{loss:.2f} at {rate:.2g}" for rate, loss in row["runs"])
+        print(
+            f"| {row['data']}, {row['method']} | {row['sweep']:.2g} | {runs} | {row['suggestion']:.2g} | "
+            f"{row['seconds']:.0f} |"
+        )
+
+
 STARTS: dict[str, tuple[Any, ...]] = {
     "vogn": ("first_batch", 0.0, 1e-3, 0.1),
     "kfac": ("first_batch", 0.0, 1e-3, 0.1),
@@ -307,13 +348,13 @@ def report(results: Path) -> None:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "report", "curvature"])
+    parser.add_argument("command", choices=["run", "report", "rates", "curvature"])
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--budget-minutes", type=float, default=0.0, help="start no cell after this; 0 for no limit")
     arguments = parser.parse_args()
-    if arguments.command == "curvature":
-        curvature(arguments)
+    if arguments.command in ("rates", "curvature"):
+        {"rates": rates, "curvature": curvature}[arguments.command](arguments)
         return 0
     status = run(arguments) if arguments.command == "run" else 0
     report(arguments.results)
