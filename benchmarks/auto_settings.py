@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import vogn
-from benchmarks.cells import command, environment, read_cell, write_cell
+from benchmarks.cells import command, environment, mean_error, read_cell, write_cell
 from benchmarks.classification.images import parts
 from benchmarks.classification.one_run import measure, predictions, schedule
 from benchmarks.classification.rows import EVERY, ROWS
@@ -331,7 +331,7 @@ def report(results: Path) -> None:
             hand, auto = (np.array([factor * cell[way][key] for cell in cells]) for way in ("hand", "auto"))
             relative = 1.0 if data in SIZES else 0.01 * hand.mean()
             gap = (auto - hand) / relative
-            error = gap.std(ddof=1) / math.sqrt(len(gap)) if len(gap) > 1 else math.nan
+            _, error = mean_error(gap)
             unit = "%" if data in SIZES else ""
             met = gap.mean() >= -0.5 if data in SIZES else gap.mean() <= 3.0
             rates = [sorted(cell[way]["lr"] for cell in cells) for way in ("hand", "auto")]

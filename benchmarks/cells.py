@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -42,6 +43,15 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }
+
+
+def mean_error(values: Any) -> list[float]:
+    """Mean and standard error of a sequence of numbers; the error of one number is NaN."""
+    import numpy
+
+    array = numpy.asarray(values, dtype=float)
+    error = float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else math.nan
+    return [float(array.mean()), error]
 
 
 def command(module: str) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import vogn
-from benchmarks.cells import environment, finish, study_parser, write_cell
+from benchmarks.cells import environment, finish, mean_error, study_parser, write_cell
 from vogn import metrics
 from vogn.likelihoods import Categorical
 
@@ -175,7 +174,8 @@ def report(results: Path) -> None:
 
 
 def _pm(values: np.ndarray, digits: int, sign: str = "") -> str:
-    return f"{values.mean():{sign}.{digits}f} ± {values.std(ddof=1) / math.sqrt(len(values)):.{digits}f}"
+    mean, error = mean_error(values)
+    return f"{mean:{sign}.{digits}f} ± {error:.{digits}f}"
 
 
 def main() -> int:

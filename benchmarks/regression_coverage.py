@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import vogn
-from benchmarks.cells import environment, finish, study_parser, write_cell
+from benchmarks.cells import environment, finish, mean_error, study_parser, write_cell
 from vogn.likelihoods import Gaussian
 
 RESULTS = Path(__file__).parent / "results" / "regression_coverage"
@@ -98,8 +98,7 @@ def run_cell(arguments: argparse.Namespace) -> None:
     }
     for level in LEVELS:
         for key, name in (("covered", f"coverage {level}"), ("covered_exact", f"exact coverage {level}")):
-            per_run = np.array([np.mean(run[key][str(level)]) for run in runs])
-            record[name] = [float(per_run.mean()), float(per_run.std(ddof=1) / math.sqrt(len(per_run)))]
+            record[name] = mean_error([np.mean(run[key][str(level)]) for run in runs])
     write_cell(arguments.cell, record)
 
 

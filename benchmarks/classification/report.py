@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cells import environment, write_cell
+from benchmarks.cells import environment, mean_error, write_cell
 from benchmarks.classification.rows import ROWS
 from benchmarks.classification.sizes import folder
 from benchmarks.classification.tuning import scores_of
@@ -36,9 +35,7 @@ def summarise(root: Path) -> list[dict[str, Any]]:
             if kind not in next(iter(cells[method].values())):
                 continue
             for metric in ("accuracy", "nll", "brier", "ece"):
-                values = np.array([r[kind][metric] for r in cells[method].values()])
-                error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-                line[f"{kind} {metric}"] = [float(values.mean()), float(error)]
+                line[f"{kind} {metric}"] = mean_error([r[kind][metric] for r in cells[method].values()])
         found = {seed: best(record) for seed, record in cells[method].items()}
         others = {"adamw": {seed: best(record) for seed, record in cells.get("adamw", {}).items()}}
         if ROWS[method].samples:
@@ -50,7 +47,7 @@ def summarise(root: Path) -> list[dict[str, Any]]:
                 pairs = np.array([found[s][metric] - other[s][metric] for s in sorted(set(found) & set(other))])
                 if len(pairs) < 2:
                     continue
-                line[f"minus {name} {metric}"] = [float(pairs.mean()), float(pairs.std(ddof=1) / math.sqrt(len(pairs)))]
+                line[f"minus {name} {metric}"] = mean_error(pairs)
                 if name == "adamw":
                     draws = generator.choice(pairs, (10000, len(pairs))).mean(1)
                     line[f"minus {name} {metric}"] += [float(q) for q in np.quantile(draws, [0.025, 0.975])]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import math
 from typing import Any
 
-import numpy as np
-
-from benchmarks.cells import read_cell
+from benchmarks.cells import mean_error, read_cell
 from benchmarks.nuts.one_run import reference_path
 from benchmarks.nuts.rows import ROWS
 from benchmarks.nuts.sizes import NOISE, folder
@@ -28,8 +25,7 @@ def line(name: str, values: dict[str, list[float]]) -> str:
     """Means over runs, with the standard error of the correlations over data sets and seeds."""
     cells = []
     for key, numbers in values.items():
-        mean = float(np.mean(numbers))
-        error = float(np.std(numbers, ddof=1) / math.sqrt(len(numbers))) if len(numbers) > 1 else math.nan
+        mean, error = mean_error(numbers)
         percent = key in ("0.5", "0.9", "0.95")
         cells.append(f"{100 * mean:.0f}" if percent else f"{mean:.2f} ± {error:.2f}")
     return f"| {name} | {' | '.join(cells)} |"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 import vogn
 from benchmarks.nuts.sizes import PRIOR_PRECISION
+from vogn.cli.schedule import cosine
 from vogn.likelihoods import Gaussian
 from vogn.linalg.layout import MatrixLayout
 from vogn.posterior import GaussianPosterior, PosteriorBlock
@@ -36,11 +36,6 @@ class Row:
     method: str = "mc"
 
 
-def cosine(step: int, steps: int) -> float:
-    """The schedule of every method."""
-    return 0.5 * (1.0 + math.cos(math.pi * step / steps))
-
-
 def variational(build: Callable[..., vogn.NaturalGradient], **options: Any) -> Make:
     """Training with one of our optimizers."""
 
@@ -51,7 +46,7 @@ def variational(build: Callable[..., vogn.NaturalGradient], **options: Any) -> M
         optimizer = build(model, lr=rate, **(settings | options))
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = rate * cosine(step, steps)
+                group["lr"] = rate * cosine(step, steps, 0)
             optimizer.zero_grad()
             with optimizer.sampled_params():
                 likelihood(model(x), y).backward()
@@ -92,7 +87,7 @@ def bayes_by_backprop(
     )
     schedule = PyroLRScheduler(
         torch.optim.lr_scheduler.LambdaLR,
-        {"optimizer": torch.optim.Adam, "optim_args": {"lr": rate}, "lr_lambda": lambda step: cosine(step, steps)},
+        {"optimizer": torch.optim.Adam, "optim_args": {"lr": rate}, "lr_lambda": lambda step: cosine(step, steps, 0)},
     )
     svi = SVI(log_joint, guide, schedule, Trace_ELBO())
     for _ in range(steps):
@@ -124,7 +119,7 @@ def laplace(structure: str) -> Make:
     ) -> GaussianPosterior:
         adam = torch.optim.Adam(model.parameters(), lr=rate)
         for step in range(steps):
-            adam.param_groups[0]["lr"] = rate * cosine(step, steps)
+            adam.param_groups[0]["lr"] = rate * cosine(step, steps, 0)
             adam.zero_grad()
             penalty = 0.5 * PRIOR_PRECISION / len(x) * sum(p.square().sum() for p in model.parameters())
             (likelihood(model(x), y) + penalty).backward()

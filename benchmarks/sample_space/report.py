@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cells import environment, read_cell, write_cell
+from benchmarks.cells import environment, mean_error, read_cell, write_cell
 from benchmarks.sample_space.rows import ROWS
 from benchmarks.sample_space.sizes import folder
 
@@ -41,12 +41,6 @@ def finished(root: Path) -> dict[str, dict[int, Record]]:
             best = chosen(first)["configuration"]
             found[method] = {r["seed"]: r for r in own if r["configuration"] == best}
     return found
-
-
-def mean_error(values: Sequence[float]) -> list[float]:
-    """Mean and standard error."""
-    array = np.array(values, dtype=float)
-    return [float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else math.nan]
 
 
 def at_time(record: Record, seconds: float) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cells import mean_error
 from benchmarks.uci import ceiling
 from benchmarks.uci.data import DATA
 from benchmarks.uci.methods import METHODS
@@ -45,10 +46,9 @@ def finished(root: Path) -> Cells:
     return out
 
 
-def mean_and_error(record: dict[str, Any], key: str) -> tuple[float, float]:
-    """Over the splits, with the standard error."""
-    values = np.array([line[key] for line in record["splits"]])
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+def over_splits(record: dict[str, Any], key: str) -> list[float]:
+    """Mean and standard error."""
+    return mean_error([line[key] for line in record["splits"]])
 
 
 def report(root: Path) -> None:
@@ -63,7 +63,7 @@ def report(root: Path) -> None:
             texts = []
             for data in sets:
                 record = found[data].get(method)
-                texts.append("{:.2f} ± {:.2f}".format(*mean_and_error(record, key)) if record else "")
+                texts.append("{:.2f} ± {:.2f}".format(*over_splits(record, key)) if record else "")
             print(f"| {method} | " + " | ".join(texts) + " |")
         for method, values in PUBLISHED.items():
             print(f"| {method} (published) | " + " | ".join(f"{values[data][place]:.2f}" for data in sets) + " |")
@@ -104,7 +104,7 @@ def verdict(found: Cells) -> None:
             for key, place, sign in (("log_likelihood", 1, 1.0), ("rmse", 0, -1.0)):
                 fine = []
                 for data in sets:
-                    mean, error = mean_and_error(found[data][ours], key)
+                    mean, error = over_splits(found[data][ours], key)
                     if sign * (mean - values[data][place]) >= -math.sqrt(2.0) * error - 0.005:
                         fine.append(data)
                 texts.append(f"{len(fine)} of {len(sets)} ({', '.join(fine)})")

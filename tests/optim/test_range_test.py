@@ -257,12 +257,17 @@ def test_climbing_ends_next_to_the_best_rate(best):
 
 def test_climbing_stays_where_nothing_is_gained():
     assert climb(0.03, lambda rate: [1.0, 2.0], 1e-4, 1.0)[0] == 0.03
-    noise = {}
+
+
+@pytest.mark.parametrize("errors, found", [(0.9, 0.03), (1.1, 0.09)])
+def test_climbing_wants_more_than_a_standard_error(errors, found):
+    scatter = np.random.default_rng(0).normal(size=25)
+    scatter = (scatter - scatter.mean()) / scatter.std()  # its mean has a standard error of a fifth
 
     def ends(rate):
-        return noise.setdefault(rate, list(np.random.default_rng(len(noise)).normal(size=25)))
+        return [1.0] * 25 if rate < 0.05 else list(1.0 - errors / 5 + scatter)
 
-    assert climb(0.03, ends, 1e-4, 1.0)[0] == 0.03
+    assert climb(0.03, ends, 0.03, 0.09)[0] == found
 
 
 def test_climbing_leaves_rates_at_which_runs_fail():

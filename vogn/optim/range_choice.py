@@ -105,7 +105,7 @@ def climb(
 
 
 def _better(losses: Sequence[float], others: Sequence[float]) -> bool:
-    if not losses or not others:
-        return bool(losses)
+    if not losses:
+        return False
     gains = np.asarray(others) - np.asarray(losses)
     return bool(gains.mean() > gains.std() / math.sqrt(len(gains)))
