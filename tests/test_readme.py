@@ -5,21 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pages
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def python_blocks():
-    return re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
-
-
 def test_readme_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = python_blocks()
-    assert blocks
-    namespace: dict[str, object] = {}
-    for number, block in enumerate(blocks):
-        exec(compile(block, f"README block {number}", "exec"), namespace)
+    pages.run(ROOT / "README.md")
 
 
 def test_readme_names_every_method():

@@ -104,8 +104,7 @@ def test_one_block_is_the_dense_matrix(structure, covariance):
 
 
 @pytest.mark.parametrize("structure", OPTIONS)
-def test_large_matrices_take_the_same_path(structure):
-    """linear_operator forms no Cholesky factor of the whole matrix here: it uses the structure."""
+def test_solves_above_the_limit_of_cholesky_factors_are_right(structure):
     posterior = posterior_of(block(structure))
     with linear_operator.settings.max_cholesky_size(1), linear_operator.settings.cg_tolerance(1e-12):
         v = vectors(8)

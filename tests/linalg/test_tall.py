@@ -39,3 +39,12 @@ def test_weighted_products_are_formed_in_double_precision(dtype, power):
 def test_pieces_cover_all_rows_once():
     u = normal(301, 3)
     assert torch.equal(torch.cat([u[part] for part in tall.pieces(u)]), u)
+
+
+@pytest.mark.parametrize("columns, expected", [(1, 16), (2, 8), (3, 4), (5, 4), (6, 2), (10, 2), (11, 1), (16, 1)])
+def test_rows_are_taken_side_by_side_in_every_piece_but_the_last(columns, expected):
+    u = normal(3001, columns, dtype=torch.float32)
+    assert tall._side_by_side(u) == expected
+    assert tall._side_by_side(u.double()) == 1
+    lengths = [len(u[part]) for part in tall.pieces(u)]
+    assert all(length % expected == 0 for length in lengths[:-1])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import math
-import re
 import warnings
 from pathlib import Path
 
+import pages
 import pytest
 import torch
 from torch import nn
@@ -267,10 +267,7 @@ def test_parameters_without_a_model_are_covered_too():
 
 
 def test_the_page_about_coverage_runs(capsys):
-    page = (Path(__file__).resolve().parents[2] / "docs" / "coverage.md").read_text()
-    (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    namespace: dict[str, object] = {}
-    exec(compile(block, "docs/coverage.md", "exec"), namespace)
+    namespace = pages.run(Path(__file__).resolve().parents[2] / "docs" / "coverage.md")
     errors = {row["block"]: row["error"] for row in namespace["rows"]}
     assert errors["head.weight"] < 1e-10 < errors["body.0.weight"]
     assert "diagonal input factor (20000)" in capsys.readouterr().out

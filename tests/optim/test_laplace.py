@@ -1,9 +1,9 @@
 """The Laplace approximation against dense matrices, and that it leaves the network alone."""
 
 import math
-import re
 from pathlib import Path
 
+import pages
 import pytest
 import torch
 from torch import nn
@@ -189,8 +189,5 @@ def test_regression_counts_loss_terms():
 
 
 def test_the_page_runs():
-    page = (Path(__file__).parents[2] / "docs" / "laplace.md").read_text()
-    (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    names = {}
-    exec(compile(block, "docs/laplace.md", "exec"), names)
+    names = pages.run(Path(__file__).parents[2] / "docs" / "laplace.md")
     assert names["found"].mean.shape == (5, 3) and bool(names["evidence"].isfinite())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pages
 
 import vogn
 from vogn.posterior.loading import KINDS
@@ -16,7 +17,7 @@ PAGE = (ROOT / "docs" / "posteriors.md").read_text()
 
 
 def test_the_pages_code_runs(tmp_path):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+    code = "\n".join(pages.blocks(ROOT / "docs" / "posteriors.md"))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code]
     found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)

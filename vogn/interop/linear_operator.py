@@ -92,7 +92,7 @@ def structured(structure: Structure, block: PosteriorBlock) -> LinearOperator:
 @structured.register(Diagonal)
 def _diagonal(structure: Structure, block: PosteriorBlock) -> LinearOperator:
     ones = next(iter(block.state.values())).new_ones(block.layout.block_shape)
-    return DiagLinearOperator(block.ess * structure.apply(block.state, ones, block.shift).flatten())
+    return DiagLinearOperator(block.precision_product(ones).flatten())
 
 
 @structured.register
@@ -129,14 +129,14 @@ def _side(values: Tensor, vectors: Tensor) -> LinearOperator:
 
 
 class SymmetricOperator(LinearOperator):
-    """A symmetric positive definite matrix that knows its inverse's products and its determinant.
+    """A symmetric positive definite matrix that knows its solves and its determinant.
 
     It has no batch dimensions; what adds some to it makes it dense.
     """
 
     @abstractmethod
-    def inverse(self) -> LinearOperator:
-        """The inverse, as an operator."""
+    def solved(self, right: Tensor) -> Tensor:
+        """``self^-1 right`` for ``(..., D, C)`` or ``(D,)``."""
 
     @abstractmethod
     def log_determinant(self) -> Tensor:
@@ -144,7 +144,7 @@ class SymmetricOperator(LinearOperator):
 
     def solve(self, right_tensor: Tensor, left_tensor: Tensor | None = None) -> Tensor:
         """``left self^-1 right``."""
-        solved = self.inverse() @ right_tensor
+        solved = self.solved(right_tensor)
         return solved if left_tensor is None else left_tensor @ solved
 
     def inv_quad_logdet(
@@ -191,6 +191,11 @@ class BlockOperator(SymmetricOperator):
         """``Lambda`` for ``Sigma`` and the other way round."""
         return BlockOperator(*self._args, block=self.block, covariance=not self.covariance)
 
+    def solved(self, right: Tensor) -> Tensor:
+        """See :meth:`SymmetricOperator.solved`."""
+        solved: Tensor = self.inverse() @ right
+        return solved
+
     def log_determinant(self) -> Tensor:
         """See :meth:`SymmetricOperator.log_determinant`."""
         return -self.block.logdet() if self.covariance else self.block.logdet()
@@ -234,13 +239,13 @@ class BlockDiagonalOperator(SymmetricOperator):
         self.sizes = [member.shape[-1] for member in members]
 
     def inverse(self) -> LinearOperator:
-        """Member by member."""
+        """Member by member; linear_operator's own classes, of which precisions are made, have none: the inverse of
+        ``precision_operator(posterior)`` is ``covariance_operator(posterior)``."""
         return BlockDiagonalOperator(*(member.inverse() for member in self.members))
 
-    def solve(self, right_tensor: Tensor, left_tensor: Tensor | None = None) -> Tensor:
-        """``left self^-1 right``, member by member."""
-        solved = self._each("solve", right_tensor)
-        return solved if left_tensor is None else left_tensor @ solved
+    def solved(self, right: Tensor) -> Tensor:
+        """See :meth:`SymmetricOperator.solved`."""
+        return self._each("solve", right)
 
     def log_determinant(self) -> Tensor:
         """See :meth:`SymmetricOperator.log_determinant`."""

@@ -97,24 +97,6 @@ def sample(d: Tensor, u: Tensor, noise: Tensor) -> Tensor:
     return out
 
 
-def sample_by_solve(d: Tensor, u: Tensor, noise: Tensor, column_noise: Tensor) -> Tensor:
-    """Another linear map ``S`` of noise with ``S S^T = (diag(d) + U U^T)^-1``: perturb and solve.
-
-    ``(diag(d) + U U^T)^-1 (diag(d)^1/2 e + U e')`` needs no eigendecomposition, but ``r`` more random numbers.
-
-    Args:
-        d, u: the matrix.
-        noise: ``e``, ``(batch, D)``.
-        column_noise: ``e'``, ``(batch, r)``.
-
-    Raises:
-        NotPositiveDefiniteError: if an element of ``d`` is not positive.
-
-    Source: Papandreou and Yuille (2010), "Gaussian Sampling by Local Perturbations", section 2.
-    """
-    return solve(d, u, torch.addmm(noise * d.sqrt(), column_noise, u.T))
-
-
 def logdet(d: Tensor, u: Tensor) -> Tensor:
     """``log det (diag(d) + U U^T)``, a scalar."""
     root, scaled, gram = _squared(d, u)

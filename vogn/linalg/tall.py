@@ -13,14 +13,16 @@ from torch import Tensor
 
 from vogn.kernels.reference import CACHED_ELEMENTS, CHUNK_ELEMENTS
 
-WIDTH = 16
-"""Columns below which single precision is faster with rows side by side."""
+WIDTH = 20
+"""In single precision rows are taken side by side, as long as they have no more numbers together."""
+MOST = 16
+"""Rows side by side are a power of two up to this."""
 
 
 def pieces(u: Tensor) -> Iterator[slice]:
-    """Rows that stay in the cache, a multiple of :data:`WIDTH` of them but for the last."""
+    """Rows that stay in the cache, a multiple of :data:`MOST` of them but for the last."""
     elements = CACHED_ELEMENTS if u.device.type == "cpu" else CHUNK_ELEMENTS
-    rows = max(1, elements // (WIDTH * max(1, u.shape[1]))) * WIDTH
+    rows = max(1, elements // (MOST * max(1, u.shape[1]))) * MOST
     for start in range(0, len(u), rows):
         yield slice(start, min(start + rows, len(u)))
 
@@ -72,6 +74,9 @@ def weighted(d: Tensor, u: Tensor, v: Tensor, power: float = 1.0) -> tuple[Tenso
 
 
 def _side_by_side(u: Tensor) -> int:
-    """How many rows are taken as one."""
-    narrow = u.shape[1] and u.dtype == torch.float32 and u.device.type == "cpu"
-    return max(1, WIDTH // u.shape[1]) if narrow else 1
+    """How many rows are taken as one; divides the lengths of all :func:`pieces` but the last."""
+    k = 1
+    if u.shape[1] and u.dtype == torch.float32 and u.device.type == "cpu":
+        while k < MOST and 2 * k * u.shape[1] <= WIDTH:
+            k *= 2
+    return k

@@ -161,7 +161,8 @@ class PosteriorBlock:
     def precision_product(self, v: Tensor) -> Tensor:
         """``Lambda v`` for block vectors."""
         self._require("apply")
-        return self.ess * self.structure.apply(self.state, v, self.shift)
+        with in_block(self.name):
+            return self.ess * self.structure.apply(self.state, v, self.shift)
 
     def quadratic(self, v: Tensor) -> Tensor:
         """``v^T Lambda v`` for block vectors ``(*batch, *block_shape)``; returns ``batch``."""
