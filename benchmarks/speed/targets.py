@@ -57,8 +57,8 @@ POSITION_FACTORS = (
     "the network's own work for the 1024 positions of this batch, so that no schedule of the statistics reaches the aim"
 )
 RANK = (
-    "2 rank weight-gradient products per layer are 86 ms of an MLP step, alone twice VOGN's; the rest are single "
-    "passes over matrices of parameters times rank, and page faults of the new columns"
+    "2 rank weight-gradient products per layer, beside single passes over matrices of parameters times rank, and page "
+    "faults of the new columns"
 )
 DRAWS = (
     "drawing normal numbers costs as much as the forward passes (a batch of 128 is small for 1.9 million weights), "
