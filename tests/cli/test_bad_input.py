@@ -2,12 +2,14 @@
 
 import json
 import os
+import shlex
 
 import numpy as np
 import pytest
 import torch
 
-TINY = ["--epochs", "1", "--batch-size", "30", "--samples", "2", "--model", "mlp", "--device", "cpu"]
+SMALL = ["--batch-size", "30", "--model", "mlp", "--device", "cpu"]
+TINY = ["--epochs", "1", "--samples", "2", *SMALL]
 
 
 def refused(outcome, *words):
@@ -313,6 +315,10 @@ def test_names_with_brackets_and_spaces_are_printed_as_they_are(vogn, tiny, run)
     outcome = vogn("train", "--data", f"npz:{odd}", *TINY, "--output", "my [bold] run/[/y]")
     assert outcome.code == 0 and "Everything is in my [bold] run/[/y]" in outcome.out and "t[red]iny" in outcome.out
     refused(vogn("train", "--data", f"npz:{odd}", *TINY, "--output", "my [bold] run/[/y]"), "'my [bold] run/[/y]'")
+    tuned = vogn("tune", "--data", f"npz:{odd}", *SMALL, "--steps", "20", "--no-runs", "--output", "[b] tune/[/y]")
+    assert tuned.code == 0 and "Everything is in [b] tune/[/y]" in tuned.out
+    words = shlex.split(tuned.out.strip().splitlines()[-1])
+    assert words[:4] == ["vogn", "train", "--data", f"npz:{odd}"]
 
 
 def test_ctrl_c_before_training_exits_with_130(vogn, tiny, monkeypatch):

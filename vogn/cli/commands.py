@@ -22,7 +22,7 @@ from vogn.cli.evaluation import Evaluation, entropy, evaluate, posterior, predic
 from vogn.cli.interruption import Interruption
 from vogn.cli.plots import plot_learning_curves, plot_reliability
 from vogn.cli.run_folder import RunFolder, write_atomically
-from vogn.cli.screen import ProgressWatcher, results_table
+from vogn.cli.screen import ProgressWatcher, results_table, say
 from vogn.cli.session import Session, open_data, resolve_device
 from vogn.cli.settings import Settings, given_settings, reads_image_files, resumed_settings
 from vogn.cli.training import Training
@@ -59,7 +59,7 @@ def train(given: Mapping[str, Any], *, output: Path | None, resume: Path | None,
     if resume is None:
         Session.start(settings, rivals[0], data, RunFolder(Path())).rehearse()  # complain before anything is written
         folder = RunFolder.create(output or _new_name(settings))
-    console.print(_headline(settings, data, device, folder), highlight=False, markup=False, soft_wrap=True)
+    say(console, _headline(settings, data, device, folder))
     rows: list[Evaluation] = []
     histories = {}
     with folder.locked(), Interruption() as interruption:
@@ -136,7 +136,7 @@ def predict_file(
         write_atomically(output_path, lambda file: np.savez(file, **arrays))
     except OSError as error:
         raise UsageError(f"cannot write {output_path}: {error.strerror}") from error
-    console.print(f"{len(x)} predictions written to {output_path}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"{len(x)} predictions written to {output_path}")
 
 
 def load_session(run: Path, *, device: str | None) -> Session:
@@ -178,7 +178,7 @@ def _report(
     plot_learning_curves(histories, folder.path / "learning_curves.png")
     plot_reliability(rows, folder.path / "reliability.png")
     console.print(results_table(rows, f"{settings.data}, test part, {len(rows[0].targets)} examples"))
-    console.print(f"Everything is in {folder.path}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"Everything is in {folder.path}")
 
 
 def _headline(settings: Settings, data: Data, device: torch.device, folder: RunFolder) -> str:

@@ -20,7 +20,7 @@ from vogn.cli.contenders import NaturalGradientContender, check_method
 from vogn.cli.errors import UsageError
 from vogn.cli.plots import plot_range_test
 from vogn.cli.run_folder import RunFolder, versions
-from vogn.cli.screen import RangeTestBar
+from vogn.cli.screen import RangeTestBar, say
 from vogn.cli.session import Session, open_data
 from vogn.cli.settings import Settings, given_settings
 from vogn.data import epoch_batches
@@ -75,18 +75,17 @@ def tune(
     folder.write_json("range_test.json", record | {"range_test": found.to_dict()})
     plot_range_test(found, folder.path / "range_test.png")
     end = "diverged" if found.diverged else "ended"
-    console.print(
+    say(
+        console,
         f"loss {found.smoothed[0]:.4f} at lr {found.rates[0]:.2g}, {min(found.smoothed):.4f} at best; {end} at lr "
         f"{found.rates[-1]:.2g}. Chosen: lr {found.suggestion:.2g}. Everything is in {folder.path}",
-        highlight=False,
-        soft_wrap=True,
     )
     if found.runs:
         tried = ", ".join(f"{loss:.4f} at lr {rate:.2g}" for rate, loss in found.runs)
-        console.print(f"short runs end with loss {tried}", highlight=False, soft_wrap=True)
+        say(console, f"short runs end with loss {tried}")
     if not found.diverged and found.smoothed[-1] == min(found.smoothed):
-        console.print("the loss still fell at the largest rate: a larger --largest may find a better one")
-    console.print(f"vogn train {_options(given, found.suggestion)}", highlight=False, soft_wrap=True)
+        say(console, "the loss still fell at the largest rate: a larger --largest may find a better one")
+    say(console, f"vogn train {_options(given, found.suggestion)}")
     return found
 
 
