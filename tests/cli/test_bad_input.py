@@ -207,12 +207,13 @@ MODELS = {
 }
 
 
+@pytest.mark.parametrize("command", ["train", "tune"])
 @pytest.mark.parametrize("name", MODELS)
-def test_models_that_cannot_be_trained(vogn, tiny, tmp_path, name):
+def test_models_that_cannot_be_trained(vogn, tiny, tmp_path, name, command):
     source, words = MODELS[name]
     head = "import torch\nfrom torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
     (tmp_path / f"model_{name}.py").write_text(head + source + "\n")
-    arguments = ["train", "--data", tiny, *TINY, "--model", f"model_{name}:make", "--output", "run"]
+    arguments = [command, "--data", tiny, *SMALL, "--model", f"model_{name}:make", "--output", "run"]
     refused(vogn(*arguments), f"model_{name}:make", *words)
     assert not (tmp_path / "run").exists()
 

@@ -23,7 +23,7 @@ from vogn.cli.interruption import Interruption
 from vogn.cli.plots import plot_learning_curves, plot_reliability
 from vogn.cli.run_folder import RunFolder, write_atomically
 from vogn.cli.screen import ProgressWatcher, results_table, say
-from vogn.cli.session import Session, open_data, resolve_device
+from vogn.cli.session import Session, open_data, rehearse, resolve_device
 from vogn.cli.settings import Settings, given_settings, reads_image_files, resumed_settings
 from vogn.cli.training import Training
 from vogn.data import Data, Preprocessing, load_inputs
@@ -57,7 +57,7 @@ def train(given: Mapping[str, Any], *, output: Path | None, resume: Path | None,
     use_threads(settings.threads)
     data = open_data(settings)
     if resume is None:
-        Session.start(settings, rivals[0], data, RunFolder(Path())).rehearse()  # complain before anything is written
+        rehearse(settings, rivals[0], data)
         folder = RunFolder.create(output or _new_name(settings))
     say(console, _headline(settings, data, device, folder))
     rows: list[Evaluation] = []

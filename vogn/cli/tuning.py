@@ -21,7 +21,7 @@ from vogn.cli.errors import UsageError
 from vogn.cli.plots import plot_range_test
 from vogn.cli.run_folder import RunFolder, versions
 from vogn.cli.screen import RangeTestBar, say
-from vogn.cli.session import Session, open_data
+from vogn.cli.session import Session, open_data, rehearse
 from vogn.cli.settings import Settings, given_settings
 from vogn.data import epoch_batches
 from vogn.likelihoods import Categorical
@@ -52,8 +52,10 @@ def tune(
     _check(settings, smallest, largest, steps)
     use_threads(settings.threads)
     contender = NaturalGradientContender(settings.method, settings.variational)
-    session = Session.start(settings, contender, open_data(settings), RunFolder(Path()))
+    data = open_data(settings)
+    rehearse(settings, contender, data)
     folder = RunFolder.create(output or _new_name(settings, contender))
+    session = Session.start(settings, contender, data, folder)
     optimizer = session.optimizer
     assert isinstance(optimizer, NaturalGradient)
     session.model.train()
