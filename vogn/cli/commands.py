@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 import shlex
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +13,12 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from vogn.cli.contenders import NaturalGradientContender, check_method, contenders
+from vogn.cli.contenders import check_method, contenders
 from vogn.cli.errors import InterruptedRunError, UsageError
 from vogn.cli.evaluation import Evaluation, entropy, evaluate, posterior, predictive
 from vogn.cli.interruption import Interruption
 from vogn.cli.plots import plot_learning_curves, plot_reliability
-from vogn.cli.run_folder import RunFolder, write_atomically
+from vogn.cli.run_folder import RunFolder, new_path, write_atomically
 from vogn.cli.screen import ProgressWatcher, results_table, say
 from vogn.cli.session import Session, open_data, rehearse, resolve_device
 from vogn.cli.settings import Settings, given_settings, reads_image_files, resumed_settings
@@ -58,7 +55,7 @@ def train(given: Mapping[str, Any], *, output: Path | None, resume: Path | None,
     data = open_data(settings)
     if resume is None:
         rehearse(settings, rivals[0], data)
-        folder = RunFolder.create(output or _new_name(settings))
+        folder = RunFolder.create(output or new_path(settings, rivals[0].key))
     say(console, _headline(settings, data, device, folder))
     rows: list[Evaluation] = []
     histories = {}
@@ -185,14 +182,6 @@ def _headline(settings: Settings, data: Data, device: torch.device, folder: RunF
     sizes = f"{len(data.train)} / {len(data.validation)} / {len(data.test)} examples"
     where = f"on {device}, in {folder.path}"
     return f"{settings.data}: {sizes} (train / validation / test), {data.num_classes} classes, {where}"
-
-
-def _new_name(settings: Settings) -> Path:
-    data = re.sub(r"[^A-Za-z0-9]+", "-", Path(settings.data.partition(":")[2] or settings.data).stem).strip("-")
-    contender = NaturalGradientContender(settings.method, settings.variational)
-    name = f"{data}-{contender.key}-{time.strftime('%Y%m%d-%H%M%S')}"
-    candidates = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
-    return next(path for path in candidates if not path.exists())
 
 
 __all__ = ["PARTS", "InterruptedRunError", "evaluate_run", "load_session", "predict_file", "train"]

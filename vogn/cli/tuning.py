@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import shlex
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from vogn.cli.commands import use_threads
 from vogn.cli.contenders import NaturalGradientContender, check_method
 from vogn.cli.errors import UsageError
 from vogn.cli.plots import plot_range_test
-from vogn.cli.run_folder import RunFolder, versions
+from vogn.cli.run_folder import RunFolder, new_path, versions
 from vogn.cli.screen import RangeTestBar, say
 from vogn.cli.session import Session, open_data, rehearse
 from vogn.cli.settings import Settings, given_settings
@@ -54,7 +52,7 @@ def tune(
     contender = NaturalGradientContender(settings.method, settings.variational)
     data = open_data(settings)
     rehearse(settings, contender, data)
-    folder = RunFolder.create(output or _new_name(settings, contender))
+    folder = RunFolder.create(output or new_path(settings, contender.key, suffix="-tune"))
     session = Session.start(settings, contender, data, folder)
     optimizer = session.optimizer
     assert isinstance(optimizer, NaturalGradient)
@@ -119,11 +117,6 @@ def _check(settings: Settings, smallest: float | None, largest: float | None, st
         raise UsageError("--smallest needs --largest")
     if steps < FEWEST_STEPS:
         raise UsageError(f"--steps is {steps}; it must be at least {FEWEST_STEPS}")
-
-
-def _new_name(settings: Settings, contender: NaturalGradientContender) -> Path:
-    data = re.sub(r"[^A-Za-z0-9]+", "-", Path(settings.data.partition(":")[2] or settings.data).stem).strip("-")
-    return Path("runs") / f"{data}-{contender.key}-tune-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _options(given: Mapping[str, Any], rate: float) -> str:
