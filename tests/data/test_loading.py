@@ -91,6 +91,28 @@ def test_features_keep_their_differences_beside_a_large_offset(save, dtype):
     torch.testing.assert_close(data.train.x, plain.train.x, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("value", [1e-3, 0.1, 3.0, 1e4])
+def test_columns_that_vary_by_rounding_only_are_not_blown_up(dtype, value):
+    column = np.full(10_000, value, dtype)
+    column[::2] = np.nextafter(column[0], dtype(np.inf))
+    x = np.stack([column, np.full_like(column, value)], axis=1)
+    standardised = Preprocessing.fit(x, name="x").apply(x, name="x")
+    assert standardised[:, 0].abs().max() <= np.finfo(dtype).eps and (standardised[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_columns_that_vary_by_more_than_rounding_are_standardised(dtype):
+    x = (1000 * (1 + 100 * np.finfo(dtype).eps * RNG.normal(size=(400, 2)))).astype(dtype)
+    standardised = Preprocessing.fit(x, name="x").apply(x, name="x")
+    assert (standardised.std(dim=0, unbiased=False) - 1).abs().max() < 1e-2
+
+
+def test_a_constant_of_very_many_rows_is_zero():
+    x = np.full((1_000_000, 2), 0.1)
+    assert (Preprocessing.fit(x, name="x").apply(x, name="x") == 0).all()
+
+
 def test_npz_takes_a_validation_part_as_it_is(save):
     data = load_data(save(**arrays(x_validation=IMAGES[:4], y_validation=LABELS[:4])))
     assert (len(data.train), len(data.validation), len(data.test)) == (40, 4, 8)
