@@ -179,10 +179,13 @@ def test_a_run_that_diverges_fails_with_1_and_says_what_to_do(vogn, tmp_path):
         (["--image-size", "12"], ["--image-size is for image files"]),
         (["--output", "x" * 300], ["cannot create", "File name too long"]),
         (["--width", "10000000000000"], ["--width is", "at most"]),
+        (["--warmup-epochs", "1e308"], ["--warmup-epochs is 1e+308", "at most"]),
+        (["--steps", "100000000000"], ["--steps is 100000000000", "at most 1000000"]),
     ],
 )
 def test_numbers_and_names_beyond_reason(vogn, tiny, tmp_path, options, words):
-    refused(vogn("train", "--data", tiny, *TINY, "--output", "run", *options), *words)
+    command = ["tune", *SMALL] if "--steps" in options else ["train", *TINY]
+    refused(vogn(*command, "--data", tiny, "--output", "run", *options), *words)
     assert not (tmp_path / "run").exists()
 
 

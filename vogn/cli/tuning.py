@@ -26,6 +26,8 @@ from vogn.likelihoods import Categorical
 from vogn.optim import METHODS, NaturalGradient
 from vogn.optim.range_test import FEWEST_STEPS, RangeTest, learning_rate_range_test
 
+_MOST_STEPS = 1_000_000
+
 
 def tune(
     given: Mapping[str, Any],
@@ -115,8 +117,9 @@ def _check(settings: Settings, smallest: float | None, largest: float | None, st
         raise UsageError(f"--smallest is {smallest}; it must be below --largest {largest}")
     if smallest is not None and largest is None:
         raise UsageError("--smallest needs --largest")
-    if steps < FEWEST_STEPS:
-        raise UsageError(f"--steps is {steps}; it must be at least {FEWEST_STEPS}")
+    if not FEWEST_STEPS <= steps <= _MOST_STEPS:
+        bound = f" and at most {_MOST_STEPS}" if steps > _MOST_STEPS else ""
+        raise UsageError(f"--steps is {steps}; it must be at least {FEWEST_STEPS}{bound}")
 
 
 def _options(given: Mapping[str, Any], rate: float) -> str:
