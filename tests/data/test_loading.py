@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from vogn.data import DataError, Preprocessing, load_data, load_inputs, stratified_parts
+from vogn.data.huggingface import load_huggingface
+from vogn.data.imagefolder import picture_to_array
 from vogn.errors import MissingExtraError
 
 RNG = np.random.default_rng(0)
@@ -302,6 +304,31 @@ def test_huggingface_pictures_are_coloured_if_any_is_and_none_may_be_missing(tmp
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "gap")
     with pytest.raises(DataError, match="number 3 has no image"):
         load_data(f"hf:{tmp_path / 'gap'}")
+
+
+def test_huggingface_pictures_are_brought_to_size_one_at_a_time(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    grey = [Image.fromarray(RNG.integers(0, 256, size=(9, 12), dtype=np.uint8)) for _ in range(10)]
+    coloured = [Image.fromarray(RNG.integers(0, 256, size=(8, 7, 3), dtype=np.uint8)) for _ in range(10)]
+    rows = {"img": grey + coloured, "label": [0, 1] * 10}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    decode, decoded, kept = datasets.Image.decode_example, [], []
+
+    def decode_example(self, value, token_per_repo_id=None):
+        decoded.append(decode(self, value, token_per_repo_id=token_per_repo_id))
+        return decoded[-1]
+
+    def to_array(picture, **options):
+        kept.append(picture_to_array(picture, **options))
+        assert len(decoded) == len(kept)
+        return kept[-1]
+
+    monkeypatch.setattr(datasets.Image, "decode_example", decode_example)
+    monkeypatch.setattr("vogn.data.huggingface.picture_to_array", to_array)
+    x, _ = load_huggingface(str(tmp_path / "set"), image_size=5).train
+    expected = [picture_to_array(picture, image_size=5, colour=True) for picture in grey + coloured]
+    assert len(kept) == 20 and np.array_equal(x, np.stack(expected))
 
 
 @pytest.mark.parametrize(("spec", "library"), [("hf:name", "datasets"), ("imagefolder:{}", "PIL")])
