@@ -2,12 +2,14 @@
 
 import json
 import os
+import shlex
 
 import numpy as np
 import pytest
 import torch
 
-TINY = ["--epochs", "1", "--batch-size", "30", "--samples", "2", "--model", "mlp", "--device", "cpu"]
+SMALL = ["--batch-size", "30", "--model", "mlp", "--device", "cpu"]
+TINY = ["--epochs", "1", "--samples", "2", *SMALL]
 
 
 def refused(outcome, *words):
@@ -177,10 +179,13 @@ def test_a_run_that_diverges_fails_with_1_and_says_what_to_do(vogn, tmp_path):
         (["--image-size", "12"], ["--image-size is for image files"]),
         (["--output", "x" * 300], ["cannot create", "File name too long"]),
         (["--width", "10000000000000"], ["--width is", "at most"]),
+        (["--warmup-epochs", "1e308"], ["--warmup-epochs is 1e+308", "at most"]),
+        (["--steps", "100000000000"], ["--steps is 100000000000", "at most 1000000"]),
     ],
 )
 def test_numbers_and_names_beyond_reason(vogn, tiny, tmp_path, options, words):
-    refused(vogn("train", "--data", tiny, *TINY, "--output", "run", *options), *words)
+    command = ["tune", *SMALL] if "--steps" in options else ["train", *TINY]
+    refused(vogn(*command, "--data", tiny, "--output", "run", *options), *words)
     assert not (tmp_path / "run").exists()
 
 
@@ -205,12 +210,13 @@ MODELS = {
 }
 
 
+@pytest.mark.parametrize("command", ["train", "tune"])
 @pytest.mark.parametrize("name", MODELS)
-def test_models_that_cannot_be_trained(vogn, tiny, tmp_path, name):
+def test_models_that_cannot_be_trained(vogn, tiny, tmp_path, name, command):
     source, words = MODELS[name]
     head = "import torch\nfrom torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
     (tmp_path / f"model_{name}.py").write_text(head + source + "\n")
-    arguments = ["train", "--data", tiny, *TINY, "--model", f"model_{name}:make", "--output", "run"]
+    arguments = [command, "--data", tiny, *SMALL, "--model", f"model_{name}:make", "--output", "run"]
     refused(vogn(*arguments), f"model_{name}:make", *words)
     assert not (tmp_path / "run").exists()
 
@@ -313,6 +319,10 @@ def test_names_with_brackets_and_spaces_are_printed_as_they_are(vogn, tiny, run)
     outcome = vogn("train", "--data", f"npz:{odd}", *TINY, "--output", "my [bold] run/[/y]")
     assert outcome.code == 0 and "Everything is in my [bold] run/[/y]" in outcome.out and "t[red]iny" in outcome.out
     refused(vogn("train", "--data", f"npz:{odd}", *TINY, "--output", "my [bold] run/[/y]"), "'my [bold] run/[/y]'")
+    tuned = vogn("tune", "--data", f"npz:{odd}", *SMALL, "--steps", "20", "--no-runs", "--output", "[b] tune/[/y]")
+    assert tuned.code == 0 and "Everything is in [b] tune/[/y]" in tuned.out
+    words = shlex.split(tuned.out.strip().splitlines()[-1])
+    assert words[:4] == ["vogn", "train", "--data", f"npz:{odd}"]
 
 
 def test_ctrl_c_before_training_exits_with_130(vogn, tiny, monkeypatch):

@@ -134,7 +134,7 @@ def test_a_narrow_terminal_without_unicode_gets_a_table_too(tmp_path):
 
 
 def test_runs_of_the_same_second_get_different_names(vogn, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("vogn.cli.commands.time.strftime", lambda form: "20260101-120000")
+    monkeypatch.setattr("vogn.cli.run_folder.time.strftime", lambda form: "20260101-120000")
     for _ in range(2):
         assert vogn("train", "--data", tiny, *TINY, "--epochs", "1", "--model", "mlp").code == 0
     name = "tiny-vogn-variational-20260101-120000"

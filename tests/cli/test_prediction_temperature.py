@@ -45,6 +45,18 @@ def test_the_posterior_file_is_at_the_temperature_that_was_asked_for(vogn, tiny)
     torch.testing.assert_close(found[1], 4.0 * found[0])
 
 
+def test_a_temperature_without_finite_predictions_is_not_chosen(vogn, tiny, monkeypatch):
+    monkeypatch.setattr("vogn.cli.evaluation.TEMPERATURES", (1e300, 1.0))
+    assert vogn(*RUN, "--data", tiny).code == 0
+    stored = json.loads(Path("run/prediction.json").read_text())
+    assert stored["temperature"] == 1.0 and stored["validation_nll"]["1e+300"] is None
+    assert stored["validation_nll"]["1.0"] > 0
+    Path("run/prediction.json").unlink()
+    monkeypatch.setattr("vogn.cli.evaluation.TEMPERATURES", (1e300, 1e301))
+    outcome = vogn("evaluate", "run")
+    assert outcome.code == 1 and "are not finite" in outcome.err and not Path("run/prediction.json").exists()
+
+
 def test_a_damaged_choice_is_named(vogn, tiny):
     assert vogn(*RUN, "--data", tiny).code == 0
     Path("run/prediction.json").write_text("{}")

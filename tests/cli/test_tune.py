@@ -78,6 +78,14 @@ def test_images_that_are_augmented_and_a_name_of_its_own(vogn, tmp_path):
     assert run.name.startswith("images-vogn-variational-tune-")
 
 
+def test_tests_of_the_same_second_get_different_names(vogn, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("vogn.cli.run_folder.time.strftime", lambda form: "20260101-120000")
+    for _ in range(2):
+        assert vogn("tune", "--data", tiny, *TINY, "--no-runs").code == 0
+    name = "tiny-vogn-variational-tune-20260101-120000"
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {name, f"{name}-2"}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from vogn.data import DataError, Preprocessing, load_data, load_inputs, stratified_parts
+from vogn.data.huggingface import load_huggingface
+from vogn.data.imagefolder import picture_to_array
 from vogn.errors import MissingExtraError
 
 RNG = np.random.default_rng(0)
@@ -89,6 +91,28 @@ def test_features_keep_their_differences_beside_a_large_offset(save, dtype):
     data = load_data(save(x_train=offset, y_train=LABELS, x_test=offset, y_test=LABELS))
     plain = load_data(save(x_train=x, y_train=LABELS, x_test=x, y_test=LABELS))
     torch.testing.assert_close(data.train.x, plain.train.x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("value", [1e-3, 0.1, 3.0, 1e4])
+def test_columns_that_vary_by_rounding_only_are_not_blown_up(dtype, value):
+    column = np.full(10_000, value, dtype)
+    column[::2] = np.nextafter(column[0], dtype(np.inf))
+    x = np.stack([column, np.full_like(column, value)], axis=1)
+    standardised = Preprocessing.fit(x, name="x").apply(x, name="x")
+    assert standardised[:, 0].abs().max() <= np.finfo(dtype).eps and (standardised[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_columns_that_vary_by_more_than_rounding_are_standardised(dtype):
+    x = (1000 * (1 + 100 * np.finfo(dtype).eps * RNG.normal(size=(400, 2)))).astype(dtype)
+    standardised = Preprocessing.fit(x, name="x").apply(x, name="x")
+    assert (standardised.std(dim=0, unbiased=False) - 1).abs().max() < 1e-2
+
+
+def test_a_constant_of_very_many_rows_is_zero():
+    x = np.full((1_000_000, 2), 0.1)
+    assert (Preprocessing.fit(x, name="x").apply(x, name="x") == 0).all()
 
 
 def test_npz_takes_a_validation_part_as_it_is(save):
@@ -280,6 +304,31 @@ def test_huggingface_pictures_are_coloured_if_any_is_and_none_may_be_missing(tmp
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "gap")
     with pytest.raises(DataError, match="number 3 has no image"):
         load_data(f"hf:{tmp_path / 'gap'}")
+
+
+def test_huggingface_pictures_are_brought_to_size_one_at_a_time(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    grey = [Image.fromarray(RNG.integers(0, 256, size=(9, 12), dtype=np.uint8)) for _ in range(10)]
+    coloured = [Image.fromarray(RNG.integers(0, 256, size=(8, 7, 3), dtype=np.uint8)) for _ in range(10)]
+    rows = {"img": grey + coloured, "label": [0, 1] * 10}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    decode, decoded, kept = datasets.Image.decode_example, [], []
+
+    def decode_example(self, value, token_per_repo_id=None):
+        decoded.append(decode(self, value, token_per_repo_id=token_per_repo_id))
+        return decoded[-1]
+
+    def to_array(picture, **options):
+        kept.append(picture_to_array(picture, **options))
+        assert len(decoded) == len(kept)
+        return kept[-1]
+
+    monkeypatch.setattr(datasets.Image, "decode_example", decode_example)
+    monkeypatch.setattr("vogn.data.huggingface.picture_to_array", to_array)
+    x, _ = load_huggingface(str(tmp_path / "set"), image_size=5).train
+    expected = [picture_to_array(picture, image_size=5, colour=True) for picture in grey + coloured]
+    assert len(kept) == 20 and np.array_equal(x, np.stack(expected))
 
 
 @pytest.mark.parametrize(("spec", "library"), [("hf:name", "datasets"), ("imagefolder:{}", "PIL")])

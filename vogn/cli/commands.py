@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 import shlex
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,14 +13,14 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from vogn.cli.contenders import NaturalGradientContender, check_method, contenders
+from vogn.cli.contenders import check_method, contenders
 from vogn.cli.errors import InterruptedRunError, UsageError
 from vogn.cli.evaluation import Evaluation, entropy, evaluate, posterior, predictive
 from vogn.cli.interruption import Interruption
 from vogn.cli.plots import plot_learning_curves, plot_reliability
-from vogn.cli.run_folder import RunFolder, write_atomically
-from vogn.cli.screen import ProgressWatcher, results_table
-from vogn.cli.session import Session, open_data, resolve_device
+from vogn.cli.run_folder import RunFolder, new_path, write_atomically
+from vogn.cli.screen import ProgressWatcher, results_table, say
+from vogn.cli.session import Session, open_data, rehearse, resolve_device
 from vogn.cli.settings import Settings, given_settings, reads_image_files, resumed_settings
 from vogn.cli.training import Training
 from vogn.data import Data, Preprocessing, load_inputs
@@ -57,9 +54,9 @@ def train(given: Mapping[str, Any], *, output: Path | None, resume: Path | None,
     use_threads(settings.threads)
     data = open_data(settings)
     if resume is None:
-        Session.start(settings, rivals[0], data, RunFolder(Path())).rehearse()  # complain before anything is written
-        folder = RunFolder.create(output or _new_name(settings))
-    console.print(_headline(settings, data, device, folder), highlight=False, markup=False, soft_wrap=True)
+        rehearse(settings, rivals[0], data)
+        folder = RunFolder.create(output or new_path(settings, rivals[0].key))
+    say(console, _headline(settings, data, device, folder))
     rows: list[Evaluation] = []
     histories = {}
     with folder.locked(), Interruption() as interruption:
@@ -136,7 +133,7 @@ def predict_file(
         write_atomically(output_path, lambda file: np.savez(file, **arrays))
     except OSError as error:
         raise UsageError(f"cannot write {output_path}: {error.strerror}") from error
-    console.print(f"{len(x)} predictions written to {output_path}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"{len(x)} predictions written to {output_path}")
 
 
 def load_session(run: Path, *, device: str | None) -> Session:
@@ -178,21 +175,13 @@ def _report(
     plot_learning_curves(histories, folder.path / "learning_curves.png")
     plot_reliability(rows, folder.path / "reliability.png")
     console.print(results_table(rows, f"{settings.data}, test part, {len(rows[0].targets)} examples"))
-    console.print(f"Everything is in {folder.path}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"Everything is in {folder.path}")
 
 
 def _headline(settings: Settings, data: Data, device: torch.device, folder: RunFolder) -> str:
     sizes = f"{len(data.train)} / {len(data.validation)} / {len(data.test)} examples"
     where = f"on {device}, in {folder.path}"
     return f"{settings.data}: {sizes} (train / validation / test), {data.num_classes} classes, {where}"
-
-
-def _new_name(settings: Settings) -> Path:
-    data = re.sub(r"[^A-Za-z0-9]+", "-", Path(settings.data.partition(":")[2] or settings.data).stem).strip("-")
-    contender = NaturalGradientContender(settings.method, settings.variational)
-    name = f"{data}-{contender.key}-{time.strftime('%Y%m%d-%H%M%S')}"
-    candidates = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
-    return next(path for path in candidates if not path.exists())
 
 
 __all__ = ["PARTS", "InterruptedRunError", "evaluate_run", "load_session", "predict_file", "train"]

@@ -74,7 +74,11 @@ def posterior(session: Session) -> GaussianPosterior:
     """The trained posterior at the temperature of prediction.
 
     That temperature is the one asked for, or the one in ``prediction.json``, or the one of :data:`TEMPERATURES` with
-    the lowest NLL on (at most 1000 examples of) the validation part, which is then written there.
+    the lowest NLL on (at most 1000 examples of) the validation part, which is then written there; one whose predictions
+    are not finite is not chosen, and its NLL is written as ``null``.
+
+    Raises:
+        DivergedError: the predictions are not finite at any of them.
     """
     trained = session.posterior()
     asked = session.settings.prediction_temperature
@@ -88,12 +92,14 @@ def posterior(session: Session) -> GaussianPosterior:
         found = {}
         for temperature in TEMPERATURES:
             probabilities = _predictive(session, trained.tempered(temperature), x, samples=_SAMPLES).mean
-            _require_finite(session, probabilities)
-            found[temperature] = Scores.of(probabilities, y).nll
+            if torch.isfinite(probabilities).all():
+                found[temperature] = Scores.of(probabilities, y).nll
+        if not found:
+            raise _not_finite(session)
         best = min(found, key=lambda temperature: found[temperature])
         stored = {
             "temperature": best,
-            "validation_nll": {str(temperature): value for temperature, value in found.items()},
+            "validation_nll": {str(temperature): found.get(temperature) for temperature in TEMPERATURES},
             "position": asdict(session.position),
         }
         session.folder.write_json("prediction.json", stored)
@@ -109,10 +115,14 @@ def predictive(session: Session, x: Tensor, *, samples: int | None) -> Predictiv
 
 def _require_finite(session: Session, probabilities: Tensor) -> None:
     if not torch.isfinite(probabilities).all():
-        raise DivergedError(
-            f"the predictions of {session.contender.label} are not finite: its training diverged, or the temperature "
-            "of prediction is too high; lower --lr or raise --prior-precision"
-        )
+        raise _not_finite(session)
+
+
+def _not_finite(session: Session) -> DivergedError:
+    return DivergedError(
+        f"the predictions of {session.contender.label} are not finite: its training diverged, or the temperature "
+        "of prediction is too high; lower --lr or raise --prior-precision"
+    )
 
 
 def _predictive(session: Session, weights: GaussianPosterior, x: Tensor, *, samples: int | None) -> Predictive:

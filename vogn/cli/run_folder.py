@@ -6,13 +6,16 @@ Every file but ``metrics.jsonl`` is replaced in one step, so that a reader never
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import pickle
 import platform
+import re
 import shlex
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -217,6 +220,20 @@ class RunFolder:
             raise CheckpointError(f"{path} is not a checkpoint of `vogn train`: it has no schema version")
         _check_schema(path, content["schema"])
         return content
+
+
+def new_path(settings: Settings, contender: str, *, suffix: str = "") -> Path:
+    """A folder in ``runs`` that is not there yet, named after data, contender and time; a second's runs are numbered.
+
+    Args:
+        settings: of the run.
+        contender: its key.
+        suffix: follows the contender.
+    """
+    data = re.sub(r"[^A-Za-z0-9]+", "-", Path(settings.data.partition(":")[2] or settings.data).stem).strip("-")
+    name = f"{data}-{contender}{suffix}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    return next(path for path in candidates if not path.exists())
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:

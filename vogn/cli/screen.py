@@ -16,6 +16,11 @@ from vogn.cli.session import Session
 from vogn.optim import METHODS
 
 
+def say(console: Console, text: str) -> None:
+    """Print text as it is: brackets in names are no markup, and lines are not broken."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 class ProgressWatcher:
     """A progress bar with epoch, loss, accuracy and time left; one line per epoch where there is no terminal."""
 
@@ -65,8 +70,7 @@ class ProgressWatcher:
             for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
             if name in row
         )
-        line = f"{self.label}  epoch {row['epoch']}/{session.settings.epochs}  {figures}"
-        self.console.print(line, highlight=False, soft_wrap=True)
+        say(self.console, f"{self.label}  epoch {row['epoch']}/{session.settings.epochs}  {figures}")
 
 
 class RangeTestBar:

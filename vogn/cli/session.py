@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,15 +90,6 @@ class Session:
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         return cls(settings, contender, data, spec, model, optimizer, options, rates, folder, device, Position())
 
-    def rehearse(self) -> None:
-        """Run the first batch through the network; this session is not fit for training afterwards.
-
-        Raises:
-            UsageError: the network cannot be trained on it.
-        """
-        first = epoch_batches(len(self.data.train), self.settings.batch_size, self.settings.seed, 0)[0]
-        try_training(self.model, self.spec, self.data.train.x[first].to(self.device))
-
     def resolved(self) -> dict[str, Any]:
         """What the settings amounted to, for ``config.json``."""
         return {
@@ -158,6 +150,17 @@ class Session:
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(f"{path} does not fit this model: {' '.join(reason[:2])}") from error
+
+
+def rehearse(settings: Settings, contender: Contender, data: Data) -> None:
+    """Start a session, run its first batch through the network and discard it, before anything is written.
+
+    Raises:
+        UsageError: the network cannot be built, or cannot be trained on the batch.
+    """
+    session = Session.start(settings, contender, data, RunFolder(Path()))
+    first = epoch_batches(len(data.train), settings.batch_size, settings.seed, 0)[0]
+    try_training(session.model, session.spec, data.train.x[first].to(session.device))
 
 
 def open_data(settings: Settings, preprocessing: Preprocessing | None = None) -> Data:

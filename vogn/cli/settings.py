@@ -78,7 +78,7 @@ class Settings:
         for name in positive:
             _require(self, name, above=0.0)
         _require(self, "seed", minimum=0, maximum=2**63 - 1)
-        _require(self, "warmup_epochs", minimum=0)
+        _require(self, "warmup_epochs", minimum=0, maximum=2**31 - 1)
         if self.ess is not None and not (self.temperature is None and self.augmentation_factor is None):
             raise UsageError(
                 "--ess excludes --temperature and --augmentation-factor: "

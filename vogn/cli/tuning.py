@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import shlex
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,16 @@ from vogn.cli.commands import use_threads
 from vogn.cli.contenders import NaturalGradientContender, check_method
 from vogn.cli.errors import UsageError
 from vogn.cli.plots import plot_range_test
-from vogn.cli.run_folder import RunFolder, versions
-from vogn.cli.screen import RangeTestBar
-from vogn.cli.session import Session, open_data
+from vogn.cli.run_folder import RunFolder, new_path, versions
+from vogn.cli.screen import RangeTestBar, say
+from vogn.cli.session import Session, open_data, rehearse
 from vogn.cli.settings import Settings, given_settings
 from vogn.data import epoch_batches
 from vogn.likelihoods import Categorical
 from vogn.optim import METHODS, NaturalGradient
 from vogn.optim.range_test import FEWEST_STEPS, RangeTest, learning_rate_range_test
+
+_MOST_STEPS = 1_000_000
 
 
 def tune(
@@ -52,8 +52,10 @@ def tune(
     _check(settings, smallest, largest, steps)
     use_threads(settings.threads)
     contender = NaturalGradientContender(settings.method, settings.variational)
-    session = Session.start(settings, contender, open_data(settings), RunFolder(Path()))
-    folder = RunFolder.create(output or _new_name(settings, contender))
+    data = open_data(settings)
+    rehearse(settings, contender, data)
+    folder = RunFolder.create(output or new_path(settings, contender.key, suffix="-tune"))
+    session = Session.start(settings, contender, data, folder)
     optimizer = session.optimizer
     assert isinstance(optimizer, NaturalGradient)
     session.model.train()
@@ -75,18 +77,17 @@ def tune(
     folder.write_json("range_test.json", record | {"range_test": found.to_dict()})
     plot_range_test(found, folder.path / "range_test.png")
     end = "diverged" if found.diverged else "ended"
-    console.print(
+    say(
+        console,
         f"loss {found.smoothed[0]:.4f} at lr {found.rates[0]:.2g}, {min(found.smoothed):.4f} at best; {end} at lr "
         f"{found.rates[-1]:.2g}. Chosen: lr {found.suggestion:.2g}. Everything is in {folder.path}",
-        highlight=False,
-        soft_wrap=True,
     )
     if found.runs:
         tried = ", ".join(f"{loss:.4f} at lr {rate:.2g}" for rate, loss in found.runs)
-        console.print(f"short runs end with loss {tried}", highlight=False, soft_wrap=True)
+        say(console, f"short runs end with loss {tried}")
     if not found.diverged and found.smoothed[-1] == min(found.smoothed):
-        console.print("the loss still fell at the largest rate: a larger --largest may find a better one")
-    console.print(f"vogn train {_options(given, found.suggestion)}", highlight=False, soft_wrap=True)
+        say(console, "the loss still fell at the largest rate: a larger --largest may find a better one")
+    say(console, f"vogn train {_options(given, found.suggestion)}")
     return found
 
 
@@ -116,13 +117,9 @@ def _check(settings: Settings, smallest: float | None, largest: float | None, st
         raise UsageError(f"--smallest is {smallest}; it must be below --largest {largest}")
     if smallest is not None and largest is None:
         raise UsageError("--smallest needs --largest")
-    if steps < FEWEST_STEPS:
-        raise UsageError(f"--steps is {steps}; it must be at least {FEWEST_STEPS}")
-
-
-def _new_name(settings: Settings, contender: NaturalGradientContender) -> Path:
-    data = re.sub(r"[^A-Za-z0-9]+", "-", Path(settings.data.partition(":")[2] or settings.data).stem).strip("-")
-    return Path("runs") / f"{data}-{contender.key}-tune-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not FEWEST_STEPS <= steps <= _MOST_STEPS:
+        bound = f" and at most {_MOST_STEPS}" if steps > _MOST_STEPS else ""
+        raise UsageError(f"--steps is {steps}; it must be at least {FEWEST_STEPS}{bound}")
 
 
 def _options(given: Mapping[str, Any], rate: float) -> str:

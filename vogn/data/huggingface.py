@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,9 @@ def load_huggingface(location: str, *, image_size: int | None) -> RawData:
     validation = next((name for name in _VALIDATION_PARTS if name in parts), None)
     columns = _columns(parts["train"], location)
     used = [name for name in ("train", validation, "test") if name is not None and name in parts]
-    inputs = {name: _inputs(parts[name], columns[0], f"hf:{location} [{name}]") for name in used}
-    colour = any(is_colour(item) for items in inputs.values() if isinstance(items, list) for item in items)
-    arrays = {
-        name: _arrays(inputs[name], parts[name], columns[1], f"hf:{location} [{name}]", image_size, colour)
-        for name in used
-    }
+    inputs = {name: _inputs(parts[name], columns[0], f"hf:{location} [{name}]", image_size) for name in used}
+    colour = any(item.ndim == 3 for items in inputs.values() if isinstance(items, list) for item in items)
+    arrays = {name: _arrays(inputs[name], parts[name], columns[1], f"hf:{location} [{name}]", colour) for name in used}
     label = parts["train"].features[columns[1]]
     names = tuple(label.names) if type(label).__name__ == "ClassLabel" else None
     return RawData(arrays["train"], arrays.get(validation or ""), arrays.get("test"), names)
@@ -66,32 +63,40 @@ def _columns(part: Any, location: str) -> tuple[str, str]:
     return inputs[0], labels[0]
 
 
-def _inputs(part: Any, column: str, name: str) -> np.ndarray | list[Any]:
-    """The numbers of the column, or the list of its pictures."""
+def _inputs(part: Any, column: str, name: str, image_size: int | None) -> np.ndarray | list[np.ndarray]:
+    """The numbers of the column, or its pictures as :func:`picture_to_array` gives them, grey or in colour."""
     if len(part) == 0:
         raise DataError(f"{name} holds no examples")
     if type(part.features[column]).__name__ != "Image":
         return _numbers(part, column, name)
-    try:
-        pictures = list(part[column])
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{name}: column {column} holds a file that is not an image: {error}") from error
-    if None in pictures:
-        raise DataError(f"{name} number {pictures.index(None)} has no image")
-    return pictures
-
-
-def _arrays(
-    inputs: np.ndarray | list[Any], part: Any, labels: str, name: str, image_size: int | None, colour: bool
-) -> LabelledArrays:
-    if not isinstance(inputs, list):
-        return inputs, _numbers(part, labels, name)
     arrays = []
-    for number, picture in enumerate(inputs):
+    for number, picture in enumerate(_pictures(part, column, name)):
+        if picture is None:
+            raise DataError(f"{name} number {number} has no image")
         try:
-            arrays.append(picture_to_array(picture, image_size=image_size, colour=colour))
+            arrays.append(picture_to_array(picture, image_size=image_size, colour=is_colour(picture)))
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(f"{name} number {number} cannot be read as an image: {error}") from error
+    return arrays
+
+
+def _pictures(part: Any, column: str, name: str) -> Iterator[Any]:
+    """One after the other, so that only one is in memory at full size."""
+    rows = iter(part.select_columns([column]))
+    while True:
+        try:
+            row = next(rows, None)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise DataError(f"{name}: column {column} holds a file that is not an image: {error}") from error
+        if row is None:
+            return
+        yield row[column]
+
+
+def _arrays(inputs: np.ndarray | list[np.ndarray], part: Any, labels: str, name: str, colour: bool) -> LabelledArrays:
+    if not isinstance(inputs, list):
+        return inputs, _numbers(part, labels, name)
+    arrays = [np.stack([item] * 3, axis=-1) if colour and item.ndim == 2 else item for item in inputs]
     x = stack_pictures(arrays, [f"{name} number {number}" for number in range(len(arrays))])
     return x, _numbers(part, labels, name)
 

@@ -13,8 +13,10 @@ from torch import Tensor
 from vogn.data.errors import DataError
 
 _CHANNEL_COUNTS = (1, 3, 4)
-_ROUNDING = {"float32": 1e-8, "float64": 1e-12}
-"""Relative to the mean, the standard deviation up to which a channel or feature counts as constant."""
+_WHOLE_ROUNDING = {"float32": 1e-8, "float64": 1e-12}
+"""Relative to the mean, the standard deviation up to which a channel or feature of whole numbers counts as constant."""
+_ROUNDING = 8.0
+"""Relative to magnitude times machine epsilon, the range up to which one of floating-point numbers counts as such."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Preprocessing:
         input_shape: shape of one network input: ``(C, H, W)`` or ``(F,)``.
         eight_bit: whether raw inputs are 8-bit images, divided by 255 first.
         mean: mean of the training inputs, one value per channel (images) or per feature.
-        std: standard deviation likewise; channels and features that do not vary, beyond the rounding of their values,
-            have 1.
+        std: standard deviation likewise; channels and features that do not vary have 1, those that vary by no more
+            than the rounding of their values 1 or, if larger, their magnitude.
     """
 
     input_shape: tuple[int, ...]
@@ -44,7 +46,10 @@ class Preprocessing:
             mean, std = raw.mean(axis=axes, dtype=np.float64), raw.std(axis=axes, dtype=np.float64)
         if not (np.isfinite(mean).all() and np.isfinite(std).all()):
             raise DataError(f"{name} holds numbers too large to standardise; give them in a larger unit")
-        std = np.where(std > _ROUNDING[raw.dtype.name] * np.abs(mean), std, 1.0)
+        if x.dtype.kind == "f":
+            mean, std = _without_rounding(raw.min(axis=axes), raw.max(axis=axes), mean, std, x.dtype)
+        else:
+            std = np.where(std > _WHOLE_ROUNDING[raw.dtype.name] * np.abs(mean), std, 1.0)
         return cls(tuple(raw.shape[1:]), bool(eight_bit), tuple(map(float, mean)), tuple(map(float, std)))
 
     def apply(self, x: np.ndarray, *, name: str) -> Tensor:
@@ -88,6 +93,18 @@ class Preprocessing:
             mean=tuple(values["mean"]),
             std=tuple(values["std"]),
         )
+
+
+def _without_rounding(
+    low: np.ndarray, high: np.ndarray, mean: np.ndarray, std: np.ndarray, dtype: np.dtype[Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means and standard deviations between these bounds, so that rounding of values of that type is not blown up."""
+    epsilon = max(float(np.finfo(dtype).eps), float(np.finfo(low.dtype).eps))
+    low, high = low.astype(np.float64), high.astype(np.float64)
+    magnitude = np.maximum(np.abs(low), np.abs(high))
+    constant = np.where(low == high, 1.0, np.maximum(magnitude, 1.0))
+    std = np.where(high - low > _ROUNDING * epsilon * magnitude, std, constant)
+    return np.clip(mean, low, high), std  # a sum of many equal numbers is rounded too
 
 
 def _as_floats(x: np.ndarray, *, eight_bit: bool, name: str) -> np.ndarray:
