@@ -225,6 +225,24 @@ def test_what_cannot_be_checked_is_refused(regression, network):
         check(regression, posterior, reference=check(regression, posterior, at=x).reference)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "bayes"}, "unknown prediction method 'bayes'"),
+        ({"method": "mean"}, "method='mean' has no weight samples"),
+        ({"at": normal(1, 2)}, "at= holds one input"),
+        ({"samples": 1}, "samples=1 must be at least 2"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_reference_is_made(regression, network, options, message, monkeypatch):
+    made = []
+    monkeypatch.setattr(vogn.check.posterior, "make_reference", lambda *given, **options: made.append(1))
+    regression.model = network
+    with pytest.raises(ValueError, match=message):
+        check(regression, vogn.Point(network), **options)
+    assert not made
+
+
 def test_a_posterior_without_weight_decay_needs_a_prior(regression):
     data = (regression.x, regression.y)
     posterior = vogn.laplace(regression.model, regression.likelihood, [data], structure="dense")
