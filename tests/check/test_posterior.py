@@ -187,6 +187,18 @@ def test_nothing_of_the_users_is_disturbed(regression):
     assert all(p.dtype == torch.float32 and p.grad is None for p in model.parameters())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_model_on_a_gpu_is_checked_on_the_cpu(regression):
+    model, data = regression.model.cuda(), (regression.x.cuda(), regression.y.cuda())
+    likelihood = vogn.likelihoods.Gaussian(noise="learn", initial=0.4)
+    likelihood.log_noise.data = likelihood.log_noise.data.cuda()
+    posterior = vogn.laplace(model, likelihood, [data], structure="dense", prior_precision=2.0)
+    found = vogn.check_posterior(model, posterior, likelihood, data, at=regression.at.cuda(), method="linearized")
+    assert found.reference.name == "exact" and found.reference.mean.device.type == "cpu"
+    assert model.weight.is_cuda and likelihood.log_noise.is_cuda
+
+
 def test_the_result_is_frozen_and_prints_a_table(regression):
     found = check(regression, regression.exact())
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -214,7 +226,7 @@ def test_what_cannot_be_checked_is_refused(regression, network):
         ({"ess": -1.0}, "ess=-1.0 must be a positive finite number"),
         ({"at": regression.at[:1]}, "at= holds one input"),
         ({"prior": None}, "no prior precision is known for weight, bias: the posterior does not store one; pass"),
-        ({"posterior": vogn.Point(network)}, "the posterior's parameter '0.weight' .* is none of the model's"),
+        ({"posterior": vogn.Point(network)}, r"the posterior has parameters that the model lacks: \['0.weight'"),
     ]
     for options, message in wrong:
         settings = {"posterior": posterior, "data": (x, y), "prior": regression.prior} | options

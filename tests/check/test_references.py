@@ -143,6 +143,13 @@ def test_nuts_agrees_with_the_exact_gaussian(regression):
     assert torch.equal(again.mean, twice.mean)
 
 
+def test_nuts_seeds_no_generator_of_a_device(regression, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("CUDA generators were seeded"))
+    before = torch.get_rng_state()
+    make_reference(target_of(regression), regression.at, "nuts", sampler=Sampler(chains=1, warmup=2, draws=4))
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_one_chain_has_no_ceiling_and_constant_predictions_no_r_hat(regression):
     regression.model = nn.Linear(2, 1, bias=False).double()
     at = torch.cat([torch.zeros(1, 2).double(), regression.at])

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vogn.check.target import called_with, checked_inputs
+from vogn.check.target import checked_inputs
 from vogn.likelihoods import Likelihood
 from vogn.posterior import Posterior, Prior
+from vogn.predict.evaluation import cuda_devices_of, device_of, seeded
+from vogn.predict.inputs import arguments_of
 
 Fit = Callable[[nn.Module, Any, Tensor], Posterior]
 """``fit(model, inputs, targets)`` trains the model on the data and returns its posterior."""
@@ -137,7 +139,7 @@ def simulation_based_calibration(
         likelihood: draws the targets.
         inputs: of every simulated data set.
         fit: ``fit(model, inputs, targets) -> posterior``; gets a copy of the model with its own weights. Torch's random
-            state inside is fixed by ``seed`` and the number of the simulation.
+            state inside, of the CPU and the model's devices, is fixed by ``seed`` and the number of the simulation.
         prior: ``None`` is ``vogn.Prior()``, ``N(0, 1)``; ``fit`` must use the same.
         at: ``None`` ranks every weight, for linear and logistic models. Inputs: rank the outputs there; the weights of
             a network can be permuted, its outputs cannot.
@@ -172,12 +174,13 @@ def simulation_based_calibration(
     prior = prior or Prior()
     checked_inputs(inputs, "inputs")
     places = None if at is None else checked_inputs(at, "inputs at=")
+    double = copy.deepcopy(model).double().eval()
+    devices = cuda_devices_of(model)
     rows: list[Tensor] = []
     names: tuple[str, ...] = ()
     for number in range(simulations):
-        with torch.random.fork_rng([]):
-            torch.manual_seed(1_000_003 * seed + number)
-            found, names = _simulate(model, likelihood, inputs, fit, prior, places, draws)
+        with seeded(1_000_003 * seed + number, devices):
+            found, names = _simulate(model, double, likelihood, inputs, fit, prior, places, draws)
         rows.append(found)
     ranks = torch.stack(rows)
     chi, ks = zip(*(_p_values(ranks[:, k], draws, bins, seed + k) for k in range(len(names))), strict=True)
@@ -186,6 +189,7 @@ def simulation_based_calibration(
 
 def _simulate(
     model: nn.Module,
+    double: nn.Module,
     likelihood: Likelihood,
     inputs: Any,
     fit: Fit,
@@ -193,12 +197,12 @@ def _simulate(
     at: Any,
     draws: int,
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Ranks of one data set, and what they are of."""
+    """Ranks of one data set, and what they are of; ``double`` is a float64 copy of the model in evaluation mode."""
     student = copy.deepcopy(model)
     parameters = {name: p.detach() for name, p in student.named_parameters()}
     centre = prior.mean_like(parameters)
     truth = {name: centre[name] + torch.randn_like(p) / math.sqrt(prior.precision) for name, p in parameters.items()}
-    args, kwargs = called_with(inputs)
+    args, kwargs = arguments_of(inputs).to(device_of(student))
     with torch.no_grad():
         student.eval()
         targets = likelihood.sample(functional_call(student, truth, args, kwargs))
@@ -213,12 +217,10 @@ def _simulate(
         true = torch.cat([value.double().flatten() for value in truth.values()])
         names = [_index(name, i, value.numel()) for name, value in truth.items() for i in range(value.numel())]
     else:
-        twin = copy.deepcopy(model).double().eval()
-        place, more = called_with(at)
+        place, more = arguments_of(at).to(device_of(double))
 
         def outputs(weights: Mapping[str, Tensor]) -> Tensor:
-            double = {name: value.double() for name, value in weights.items()}
-            return functional_call(twin, double, place, more).flatten()
+            return functional_call(double, {name: w.double() for name, w in weights.items()}, place, more).flatten()
 
         with torch.no_grad():
             true = outputs(truth)
