@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,22 @@ from torch.func import functional_call
 
 from vogn.check.target import checked_inputs
 from vogn.likelihoods import Likelihood
+from vogn.optim.report import Cell, Report
 from vogn.posterior import Posterior, Prior
 from vogn.predict.evaluation import cuda_devices_of, device_of, seeded
 from vogn.predict.inputs import arguments_of
 
 Fit = Callable[[nn.Module, Any, Tensor], Posterior]
 """``fit(model, inputs, targets)`` trains the model on the data and returns its posterior."""
+
+
+class _Table(Report):
+    COLUMNS: ClassVar[Mapping[str, Cell]] = {
+        "quantity": lambda row: row["quantity"],
+        "chi-square p": lambda row: f"{row['chi-square p']:.3g}",
+        "KS p": lambda row: f"{row['KS p']:.3g}",
+    }
+    RIGHT = frozenset({"chi-square p", "KS p"})
 
 
 @dataclass(frozen=True)
@@ -60,14 +70,10 @@ class SimulationBasedCalibration:
             return "shifted"
         return "narrow" if float((share - 0.5).square().mean()) > 1 / 12 else "wide"
 
-    def __str__(self) -> str:
-        """One line per quantity, and a sentence."""
-        width = max(len(name) for name in ("quantity", *self.names))
-        lines = [f"{'quantity':{width}}  chi-square p     KS p"]
-        lines += [
-            f"{name:{width}}  {chi:12.3g}  {ks:7.3g}"
-            for name, chi, ks in zip(self.names, self.chi_square, self.ks, strict=True)
-        ]
+    def table(self) -> Report:
+        """One row per quantity, and a sentence."""
+        rows = zip(self.names, self.chi_square, self.ks, strict=True)
+        table = _Table({"quantity": name, "chi-square p": chi, "KS p": ks} for name, chi, ks in rows)
         words = {
             "flat": "the ranks are uniform as far as these simulations can tell",
             "narrow": "the posterior is too narrow: the truth is too often beyond its draws",
@@ -75,7 +81,15 @@ class SimulationBasedCalibration:
             "shifted": "the posterior is shifted",
         }
         head = f"{len(self.ranks)} simulations, {self.draws} draws: p = {self.p_value:.2g} over all tests; "
-        return "\n".join([*lines, head + words[self.shape]])
+        table.remarks = (head + words[self.shape],)
+        return table
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def __rich__(self) -> Any:
+        """The table for a rich console."""
+        return self.table().__rich__()
 
     def plot(self, path: str | Path | None = None, *, level: float = 0.99) -> Any:
         """Rank histogram of every quantity with the band that a uniform one stays in, bin by bin.
