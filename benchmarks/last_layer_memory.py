@@ -10,7 +10,6 @@ held during the call minus what was held before, next to that of a plain forward
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ import torch
 from torch import Tensor
 
 import vogn
-from benchmarks.cells import environment, write_cell
-from benchmarks.speed.measuring import in_child, peak, reset_peak, resident
+from benchmarks.cells import command, environment, write_cell
+from benchmarks.speed.measuring import in_child, processor_seconds
+from benchmarks.speed.predictive import held
 from vogn.likelihoods import Categorical
 from vogn.models import build_model
 
@@ -29,12 +29,11 @@ CLASSES = 1000
 LIMIT_SECONDS = 300.0
 
 
-def held(call: Callable[[], Any]) -> Mapping[str, float]:
+def measured(call: Callable[[], Any]) -> Mapping[str, float]:
     """MB that the call held at most, and seconds of processor time, in this process."""
-    reset_peak()
-    before, start = resident(), time.process_time()
-    call()
-    return {"MB": (peak() - before) / 1e6, "seconds": time.process_time() - start}
+    seconds: list[float] = []
+    memory = held(lambda: lambda: seconds.append(processor_seconds(call)))
+    return {"MB": memory["bytes"] / 1e6, "seconds": seconds[0]}
 
 
 def rows(structure: str, batch: Tensor) -> dict[str, Callable[[], Any]]:
@@ -75,11 +74,11 @@ def main() -> None:
     for structure in arguments.structures:
         lines[structure] = {}
         for name, call in rows(structure, batch).items():
-            line = lines[structure][name] = in_child(lambda call=call: held(call), LIMIT_SECONDS)
+            line = lines[structure][name] = in_child(lambda call=call: measured(call), LIMIT_SECONDS)
             above = line["MB"] - lines[structure]["plain forward"]["MB"]
             print(f"| {structure} | {name} | {line['MB']:.0f} | {above:+.0f} | {line['seconds']:.2f} |", flush=True)
     record = {"lines": lines, "batch": arguments.batch, "classes": CLASSES, "environment": environment()}
-    write_cell(arguments.results, record | {"command": "python -m benchmarks.last_layer_memory"})
+    write_cell(arguments.results, record | {"command": command("benchmarks.last_layer_memory")})
 
 
 if __name__ == "__main__":

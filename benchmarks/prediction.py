@@ -10,7 +10,6 @@ long average; times are the shortest of several runs on one core.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import vogn
-from benchmarks.cells import environment, write_cell
+from benchmarks.cells import command, environment, write_cell
+from benchmarks.speed.measuring import processor_seconds
 from vogn.data import epoch_batches, load_data
 from vogn.likelihoods import Categorical
 from vogn.models import build_model
@@ -47,16 +47,6 @@ def trained() -> tuple[nn.Module, list[vogn.GaussianPosterior], Tensor, Tensor]:
     batches = list(zip(x.split(256), y.split(256), strict=True))
     posteriors = [vogn.laplace(model, likelihood, batches, subset=subset) for subset in ("all", "last_layer")]
     return model, [vogn.tune_prior_precision(posterior) for posterior in posteriors], data.test.x, data.test.y
-
-
-def seconds(call: Callable[[], Any], repetitions: int = 7) -> float:
-    """Processor time of the fastest run."""
-    found = []
-    for _ in range(repetitions):
-        start = time.process_time()
-        call()
-        found.append(time.process_time() - start)
-    return min(found)
 
 
 def errors_of_noise(name: str, predict: Callable[..., vogn.Predictive], seeds: int) -> dict[str, dict[str, float]]:
@@ -102,7 +92,7 @@ def links(predict: Callable[..., vogn.Predictive], y: Tensor) -> dict[str, dict[
             "difference": float((found.mean - exact).abs().mean()),
             "NLL": float(found.nll(y).mean()),
             "ECE": float(vogn.metrics.ece(found.mean, y)),
-            "seconds": seconds(lambda chosen=chosen: predict(**chosen), 3),
+            "seconds": min(processor_seconds(lambda chosen=chosen: predict(**chosen)) for _ in range(3)),
         }
         print(f"| {name} | " + " | ".join(f"{value:.4f}" for value in line.values()) + " |", flush=True)
     return lines
@@ -130,7 +120,7 @@ def calls() -> dict[str, dict[str, float]]:
             line = {}
             for way, work in (("each", 0), ("all", 1 << 62)):
                 vectorised.WORK = work
-                line[way] = 1e3 * seconds(call, 3)
+                line[way] = 1e3 * min(processor_seconds(call) for _ in range(3))
             vectorised.WORK = allowed
             lines[f"{name}, batch {count}"] = line | {"chosen": "all" if size <= allowed else "each"}
             print(f"| {name} | {count} | {line['each']:.1f} | {line['all']:.1f} | {size <= allowed} |", flush=True)
@@ -167,7 +157,7 @@ def main() -> None:
     record["links"] = links(predict, y)
     print("\n| network | batch | one call for each, ms | one for all, ms | chosen |\n|---|---|---|---|---|")
     record["calls"] = calls()
-    record |= {"seeds": arguments.seeds, "environment": environment(), "command": "python -m benchmarks.prediction"}
+    record |= {"seeds": arguments.seeds, "environment": environment(), "command": command("benchmarks.prediction")}
     write_cell(arguments.results, record)
 
 

@@ -161,7 +161,7 @@ def test_a_wide_network_agrees_with_nuts(regression):
         model, regression.likelihood, [data], structure="dense", prior_precision=prior, partition="model"
     )
     found = vogn.check_posterior(model, posterior, regression.likelihood, data, at=regression.at, method="linearized")
-    assert found.r_hat < 1.05 and found.verdict.word != "unknown"
+    assert found.r_hat < 1.05 and found.verdict.word in ("trust", "care")
     assert found.std_correlation.value > 0.5 and 0.2 < found.variance_ratio.value < 5
 
 
@@ -185,6 +185,18 @@ def test_nothing_of_the_users_is_disturbed(regression):
     assert torch.equal(before, torch.get_rng_state()) and model.training and model[1].training
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(p.dtype == torch.float32 and p.grad is None for p in model.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_model_on_a_gpu_is_checked_on_the_cpu(regression):
+    model, data = regression.model.cuda(), (regression.x.cuda(), regression.y.cuda())
+    likelihood = vogn.likelihoods.Gaussian(noise="learn", initial=0.4)
+    likelihood.log_noise.data = likelihood.log_noise.data.cuda()
+    posterior = vogn.laplace(model, likelihood, [data], structure="dense", prior_precision=2.0)
+    found = vogn.check_posterior(model, posterior, likelihood, data, at=regression.at.cuda(), method="linearized")
+    assert found.reference.name == "exact" and found.reference.mean.device.type == "cpu"
+    assert model.weight.is_cuda and likelihood.log_noise.is_cuda
 
 
 def test_the_result_is_frozen_and_prints_a_table(regression):
@@ -214,7 +226,7 @@ def test_what_cannot_be_checked_is_refused(regression, network):
         ({"ess": -1.0}, "ess=-1.0 must be a positive finite number"),
         ({"at": regression.at[:1]}, "at= holds one input"),
         ({"prior": None}, "no prior precision is known for weight, bias: the posterior does not store one; pass"),
-        ({"posterior": vogn.Point(network)}, "the posterior's parameter '0.weight' .* is none of the model's"),
+        ({"posterior": vogn.Point(network)}, r"the posterior has parameters that the model lacks: \['0.weight'"),
     ]
     for options, message in wrong:
         settings = {"posterior": posterior, "data": (x, y), "prior": regression.prior} | options
@@ -223,6 +235,24 @@ def test_what_cannot_be_checked_is_refused(regression, network):
             vogn.check_posterior(regression.model, *arguments, **settings)
     with pytest.raises(ValueError, match="it must come from a check at the same inputs"):
         check(regression, posterior, reference=check(regression, posterior, at=x).reference)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "bayes"}, "unknown prediction method 'bayes'"),
+        ({"method": "mean"}, "method='mean' has no weight samples"),
+        ({"at": normal(1, 2)}, "at= holds one input"),
+        ({"samples": 1}, "samples=1 must be at least 2"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_reference_is_made(regression, network, options, message, monkeypatch):
+    made = []
+    monkeypatch.setattr(vogn.check.posterior, "make_reference", lambda *given, **options: made.append(1))
+    regression.model = network
+    with pytest.raises(ValueError, match=message):
+        check(regression, vogn.Point(network), **options)
+    assert not made
 
 
 def test_a_posterior_without_weight_decay_needs_a_prior(regression):

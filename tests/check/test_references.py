@@ -11,6 +11,7 @@ from torch import nn
 import vogn
 from tiny_models import normal
 from vogn.check import Sampler, make_reference
+from vogn.check import quadrature as quadratures
 from vogn.check.quadrature import quadrature
 from vogn.check.reference import is_linear
 from vogn.check.target import make_target
@@ -67,7 +68,7 @@ def test_quadrature_agrees_with_the_exact_gaussian():
 
 @pytest.mark.parametrize(("ess", "precision"), [(None, 1.0), (2.5, 1.0), (None, 1e-4)])
 def test_quadrature_is_a_sum_over_weights(ess, precision):
-    """One weight, separable labels (a skewed posterior), against a loop over a fine grid."""
+    """One weight, separable labels (a skewed posterior), against a sum over a fine grid."""
     model = nn.Linear(1, 1, bias=False).double()
     x = torch.tensor([[-1.0], [-0.4], [0.5], [1.2], [0.9]]).double()
     y = (x > 0).double()
@@ -76,21 +77,33 @@ def test_quadrature_is_a_sum_over_weights(ess, precision):
     found = make_reference(target, at)
     assert found.name == "quadrature"
     spread = 8.0 / math.sqrt(precision)
-    total, first, second = 0.0, [0.0, 0.0], [0.0, 0.0]
-    for k in range(40001):
-        w = spread * (2 * k / 40000 - 1)
-        log_likelihood = sum(-math.log1p(math.exp(-min(w * abs(float(v)), 500.0))) if w * abs(float(v)) > -500
-                             else w * abs(float(v)) for v in x)  # fmt: skip
-        density = math.exp((ess or 5.0) / 5.0 * log_likelihood - 0.5 * precision * w * w)
-        total += density
-        for i, place in enumerate((0.3, -2.0)):
-            p = 1.0 / (1.0 + math.exp(-w * place)) if -w * place < 700 else 0.0
-            first[i] += density * p
-            second[i] += density * p * p
-    mean = torch.tensor(first).double()[:, None] / total
-    variance = torch.tensor(second).double()[:, None] / total - mean.square()
-    assert torch.allclose(found.mean, mean, atol=2e-4)
-    assert torch.allclose(found.variance, variance, rtol=5e-3)
+    w = torch.linspace(-spread, spread, 40001, dtype=torch.float64)
+    log_likelihood = nn.functional.logsigmoid(w * x.abs()).sum(0)
+    density = ((ess or 5.0) / 5.0 * log_likelihood - 0.5 * precision * w.square()).exp()
+    p = torch.sigmoid(w * at)
+    mean = (density * p).sum(1, keepdim=True) / density.sum()
+    variance = (density * (p - mean).square()).sum(1, keepdim=True) / density.sum()
+    assert torch.allclose(found.mean, mean, atol=1e-8, rtol=1e-6)
+    assert torch.allclose(found.variance, variance, atol=1e-8, rtol=1e-6)
+
+
+def test_quadrature_is_the_same_for_few_inputs_at_a_time(monkeypatch):
+    model, x, at = nn.Linear(2, 1, bias=False).double(), normal(9, 2), normal(5, 2, seed=1)
+    target = make_target(model, Point(model), Bernoulli(), (x, (x[:, :1] > 0).double()), prior=Prior())
+    whole = quadrature(target, at)
+    seen, plain = [], quadratures.weighted_quantiles
+
+    def spy(samples, *given):
+        seen.append(samples.shape[1])
+        return plain(samples, *given)
+
+    monkeypatch.setattr(quadratures, "weighted_quantiles", spy)
+    monkeypatch.setattr(quadratures, "NUMBERS", 1)
+    found = quadrature(target, at)
+    assert seen == [1] * 5
+    torch.testing.assert_close(found.mean, whole.mean, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(found.variance, whole.variance, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(found.intervals, whole.intervals, rtol=1e-12, atol=1e-14)
 
 
 def test_two_class_labels_are_summed_like_one_logit():
@@ -128,6 +141,13 @@ def test_nuts_agrees_with_the_exact_gaussian(regression):
     again = make_reference(target, regression.at, "nuts", sampler=Sampler(warmup=10, draws=8), seed=1)
     twice = make_reference(target, regression.at, "nuts", sampler=Sampler(warmup=10, draws=8), seed=1)
     assert torch.equal(again.mean, twice.mean)
+
+
+def test_nuts_seeds_no_generator_of_a_device(regression, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("CUDA generators were seeded"))
+    before = torch.get_rng_state()
+    make_reference(target_of(regression), regression.at, "nuts", sampler=Sampler(chains=1, warmup=2, draws=4))
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_one_chain_has_no_ceiling_and_constant_predictions_no_r_hat(regression):

@@ -83,7 +83,8 @@ def test_ranks_count_the_draws_below_and_fill_equal_bins(regression):
     assert bool((low.ranks == 9).all())  # all draws lie below the truth
 
 
-def test_seeds_fix_everything(regression):
+def test_seeds_fix_everything(regression, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("CUDA generators were seeded"))
     before = torch.get_rng_state()
     one, two, other = (calibrate(regression, simulations=20, seed=seed).ranks for seed in (1, 1, 2))
     assert torch.equal(one, two) and not torch.equal(one, other)

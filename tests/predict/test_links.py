@@ -12,6 +12,7 @@ import vogn
 from tiny_models import batch, fill, normal
 from vogn.likelihoods import Bernoulli, Categorical, Gaussian
 from vogn.predict import closed_form, jacobians
+from vogn.predict.last_layer import last_layer_of
 from vogn.predict.links import LINKS, dirichlet_of, probit
 
 
@@ -50,12 +51,16 @@ def test_exact_is_the_outputs_covariance_plus_the_noise(structure, subset):
 
 
 @pytest.mark.parametrize("partition", ["layer", "parameter", "model"])
-@pytest.mark.parametrize("subset", ["last_layer", ["3.weight"], ["3.weight", "2.*"]])
-def test_the_last_layers_short_cut_changes_nothing(partition, subset, monkeypatch):
+@pytest.mark.parametrize(
+    ("subset", "one_layer"), [("last_layer", True), (["3.weight"], True), (["3.weight", "2.*"], False)]
+)
+def test_the_last_layers_short_cut_changes_nothing(partition, subset, one_layer, monkeypatch):
     model, x = network(), normal(5, 3, seed=4)
     posterior = laplace(
         model, Categorical(), batch(8, 0, torch.float64), structure="dense", partition=partition, subset=subset
     )
+    expected = one_layer and partition != "model"  # whose weights are one vector, no matrix
+    assert (last_layer_of(model, posterior) is not None) == expected
     options = {"method": "linearized", "link": "laplace_bridge"}
     found = vogn.predict(model, posterior, x, **options)
     monkeypatch.setattr(closed_form, "last_layer_of", lambda model, posterior: None)
@@ -182,6 +187,22 @@ def test_the_bridge_has_the_published_numbers():
     torch.testing.assert_close(alpha, expected, rtol=1e-8, atol=0.0)
 
 
+@pytest.mark.parametrize("k", [2, 10])
+def test_the_bridge_normalises_to_a_mean_variance_of_the_root_of_half_the_classes(k):
+    """Logits that sum to zero, their variances divided to the average ``sqrt(K / 2)``, then eq. 8; by hand."""
+    f, root, one = normal(3, k, seed=1), normal(3, k, k, seed=2), torch.ones(k, dtype=torch.float64)
+    for mean, covariance, alpha in zip(f, root @ root.mT, dirichlet_of(f, root @ root.mT), strict=True):
+        direction = covariance @ one / (one @ covariance @ one)
+        mu = mean - direction * mean.sum()
+        variance = (covariance - torch.outer(direction, covariance @ one)).diagonal()
+        factor = variance.mean() / math.sqrt(k / 2)
+        mu, variance = mu / factor.sqrt(), variance / factor
+        assert float(variance.mean()) == pytest.approx(math.sqrt(k / 2))
+        expected = (1 - 2 / k + mu.exp() / k**2 * (-mu).exp().sum()) / variance
+        torch.testing.assert_close(alpha, expected, rtol=1e-9, atol=0.0)
+    assert not torch.allclose(dirichlet_of(f, root @ root.mT, normalise=False), dirichlet_of(f, root @ root.mT))
+
+
 def test_the_bridge_does_not_depend_on_the_order_of_classes_or_a_common_logit():
     f, root = normal(2, 4, seed=1), normal(2, 4, 4, seed=2)
     covariance = root @ root.mT
@@ -248,12 +269,24 @@ def test_sequences_of_labels_are_refused_with_the_remedy():
         vogn.predict(model, posterior, normal(2, 5, 3, seed=4), method="linearized", link="probit")
 
 
-def test_an_ensemble_can_be_linearised():
-    """The protocol is enough."""
-    model, others = network(), [fill(network()) for _ in range(2)]
-    with torch.no_grad():
-        for parameter in others[1].parameters():
-            parameter.add_(0.05)
-    ensemble = vogn.Ensemble(others, likelihood=Categorical())
-    found = vogn.predict(model, ensemble, normal(4, 3, seed=4), method="linearized", link="laplace_bridge")
-    assert found.mean.shape == (4, 3) and bool(found.mean.isfinite().all())
+@pytest.mark.parametrize("link", ["laplace_bridge", "probit"])
+def test_an_ensemble_can_be_linearised(link):
+    """The protocol is enough: outputs and covariance by products of the Jacobian with every member's deviation."""
+    model, x = network(), normal(4, 3, seed=4)
+    mean = {name: p.detach() for name, p in model.named_parameters()}
+    shifts = [{name: 0.2 * normal(*p.shape, seed=7 * k) for name, p in mean.items()} for k in range(3)]
+    ensemble = vogn.Ensemble([{n: p + shift[n] for n, p in mean.items()} for shift in shifts], likelihood=Categorical())
+    found = vogn.predict(model, ensemble, x, method="linearized", link=link)
+    centre = ensemble.mean()
+    along = []
+    for shift in shifts:
+        deviation = {name: mean[name] + shift[name] - centre[name] for name in mean}
+        outputs, change = torch.func.jvp(lambda w: torch.func.functional_call(model, w, (x,)), (centre,), (deviation,))
+        along.append(change)
+    covariance = torch.einsum("snk,snl->nkl", torch.stack(along), torch.stack(along)) / 3
+    spread = covariance if LINKS[link].full else covariance.diagonal(dim1=1, dim2=2)
+    expected = LINKS[link].apply(Categorical(), outputs.detach(), spread.detach())
+    assert found.mean.shape == (4, 3)
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(found.variance, expected.variance, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(found.aleatoric, expected.aleatoric, rtol=1e-8, atol=1e-10)

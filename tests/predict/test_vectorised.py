@@ -147,6 +147,18 @@ def calls(monkeypatch):
     return found
 
 
+def chunks(monkeypatch):
+    """The chunk size of every call for several weight samples."""
+    found, plain = [], vectorised.vmap
+
+    def spy(*given, **options):
+        found.append(options.get("chunk_size"))
+        return plain(*given, **options)
+
+    monkeypatch.setattr(vectorised, "vmap", spy)
+    return found
+
+
 @pytest.mark.parametrize("name", [*VECTORISED, *LOOPED])
 @pytest.mark.parametrize("batch_size", [256, 3])
 def test_the_samples_are_those_of_one_call_each(name, batch_size, monkeypatch):
@@ -167,9 +179,12 @@ def test_batch_norm_has_the_statistics_of_every_sample(monkeypatch):
     model = fill(VECTORISED["norms"]().double())
     posterior = vogn.Ensemble(members(model, 4), likelihood=Categorical())
     x, options = normal(7, 12, seed=3), {"samples": 4, "calibration": normal(20, 12, seed=5)}
+    single, together = calls(monkeypatch), chunks(monkeypatch)
     found = vogn.predict(model, posterior, x, **options)
+    assert not single and len(together) == 1
     monkeypatch.setattr(vectorised, "WORK", 0)
     assert_close(found.samples, vogn.predict(model, posterior, x, **options).samples)
+    assert len(single) == 4 and len(together) == 1
 
 
 def test_few_samples_at_a_time_are_all_at_once(monkeypatch):
@@ -177,10 +192,10 @@ def test_few_samples_at_a_time_are_all_at_once(monkeypatch):
     posterior = vogn.Ensemble(members(model, 7), likelihood=Categorical())
     x = normal(5, 12, seed=3)
     whole = vogn.predict(model, posterior, x, samples=7)
-    single = calls(monkeypatch)
+    single, together = calls(monkeypatch), chunks(monkeypatch)
     monkeypatch.setattr(vectorised, "INPUTS", 2 * x.numel())
     assert_close(vogn.predict(model, posterior, x, samples=7).samples, whole.samples)
-    assert not single
+    assert not single and together == [2]
 
 
 def test_a_batch_that_is_too_large_sends_every_sample_through_the_loop(monkeypatch):
@@ -196,10 +211,8 @@ def test_a_batch_that_is_too_large_sends_every_sample_through_the_loop(monkeypat
 
 
 def test_vectorising_is_tried_once(monkeypatch):
-    model, tried = fill(Branch(12, 4).double()), []
+    model, tried = fill(Branch(12, 4).double()), chunks(monkeypatch)
     posterior = vogn.Ensemble(members(model, 3), likelihood=Categorical())
-    plain = vectorised.vmap
-    monkeypatch.setattr(vectorised, "vmap", lambda *given, **options: tried.append(1) or plain(*given, **options))
     vogn.predict(model, posterior, normal(5, 12), samples=24, tolerance=1e-9)
     assert len(tried) == 1
 

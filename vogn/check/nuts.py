@@ -10,6 +10,7 @@ from torch import Tensor
 from vogn.check.reference import LEVELS, Reference, Sampler
 from vogn.check.statistics import pearson
 from vogn.check.target import Target
+from vogn.predict.evaluation import seeded
 
 
 def nuts(target: Target, at: Any, sampler: Sampler, seed: int, progress: bool) -> Reference:
@@ -31,13 +32,12 @@ def nuts(target: Target, at: Any, sampler: Sampler, seed: int, progress: bool) -
             f"{sampler.max_parameters}): check a narrower network or a posterior over fewer layers, or raise the limit "
             f"with sampler=vogn.check.Sampler(max_parameters={target.numel}) and expect hours"
         )
-    devices = sorted({p.device.index or 0 for p in target.model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices):
-        chains, divergences = [], 0
-        for chain in range(sampler.chains):
-            weights, found = _chain(target, sampler, 1000 * seed + chain, progress)
-            chains.append(weights)
-            divergences += found
+    chains, divergences = [], 0
+    for chain in range(sampler.chains):
+        with seeded(1000 * seed + chain):
+            weights, found = _chain(target, sampler, progress)
+        chains.append(weights)
+        divergences += found
     with torch.no_grad():
         outputs = torch.stack([torch.stack([target.outputs(flat, at) for flat in chain]) for chain in chains])
         samples = target.observed(outputs.flatten(0, 1))
@@ -76,7 +76,7 @@ def _convergence(by_chain: Tensor) -> tuple[float, float]:
     return float(split_gelman_rubin(moving).max()), float(effective_sample_size(moving).min())
 
 
-def _chain(target: Target, sampler: Sampler, seed: int, progress: bool) -> tuple[Tensor, int]:
+def _chain(target: Target, sampler: Sampler, progress: bool) -> tuple[Tensor, int]:
     """Draws ``(draws, D)`` of one chain, and how many transitions diverged."""
     from pyro.infer import MCMC, NUTS
 
@@ -85,7 +85,6 @@ def _chain(target: Target, sampler: Sampler, seed: int, progress: bool) -> tuple
     def potential(state: dict[str, Tensor]) -> Tensor:
         return target.energy(target.prior_mean + scale * state["z"])
 
-    torch.manual_seed(seed)
     start = torch.randn_like(scale) * (1.0 / scale).clamp_max(1.0)
     kernel = NUTS(
         potential_fn=potential, target_accept_prob=sampler.target_accept, max_tree_depth=sampler.tree_depth

@@ -207,8 +207,6 @@ def check_posterior(
         raise ValueError(f"samples={samples} must be at least 2: a variance needs two")
     target = make_target(model, posterior, likelihood, data, prior=prior, ess=ess)
     inputs = target.inputs if at is None else checked_inputs(at, "inputs at=")
-    if isinstance(reference, str):
-        reference = make_reference(target, inputs, reference, sampler=sampler, seed=seed, progress=progress)
     found = predict(
         target.model,
         posterior,
@@ -221,13 +219,15 @@ def check_posterior(
     ).samples
     if found is None:
         raise ValueError(f"method={method!r} has no weight samples; choose 'mc' or 'linearized'")
+    if found.shape[1] < 2:
+        raise ValueError("at= holds one input; a correlation over inputs needs at least two, better twenty")
+    if isinstance(reference, str):
+        reference = make_reference(target, inputs, reference, sampler=sampler, seed=seed, progress=progress)
     if found.shape[1:] != reference.mean.shape:
         raise ValueError(
             f"the predictions have shape {tuple(found.shape[1:])} but the reference {tuple(reference.mean.shape)}; "
             "it must come from a check at the same inputs"
         )
-    if len(reference.mean) < 2:
-        raise ValueError("at= holds one input; a correlation over inputs needs at least two, better twenty")
     return _compared(found, reference, target, seed)
 
 

@@ -18,9 +18,11 @@ FINE = {1: 4001, 2: 401}
 BORDER = 25.0
 """The log density at the grid's border lies at least this much below the largest: what is cut off is negligible."""
 ROWS = 2000
-"""Grid points whose outputs are formed at a time."""
+"""Grid points whose density is found at a time."""
 KEPT = 1e-9
 """Grid points with less than this share of the largest density are left out of the predictions."""
+NUMBERS = 1 << 22
+"""Outputs at so many inputs at a time as keep to this many numbers over all grid points."""
 
 
 @torch.no_grad()
@@ -43,13 +45,17 @@ def quadrature(target: Target, at: Any) -> Reference:
     weights = (log_density - log_density.max()).exp()
     kept = weights > KEPT
     weights = weights[kept] / weights[kept].sum()
-    offset, design = affine_map(target, at)
-    outputs = offset + torch.einsum("...d,gd->g...", design, points[kept])
-    samples = target.observed(outputs)
-    mean = torch.tensordot(weights, samples, 1)
-    variance = torch.tensordot(weights, (samples - mean).square(), 1)
+    points = points[kept]
     probabilities = [p for level in LEVELS for p in (0.5 - 0.5 * level, 0.5 + 0.5 * level)]
-    ends = weighted_quantiles(samples, weights, probabilities)
+    offset, design = affine_map(target, at)
+    at_a_time = max(1, NUMBERS // (len(points) * max(1, offset[0].numel())))
+    parts = []
+    for start, slope in zip(offset.split(at_a_time), design.split(at_a_time), strict=True):
+        samples = target.observed(start + torch.einsum("...d,gd->g...", slope, points))
+        mean = torch.tensordot(weights, samples, 1)
+        variance = torch.tensordot(weights, (samples - mean).square(), 1)
+        parts.append(torch.stack([mean, variance, *weighted_quantiles(samples, weights, probabilities)]))
+    mean, variance, *ends = torch.cat(parts, 1)
     intervals = {level: (ends[2 * k], ends[2 * k + 1]) for k, level in enumerate(LEVELS)}
     return Reference("quadrature", mean, variance, intervals)
 
@@ -93,12 +99,8 @@ def _mode(target: Target) -> tuple[Tensor, Tensor]:
 def _energies(target: Target, points: Tensor) -> Tensor:
     """Minus the log density at every point, ``(G, D)`` to ``(G,)``."""
     offset, design = affine_map(target, target.inputs)
-    found = []
-    for part in points.split(ROWS):
-        outputs = offset + torch.einsum("...d,gd->g...", design, part)
-        flat = outputs.flatten(0, 1)
-        targets = target.targets.expand(len(part), *target.targets.shape).flatten(0, 1)
-        loss = target.likelihood.terms(flat, targets).view(len(part), -1).sum(1)
-        penalty = (target.prior_precision * (part - target.prior_mean).square()).sum(1)
-        found.append(target.ess / target.terms * loss + 0.5 * penalty)
-    return torch.cat(found)
+
+    def energy(flat: Tensor) -> Tensor:
+        return target.energy_of(flat, offset + design @ flat)
+
+    return torch.func.vmap(energy, chunk_size=ROWS)(points)

@@ -7,18 +7,30 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vogn.check.target import called_with, checked_inputs
+from vogn.check.target import checked_inputs
 from vogn.likelihoods import Likelihood
+from vogn.optim.report import Cell, Report
 from vogn.posterior import Posterior, Prior
+from vogn.predict.evaluation import cuda_devices_of, device_of, seeded
+from vogn.predict.inputs import arguments_of
 
 Fit = Callable[[nn.Module, Any, Tensor], Posterior]
 """``fit(model, inputs, targets)`` trains the model on the data and returns its posterior."""
+
+
+class _Table(Report):
+    COLUMNS: ClassVar[Mapping[str, Cell]] = {
+        "quantity": lambda row: row["quantity"],
+        "chi-square p": lambda row: f"{row['chi-square p']:.3g}",
+        "KS p": lambda row: f"{row['KS p']:.3g}",
+    }
+    RIGHT = frozenset({"chi-square p", "KS p"})
 
 
 @dataclass(frozen=True)
@@ -58,14 +70,10 @@ class SimulationBasedCalibration:
             return "shifted"
         return "narrow" if float((share - 0.5).square().mean()) > 1 / 12 else "wide"
 
-    def __str__(self) -> str:
-        """One line per quantity, and a sentence."""
-        width = max(len(name) for name in ("quantity", *self.names))
-        lines = [f"{'quantity':{width}}  chi-square p     KS p"]
-        lines += [
-            f"{name:{width}}  {chi:12.3g}  {ks:7.3g}"
-            for name, chi, ks in zip(self.names, self.chi_square, self.ks, strict=True)
-        ]
+    def table(self) -> Report:
+        """One row per quantity, and a sentence."""
+        rows = zip(self.names, self.chi_square, self.ks, strict=True)
+        table = _Table({"quantity": name, "chi-square p": chi, "KS p": ks} for name, chi, ks in rows)
         words = {
             "flat": "the ranks are uniform as far as these simulations can tell",
             "narrow": "the posterior is too narrow: the truth is too often beyond its draws",
@@ -73,7 +81,15 @@ class SimulationBasedCalibration:
             "shifted": "the posterior is shifted",
         }
         head = f"{len(self.ranks)} simulations, {self.draws} draws: p = {self.p_value:.2g} over all tests; "
-        return "\n".join([*lines, head + words[self.shape]])
+        table.remarks = (head + words[self.shape],)
+        return table
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def __rich__(self) -> Any:
+        """The table for a rich console."""
+        return self.table().__rich__()
 
     def plot(self, path: str | Path | None = None, *, level: float = 0.99) -> Any:
         """Rank histogram of every quantity with the band that a uniform one stays in, bin by bin.
@@ -137,7 +153,7 @@ def simulation_based_calibration(
         likelihood: draws the targets.
         inputs: of every simulated data set.
         fit: ``fit(model, inputs, targets) -> posterior``; gets a copy of the model with its own weights. Torch's random
-            state inside is fixed by ``seed`` and the number of the simulation.
+            state inside, of the CPU and the model's devices, is fixed by ``seed`` and the number of the simulation.
         prior: ``None`` is ``vogn.Prior()``, ``N(0, 1)``; ``fit`` must use the same.
         at: ``None`` ranks every weight, for linear and logistic models. Inputs: rank the outputs there; the weights of
             a network can be permuted, its outputs cannot.
@@ -172,12 +188,13 @@ def simulation_based_calibration(
     prior = prior or Prior()
     checked_inputs(inputs, "inputs")
     places = None if at is None else checked_inputs(at, "inputs at=")
+    double = copy.deepcopy(model).double().eval()
+    devices = cuda_devices_of(model)
     rows: list[Tensor] = []
     names: tuple[str, ...] = ()
     for number in range(simulations):
-        with torch.random.fork_rng([]):
-            torch.manual_seed(1_000_003 * seed + number)
-            found, names = _simulate(model, likelihood, inputs, fit, prior, places, draws)
+        with seeded(1_000_003 * seed + number, devices):
+            found, names = _simulate(model, double, likelihood, inputs, fit, prior, places, draws)
         rows.append(found)
     ranks = torch.stack(rows)
     chi, ks = zip(*(_p_values(ranks[:, k], draws, bins, seed + k) for k in range(len(names))), strict=True)
@@ -186,6 +203,7 @@ def simulation_based_calibration(
 
 def _simulate(
     model: nn.Module,
+    double: nn.Module,
     likelihood: Likelihood,
     inputs: Any,
     fit: Fit,
@@ -193,12 +211,12 @@ def _simulate(
     at: Any,
     draws: int,
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Ranks of one data set, and what they are of."""
+    """Ranks of one data set, and what they are of; ``double`` is a float64 copy of the model in evaluation mode."""
     student = copy.deepcopy(model)
     parameters = {name: p.detach() for name, p in student.named_parameters()}
     centre = prior.mean_like(parameters)
     truth = {name: centre[name] + torch.randn_like(p) / math.sqrt(prior.precision) for name, p in parameters.items()}
-    args, kwargs = called_with(inputs)
+    args, kwargs = arguments_of(inputs).to(device_of(student))
     with torch.no_grad():
         student.eval()
         targets = likelihood.sample(functional_call(student, truth, args, kwargs))
@@ -213,12 +231,10 @@ def _simulate(
         true = torch.cat([value.double().flatten() for value in truth.values()])
         names = [_index(name, i, value.numel()) for name, value in truth.items() for i in range(value.numel())]
     else:
-        twin = copy.deepcopy(model).double().eval()
-        place, more = called_with(at)
+        place, more = arguments_of(at).to(device_of(double))
 
         def outputs(weights: Mapping[str, Tensor]) -> Tensor:
-            double = {name: value.double() for name, value in weights.items()}
-            return functional_call(twin, double, place, more).flatten()
+            return functional_call(double, {name: w.double() for name, w in weights.items()}, place, more).flatten()
 
         with torch.no_grad():
             true = outputs(truth)

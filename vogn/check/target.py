@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from vogn.likelihoods import Likelihood
 from vogn.posterior import Posterior, Prior
+from vogn.predict.evaluation import check_weights
+from vogn.predict.inputs import arguments_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Target:
     """``log p(theta) - ess * mean loss(theta)`` up to a constant; the posterior at temperature ``terms / ess``.
 
     Args:
-        model: a float64 copy in evaluation mode without gradients.
+        model: a float64 copy on the CPU in evaluation mode without gradients.
         likelihood: a copy of the observation model.
         inputs: of the data: a tensor, a tuple (``model(*x)``) or a dictionary (``model(**x)``), float64.
         targets: of the data.
@@ -61,28 +63,21 @@ class Target:
         for name, shape in self.shapes.items():
             weights[name] = flat[start : start + shape.numel()].view(shape)
             start += shape.numel()
-        args, kwargs = called_with(inputs)
-        outputs = functional_call(self.model, weights, args, kwargs)
-        if not isinstance(outputs, Tensor):
-            raise TypeError(f"the model returns {type(outputs).__name__}; give a module that returns the tensor")
-        return outputs
+        return _outputs(self.model, weights, inputs)
 
     def energy(self, flat: Tensor) -> Tensor:
         """Minus the log density up to a constant, a scalar; differentiable."""
-        loss = self.likelihood.terms(self.outputs(flat, self.inputs), self.targets).sum()
+        return self.energy_of(flat, self.outputs(flat, self.inputs))
+
+    def energy_of(self, flat: Tensor, outputs: Tensor) -> Tensor:
+        """:meth:`energy` where the outputs at the data's inputs are known."""
+        loss = self.likelihood.terms(outputs, self.targets).sum()
         difference = flat - self.prior_mean
         return self.ess / self.terms * loss + 0.5 * (self.prior_precision * difference.square()).sum()
 
     def observed(self, outputs: Tensor) -> Tensor:
         """Outputs ``(S, N, ..., K)`` on the scale that is compared: of functions, or probabilities of labels."""
         return self.likelihood.predictive(outputs)[2]
-
-
-def called_with(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments: a tuple is unpacked, a dictionary gives keywords, a tensor is the only one."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
 
 
 def make_target(
@@ -94,10 +89,10 @@ def make_target(
     prior: Prior | None = None,
     ess: float | None = None,
 ) -> Target:
-    """The density that a posterior approximates.
+    """The density that a posterior approximates, on the CPU.
 
     Args:
-        model: any; is copied.
+        model: any, on any device; is copied.
         posterior: parameters with zero variance everywhere are known, as are those that it does not name. A posterior
             without any variance (a point, dropout) leaves all parameters of its mean uncertain.
         likelihood: one of :mod:`vogn.likelihoods`; a learnable noise is taken as it is.
@@ -106,24 +101,24 @@ def make_target(
         ess: ``None`` reads it from a Gaussian posterior; for others it is the number of loss terms.
 
     Raises:
-        ValueError: if the data hold NaN, or the prior precision is not known.
+        ValueError: if the data hold NaN, the posterior is not one of the model's, or the prior precision is not known.
+        TypeError: if the model does not return a tensor.
     """
     inputs, targets = checked_data(data)
-    twin = copy.deepcopy(model).double().eval().requires_grad_(False)
-    mean = {name: value.detach().double() for name, value in posterior.mean().items()}
-    _check_names(twin, mean)
-    blocks = [block for block in getattr(posterior, "blocks", ()) if block.sampled]  # optional: a Gaussian has them
+    twin = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
+    mean = {name: value.detach().cpu().double() for name, value in posterior.mean().items()}
+    check_weights(twin, mean, batch=0)
+    blocks = getattr(posterior, "sampled_blocks", ())  # optional: a Gaussian has them
     free = _uncertain(posterior, blocks, mean)
     sizes = {block.ess for block in blocks}
     if ess is None and len(sizes) > 1:
         raise ValueError(f"the posterior's blocks have different effective sample sizes, {sorted(sizes)}: pass ess=")
     centre, precision = _prior(prior, blocks, {name: mean[name] for name in free})
     observation = copy.deepcopy(likelihood)
-    args, kwargs = called_with(inputs)
+    for parameter in observation.parameters():
+        parameter.data = parameter.data.cpu()
     with torch.no_grad():
-        outputs = twin(*args, **kwargs)
-    if not isinstance(outputs, Tensor):
-        raise TypeError(f"the model returns {type(outputs).__name__}; give a module that returns the tensor")
+        outputs = _outputs(twin, {}, inputs)
     observation.check_shapes(outputs, targets)
     observation.check_values(outputs, targets)
     terms = math.prod(observation.term_shape(outputs))
@@ -136,7 +131,7 @@ def make_target(
 
 
 def checked_data(data: Sequence[Any]) -> tuple[Any, Tensor]:
-    """Inputs and targets in double precision, all numbers finite.
+    """Inputs and targets on the CPU in double precision, all numbers finite.
 
     Raises:
         ValueError: if it is no pair, or something is NaN or infinite.
@@ -147,7 +142,7 @@ def checked_data(data: Sequence[Any]) -> tuple[Any, Tensor]:
 
 
 def checked_inputs(inputs: Any, name: str) -> Any:
-    """Inputs in double precision.
+    """Inputs on the CPU in double precision.
 
     Raises:
         ValueError: if a number is NaN or infinite.
@@ -160,16 +155,19 @@ def checked_inputs(inputs: Any, name: str) -> Any:
     def ready(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return leaf.detach().double() if leaf.is_floating_point() else leaf.detach()
+        moved = leaf.detach().cpu()
+        return moved.double() if moved.is_floating_point() else moved
 
     return tree_map(ready, inputs)
 
 
-def _check_names(model: nn.Module, mean: Mapping[str, Tensor]) -> None:
-    known = dict(model.named_parameters(remove_duplicate=False))
-    for name, value in mean.items():
-        if name not in known or known[name].shape != value.shape:
-            raise ValueError(f"the posterior's parameter {name!r} {tuple(value.shape)} is none of the model's")
+def _outputs(model: nn.Module, weights: Mapping[str, Tensor], inputs: Any) -> Tensor:
+    """Outputs with some weights in place of the model's own."""
+    args, kwargs = arguments_of(inputs).to("cpu")
+    outputs = functional_call(model, dict(weights), args, kwargs)
+    if not isinstance(outputs, Tensor):
+        raise TypeError(f"the model returns {type(outputs).__name__}; give a module that returns the tensor")
+    return outputs
 
 
 def _uncertain(posterior: Posterior, blocks: Sequence[Any], mean: Mapping[str, Tensor]) -> list[str]:

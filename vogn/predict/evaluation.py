@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +26,7 @@ def undisturbed(model: nn.Module, *, seed: int) -> Iterator[None]:
         seed: seeds torch's generators meanwhile, for models that draw random numbers in evaluation mode.
     """
     flags = [(module, module.training) for module in model.modules()]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices), torch.no_grad():
-        torch.default_generator.manual_seed(seed)
-        for index in devices:
-            torch.cuda.default_generators[index].manual_seed(seed)
+    with seeded(seed, cuda_devices_of(model)), torch.no_grad():
         try:
             for module, _ in flags:
                 module.training = False
@@ -38,6 +34,22 @@ def undisturbed(model: nn.Module, *, seed: int) -> Iterator[None]:
         finally:
             for module, flag in flags:
                 module.training = flag
+
+
+@contextmanager
+def seeded(seed: int, devices: Sequence[int] = ()) -> Iterator[None]:
+    """Torch's random states of the CPU and of CUDA devices, by index, start from a seed; afterwards they are as
+    before. Those of other devices are not touched."""
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(seed)
+        for index in devices:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
+def cuda_devices_of(model: nn.Module) -> list[int]:
+    """Indices of the CUDA devices on which the model has parameters."""
+    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vogn.likelihoods import Likelihood
+from vogn.likelihoods.base import sum_outputs
 
 
 class Linked(NamedTuple):
@@ -46,8 +47,7 @@ def probit(likelihood: Likelihood, mean: Tensor, variance: Tensor) -> Linked:
     if likelihood.kind == "bernoulli":
         p, at_mean = torch.sigmoid(shrunk), torch.sigmoid(mean)
         slope = at_mean * (1.0 - at_mean)
-        spread, information = slope.square() * variance, (0.5 * slope * variance)
-        information = information.sum(-1) if information.ndim > 1 else information
+        spread, information = slope.square() * variance, sum_outputs(0.5 * slope * variance)
     else:
         p, at_mean = shrunk.softmax(-1), mean.softmax(-1)
         # row k of the Jacobian of softmax is p_k (e_k - p)

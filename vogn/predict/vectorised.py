@@ -15,9 +15,9 @@ from vogn.predict.evaluation import concatenated, device_of
 from vogn.predict.inputs import Batches
 
 WORK = 1 << 28
-"""Parameters times numbers in a batch's inputs up to which one call for all weight samples is faster than one call for
-each. Measured on one core of a CPU: 1.2 to 6 times faster below; above, as fast for linear layers, and up to 3 times
-slower for convolutions."""
+"""Parameters times numbers in a batch's inputs up to which one call for all weight samples is preferred to one call for
+each. Measured on one core of a CPU (``benchmarks/prediction.py``): 1.5 to 3.6 times faster below; above, between 1.6
+times faster and 1.1 times slower."""
 
 INPUTS = 1 << 19
 """So many weight samples at a time that the inputs, repeated for each of them, would hold this many numbers."""
