@@ -99,6 +99,25 @@ CASES: dict[str, Case] = {
 }
 """The measured networks."""
 
+LARGE: dict[str, Case] = {
+    "mlp": Case(
+        "MLP 784-4096-4096-10, batch 1024", lambda: build_model("mlp", sizes=(784, 4096, 4096, 10)), (1024, 784)
+    ),
+    "resnet20": Case(
+        "ResNet-20 width 64, 32x32, batch 256",
+        lambda: build_model("resnet20", in_channels=3, width=64),
+        (256, 3, 32, 32),
+    ),
+    "gpt": Case(
+        "GPT, 6 layers of width 768, 16 x 256 tokens",
+        lambda: SmallGPT(768, 6, 12, 256, 256),
+        (16, 256),
+        256,
+        tokens=True,
+    ),
+}
+"""The same kinds of networks, large enough to keep a GPU busy."""
+
 TINY: dict[str, Case] = {
     "mlp": Case("MLP 6-5-3, batch 4", lambda: build_model("mlp", sizes=(6, 5, 3)), (4, 6), 3),
     "resnet20": Case(

@@ -14,14 +14,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vogn
 from benchmarks.speed.cases import Case
-from benchmarks.speed.measuring import UnaffordableError, processor_seconds
+from benchmarks.speed.measuring import UnaffordableError, elapsed_seconds, processor_seconds
 from benchmarks.speed.peers import PEERS
 from vogn.capture.statistics import Price
 from vogn.likelihoods import Categorical
 
 SGD, ADAMW = "SGD, momentum, fused", "AdamW, fused"
-STATE_LIMIT = 2**29
-"""Bytes of optimizer state that a row may need."""
+STATE_LIMIT = {"cpu": 2**29, "cuda": 2**33}
+"""Bytes of optimizer state that a row may need, by type of device."""
 NEVER = 10**9
 """An interval that does not end."""
 
@@ -117,24 +117,26 @@ class Runner:
     Args:
         case: network and batch.
         row: the optimizer.
+        device: where both are; on the CPU steps are measured in processor time, else in elapsed time.
     """
 
     case: Case
     row: Row
+    device: torch.device = torch.device("cpu")
     kinds: dict[str, tuple[float, dict[str, int]]] = field(init=False)
     """Kind of a step to its share of the steps and to the group entries that make it."""
     first_seconds: float = field(default=0.0, init=False)
-    """Processor time of the longest kind of step, when warming up."""
+    """Time of the longest kind of step, when warming up."""
 
     def __post_init__(self) -> None:
-        self.model = self.case.model()
-        self.x, self.y = self.case.batch()
+        self.model = self.case.model().to(self.device)
+        self.x, self.y = (tensor.to(self.device) for tensor in self.case.batch())
         self.likelihood = Categorical()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.optimizer = self.row.build(self.model)
             if isinstance(self.optimizer, vogn.NaturalGradient):
-                require_affordable(self.optimizer)
+                require_affordable(self.optimizer, STATE_LIMIT[self.device.type])
         self.kinds = self._kinds()
 
     def _kinds(self) -> dict[str, tuple[float, dict[str, int]]]:
@@ -166,21 +168,23 @@ class Runner:
             self.first_seconds = max(self.seconds_of(kind, 1) for kind in self.kinds)
 
     def seconds_of(self, kind: str, steps: int) -> float:
-        """Processor time of a step of a kind."""
+        """Time of a step of a kind."""
         if isinstance(self.optimizer, vogn.NaturalGradient):
             for group in self.optimizer.param_groups:
                 group.update(self.kinds[kind][1])
-        return processor_seconds(self.step, steps)
+        if self.device.type == "cpu":
+            return processor_seconds(self.step, steps)
+        return elapsed_seconds(self.step, steps, torch.cuda.synchronize)
 
     def seconds(self, steps: int) -> float:
-        """Processor time of a step, averaged over the schedule."""
+        """Time of a step, averaged over the schedule."""
         whole = -(-steps // self.row.period) * self.row.period
         found = sum(share * self.seconds_of(kind, whole) for kind, (share, _) in self.kinds.items())
         self.optimizer.zero_grad()  # all rows share one limit on memory
         return found
 
 
-def require_affordable(optimizer: vogn.NaturalGradient) -> None:
+def require_affordable(optimizer: vogn.NaturalGradient, limit: int = STATE_LIMIT["cpu"]) -> None:
     """The method keeps what it is named after, within the limit on its state.
 
     Raises:
@@ -191,8 +195,8 @@ def require_affordable(optimizer: vogn.NaturalGradient) -> None:
     if all(row["structure"] != wanted for row in rows):
         raise UnaffordableError(f"{wanted} is not affordable: {rows[0]['note']}")
     size = sum(row["bytes"] for row in rows)
-    if size > STATE_LIMIT:
-        raise UnaffordableError(f"its state is {size / 2**20:.0f} MiB; the limit here is {STATE_LIMIT / 2**20:.0f} MiB")
+    if size > limit:
+        raise UnaffordableError(f"its state is {size / 2**20:.0f} MiB; the limit here is {limit / 2**20:.0f} MiB")
 
 
 def chosen(rows: Mapping[str, Row], beginnings: list[str] | None, short: bool) -> dict[str, Row]:

@@ -38,7 +38,7 @@ def arguments_of(
     module: str,
     description: str | None,
     argv: Sequence[str] | None,
-    *options: Literal["rounds", "cases", "rows", "compare"],
+    *options: Literal["rounds", "cases", "rows", "compare", "device"],
 ) -> argparse.Namespace:
     """The command line of a question; the process starts again if its number of threads is not as asked for.
 
@@ -46,11 +46,11 @@ def arguments_of(
         module: name of the question, as in ``python -m benchmarks.speed.NAME``.
         description: for ``--help``.
         argv: arguments, ``None`` for those of the process (only then it may start again).
-        *options: what the question goes through: rounds, networks, rows that can be chosen, committed ratios.
+        *options: what the question goes through: rounds, networks, rows that can be chosen, committed ratios, devices.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=RESULTS / f"{module}.json")
+    parser.add_argument("--results", type=Path, default=None)
     if "rounds" in options:
         parser.add_argument("--rounds", type=int, default=5)
     if "cases" in options:
@@ -65,7 +65,12 @@ def arguments_of(
         parser.add_argument("--rows", nargs="*", default=None, help="only rows whose names begin so")
     if "compare" in options:
         parser.add_argument("--compare", action="store_true", help="with the committed ratios; writes nothing")
+    if "device" in options:
+        parser.add_argument("--device", default="cpu", help="cpu, or cuda: larger networks, in elapsed time")
     arguments = parser.parse_args(argv)
+    if arguments.results is None:
+        suffix = "" if getattr(arguments, "device", "cpu") == "cpu" else "_cuda"
+        arguments.results = RESULTS / f"{module}{suffix}.json"
     if argv is None and os.environ.get("OMP_NUM_THREADS") != str(arguments.threads):
         threads = {name: str(arguments.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         command = [sys.executable, "-m", f"benchmarks.speed.{module}", *sys.argv[1:]]
@@ -174,6 +179,16 @@ def processor_seconds(body: Callable[[], Any], repeats: int = 1) -> float:
     return (time.process_time() - start) / repeats
 
 
+def elapsed_seconds(body: Callable[[], Any], repeats: int, finish: Callable[[], Any]) -> float:
+    """Seconds between two moments at which the device is idle, averaged over the repeats."""
+    finish()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        body()
+    finish()
+    return (time.perf_counter() - start) / repeats
+
+
 Timer = Callable[[], float | None]
 
 
@@ -264,6 +279,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def cuda() -> dict[str, Any]:
+    """The GPU, for the record."""
+    import torch
+
+    return {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "clock": "elapsed time"}
+
+
 def write(module: str, arguments: Any, case: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Add what was measured on a network to the file of results, rows in their order, and return all of the file."""
     from benchmarks.cells import read_cell, write_cell
@@ -272,13 +294,15 @@ def write(module: str, arguments: Any, case: str, content: Mapping[str, Any]) ->
     options = [f"--cases {case}"] if "cases" in arguments else []
     options += [f"--rounds {arguments.rounds}"] if "rounds" in arguments else []
     options += [f"--threads {arguments.threads}"]
+    on_cuda = getattr(arguments, "device", "cpu") != "cpu"
+    options += [f"--device {arguments.device}"] if on_cuda else []
     options += [f"--row-seconds {arguments.row_seconds:g}"] if "row_seconds" in arguments else []
     options += [f"--{name}" for name in ("short", "tiny") if getattr(arguments, name, False)]
     path = Path(arguments.results)
     found = read_cell(path) or {}
     found[case] = dict(content) | {
         "command": " ".join([f"python -m benchmarks.speed.{module}", *options]),
-        "environment": machine() | {"peers": peer_versions()},
+        "environment": machine() | (cuda() if on_cuda else {}) | {"peers": peer_versions()},
     }
     write_cell(path, found, sort_keys=False)
     return found

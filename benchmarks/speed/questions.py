@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.speed.cases import CASES, TINY, Case
+from benchmarks.speed.cases import CASES, LARGE, TINY, Case
 from benchmarks.speed.measuring import limit_seconds, reason, write
 from benchmarks.speed.peers import NotInstalledError
 
@@ -48,7 +48,8 @@ def over_cases(
     keep: bool = True,
 ) -> dict[str, Any]:
     """Measure every network that is asked for; print its table and, to ``keep`` it, write it. Returns their lines."""
-    cases = TINY if arguments.tiny else CASES
+    on_cuda = getattr(arguments, "device", "cpu") != "cpu"
+    cases = TINY if arguments.tiny else LARGE if on_cuda else CASES
     found = {}
     for name in arguments.cases or cases:
         content = measure(cases[name], arguments)

@@ -9,6 +9,7 @@ it took part in.
 
     python -m benchmarks.speed.step_time
     python -m benchmarks.speed.step_time --short --compare
+    python -m benchmarks.speed.step_time --device cuda       larger networks, in elapsed time between synchronisations
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from benchmarks.cells import read_cell
 from benchmarks.speed.cases import Case
 from benchmarks.speed.contenders import ADAMW, FOCUS, SGD, Runner, UnaffordableError, chosen, rows_of
 from benchmarks.speed.measuring import (
-    RESULTS,
     arguments_of,
     in_turn,
     limit_memory,
@@ -75,7 +77,7 @@ def measure(case: Case, arguments: Any) -> dict[str, Any]:
         start = time.process_time()
         try:
             with limit_seconds(FIRST_STEPS_SECONDS):
-                runner = Runner(case, row)
+                runner = Runner(case, row, torch.device(arguments.device))
                 runner.warm_up()
         except Exception as error:  # noqa: BLE001 - whatever a row cannot do is what its line says
             refused[name] = skipped(error)
@@ -123,15 +125,16 @@ def print_comparison(committed: dict[str, Any], now: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Command line."""
-    arguments = arguments_of("step_time", __doc__, argv, "rounds", "cases", "rows", "compare")
+    arguments = arguments_of("step_time", __doc__, argv, "rounds", "cases", "rows", "compare", "device")
     if arguments.short:
         arguments.rounds = min(arguments.rounds, 3)
-    limit_memory()
+    if arguments.device == "cpu":
+        limit_memory()
     lines = over_cases(
         "step_time", arguments, measure, lambda content: table(content["lines"], SGD), keep=not arguments.compare
     )
     if arguments.compare:
-        committed = read_cell(RESULTS / "step_time.json") or {}
+        committed = read_cell(arguments.results) or {}
         print_comparison({name: found["lines"] for name, found in committed.items()}, lines)
     return lines
 

@@ -72,7 +72,9 @@ def test_step_time_has_every_method_of_the_registry_in_every_mode(tmp_path):
 
 
 def test_a_method_that_cannot_afford_a_network_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.speed.contenders.STATE_LIMIT", 0)
+    from benchmarks.speed.contenders import STATE_LIMIT
+
+    monkeypatch.setitem(STATE_LIMIT, "cpu", 0)
     lines = run("step_time", tmp_path, "--rows", "vogn", "ivon-opt")["lines"]
     assert "the limit here is" in lines["vogn (variational)"]["skipped"]
     assert "ms" in lines["SGD, momentum, fused"]
