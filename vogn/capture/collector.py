@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vogn.announcement import LikelihoodCall, start_listening, stop_listening
+from vogn.capture.bundles import Bundles
 from vogn.capture.context import SampleContext
 from vogn.capture.context_gradients import ContextGradients
 from vogn.capture.gather import check_examples, gather, with_places, without_padding
@@ -46,6 +47,7 @@ class Collector:
         loss_scale: returns the factor on the loss during backward (gradient scaling), 1 if there is none.
         replicas: the processes that train copies of the model.
         placement_of: block to what of it each of them holds; ``None``: all hold everything.
+        bundles: which blocks may be computed together; ``None``: none.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class Collector:
         loss_scale: Callable[[], float],
         replicas: Replicas | None = None,
         placement_of: Callable[[Block], Placement] | None = None,
+        bundles: Bundles | None = None,
     ) -> None:
         self.blocks = list(blocks)
+        self.bundles = bundles or Bundles()
         self.statistics = tuple(statistics)
         self.state_of = state_of
         self.gradient_of = gradient_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class SampleContext:
     weights: Mapping[str, ExampleWeights] = field(default_factory=dict)
     elsewhere: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def displaced(self) -> frozenset[str]:
         """Names of all blocks that a sample was drawn for."""
         return self.elsewhere | self.displacement.keys()

@@ -148,7 +148,7 @@ class StackLayout(Layout):
         for name, shape in zip(self.names, self.shapes, strict=True):
             tensor = tensors[name]
             parts.append(tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], -1))
-        return torch.stack(parts, -1).unsqueeze(-1)
+        return (parts[0].unsqueeze(-1) if len(parts) == 1 else torch.stack(parts, -1)).unsqueeze(-1)
 
     def unpack(self, block: Tensor) -> dict[str, Tensor]:
         """See :meth:`Layout.unpack`."""

@@ -48,3 +48,11 @@ def normal(
     """Standard normal noise of the given shape; see :func:`generator` for the coordinates."""
     source = generator(seed=seed, stream=stream, step=step, sample=sample, name=name, rank=rank, device=device)
     return torch.randn(shape, generator=source, dtype=dtype, device=device)
+
+
+def fill_normal(
+    room: Tensor, *, seed: int, stream: str, step: int, sample: int, name: str = "", rank: int = 0
+) -> None:
+    """Write the numbers of :func:`normal` into a contiguous tensor."""
+    source = generator(seed=seed, stream=stream, step=step, sample=sample, name=name, rank=rank, device=room.device)
+    torch.randn(room.shape, generator=source, out=room)

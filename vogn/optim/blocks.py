@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vogn.capture.bundles import Bundles
 from vogn.capture.collector import Collector
 from vogn.capture.partition import Block, Partition, partition
 from vogn.capture.selection import Selection
@@ -80,11 +81,18 @@ class BlockTable:
         self._unanimity = Unanimity(replicas, own_shard(self.blocks[0].parameters[0]).device) if self.divided else None
         self._replicas = replicas
         self._shapes: dict[Block, State] = {}
+        elementwise = all(step.SCOPE == "element" for step in self._chain)
+        self.bundles = Bundles(self._group_of, self.placement, elementwise=elementwise)
+        """Which blocks are computed together."""
 
     @property
     def blocks(self) -> list[Block]:
         """All blocks."""
         return [block for block, _ in self.items]
+
+    def group(self, block: Block) -> Group:
+        """The param group of a block."""
+        return self._group_of[block]
 
     def __iter__(self) -> Iterator[tuple[Block, Group]]:
         return iter(self.items)
@@ -174,12 +182,14 @@ class BlockTable:
         vector = self.placement[block].collect(tensors)
         return None if vector is None else vector.to(block.curvature_dtype)
 
-    def write(self, block: Block, mean: Tensor | None) -> None:
-        """Put what this process holds of a block vector into the parameters that have a gradient."""
-        values = self.placement[block].spread(mean)
-        for name, parameter in zip(block.layout.names, block.parameters, strict=True):
-            if parameter.grad is not None:
-                parameter.copy_(values[name])
+    def write(self, means: Mapping[Block, Tensor | None]) -> None:
+        """Put what this process holds of block vectors into the parameters that have a gradient."""
+        pairs = []
+        for block, mean in means.items():
+            values = self.placement[block].spread(mean)
+            named = zip(block.layout.names, block.parameters, strict=True)
+            pairs += [(parameter, values[name]) for name, parameter in named if parameter.grad is not None]
+        copy_each(pairs)
 
     # ------------------------------------------------------------------ blocks that processes divide
 
@@ -306,6 +316,18 @@ class BlockTable:
                 self._state[parameter] = {"curvature": curvature, "memory": memory}
 
 
+def copy_each(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second into the first of every pair, in as few calls as there are dtypes and devices."""
+    alike: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+    for target, source in pairs:
+        if is_sharded(target):
+            target.copy_(source)
+        else:
+            alike.setdefault((target.device, target.dtype, source.dtype), []).append((target, source))
+    for found in alike.values():
+        torch._foreach_copy_([target for target, _ in found], [source for _, source in found])
+
+
 def new_table(optimizer: NaturalGradient, *, tracked: frozenset[Tensor] = frozenset()) -> BlockTable:
     """The blocks of an optimizer's groups; nothing of the optimizer is changed.
 
@@ -341,6 +363,7 @@ def new_collector(optimizer: NaturalGradient, table: BlockTable) -> Collector:
         state_of=table.observed_with,
         gradient_of=table.gradient,
         placement_of=table.placement.__getitem__,
+        bundles=table.bundles,
         loss_reduction=optimizer.loss_reduction,
         loss_scale=lambda: 1.0 if optimizer.grad_scaler is None else float(optimizer.grad_scaler.get_scale()),
         replicas=optimizer.replicas,

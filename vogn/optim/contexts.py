@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vogn.capture.bundles import Bundle
 from vogn.capture.context import SampleContext
+from vogn.capture.partition import Block
 from vogn.capture.places import Places
 from vogn.capture.reweighting import ExampleWeights
-from vogn.distributed import own_shard
-from vogn.errors import MissingCurvatureError
-from vogn.optim.blocks import BlockTable
+from vogn.distributed import is_sharded, own_shard
+from vogn.errors import MissingCurvatureError, NonFiniteStatisticsError, NotPositiveDefiniteError
+from vogn.optim.blocks import BlockTable, copy_each
 from vogn.optim.checks import check_group
-from vogn.optim.functional import displacement
+from vogn.optim.functional import displacement, weight_noise
 
 if TYPE_CHECKING:
     from vogn.optim.base import NaturalGradient
@@ -59,23 +61,21 @@ class SampledContexts:
             context: what was drawn.
             parameters: all parameters, whose gradients tell whether the context has a backward.
         """
-        self._means = []
+        offsets: list[tuple[Tensor, Tensor]] = []
         for block in table.blocks:
-            offsets = {}
             if block.name in context.displaced:
-                offsets = table.placement[block].spread(context.displacement.get(block.name))
-            for name, parameter in zip(block.layout.names, block.parameters, strict=True):
-                if name in offsets and parameter.requires_grad:
-                    self._means.append((parameter, parameter.detach().clone()))
-                    _displace(parameter, offsets[name])
+                values = table.placement[block].spread(context.displacement.get(block.name))
+                named = zip(block.layout.names, block.parameters, strict=True)
+                offsets += [(parameter, values[name]) for name, parameter in named if parameter.requires_grad]
+        self._means = _clones([parameter.detach() for parameter, _ in offsets])
+        _displace(offsets)
         self._marks = _gradient_marks(parameters)
 
     def leave(self) -> None:
         """Put the mean back, bit for bit."""
         assert self._means is not None
         means, self._means = self._means, None
-        for parameter, mean in means:
-            parameter.copy_(mean)
+        copy_each(means)
 
     def count(self, parameters: Iterable[Tensor], examples: int = 0) -> None:
         """The context that was left counts: as a weight sample if a gradient has changed since it was entered."""
@@ -102,12 +102,22 @@ class SampledContexts:
         return wanted if self.samples else 1
 
 
-def _displace(parameter: Tensor, offset: Tensor) -> None:
-    """Add in the wider one of both dtypes."""
-    if parameter.dtype == offset.dtype:
-        parameter.add_(offset)
-    else:
-        parameter.copy_(parameter + offset)
+def _clones(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Tensors and their copies."""
+    pairs = [(tensor, torch.empty_like(tensor)) for tensor in tensors]
+    copy_each([(copy, tensor) for tensor, copy in pairs])
+    return pairs
+
+
+def _displace(offsets: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Add the offset of every parameter, in the wider one of both dtypes."""
+    plain = [pair for pair in offsets if pair[0].dtype == pair[1].dtype and not is_sharded(pair[0])]
+    if plain:
+        torch._foreach_add_([parameter for parameter, _ in plain], [offset for _, offset in plain])
+    done = {id(parameter) for parameter, _ in plain}
+    for parameter, offset in offsets:
+        if id(parameter) not in done:
+            parameter.copy_(parameter + offset)
 
 
 def _gradient_marks(parameters: Iterable[Tensor]) -> list[tuple[int, int] | None]:
@@ -126,34 +136,22 @@ def draw(optimizer: NaturalGradient, table: BlockTable, indices: Tensor | None =
     sample = optimizer._contexts.draws
     drawn: dict[str, Tensor] = {}
     elsewhere: set[str] = set()
+    wanted: list[Block] = []
     with table.together():
+        for group in {id(group): group for _, group in table}.values():
+            if group["variational"] and group["sampled"]:
+                check_group(optimizer, group)
+                if reason := table.without_curvature(group):
+                    raise MissingCurvatureError(f"weights cannot be sampled: {reason}")
         for block, group in table:
-            if not (group["variational"] and group["sampled"]):
-                continue
-            check_group(optimizer, group)
-            if reason := table.without_curvature(group):
-                raise MissingCurvatureError(f"weights cannot be sampled: {reason}")
-            if not table.known(block):
-                continue  # no evidence yet: never a draw from the bare prior
-            if not table.placement[block].held:
+            if not (group["variational"] and group["sampled"]) or not table.known(block):
+                continue  # without evidence never a draw from the bare prior
+            if table.placement[block].held:
+                wanted.append(block)
+            else:
                 elsewhere.add(block.name)
-                continue
-            drawn[block.name] = displacement(
-                block.structure,
-                table.state(block)["curvature"],
-                block.layout.block_shape,
-                ess=group["ess"],
-                shift=group["weight_decay"],
-                seed=optimizer.seed,
-                step=group["steps_done"],
-                sample=sample,
-                name=block.name,
-                antithetic=optimizer.antithetic,
-                dtype=block.curvature_dtype,
-                device=block.parameters[0].device,
-                rank=optimizer.replicas.noise_rank,
-                part=table.placement[block].cut,
-            )
+        for bundle in table.bundles.of(wanted):
+            drawn.update(_drawn(optimizer, table, bundle, sample))
     return SampleContext(
         seed=optimizer.seed,
         step=optimizer.param_groups[0]["steps_done"],
@@ -166,6 +164,33 @@ def draw(optimizer: NaturalGradient, table: BlockTable, indices: Tensor | None =
         weights=_example_weights(optimizer, table),
         elsewhere=frozenset(elsewhere),
     )
+
+
+def _drawn(optimizer: NaturalGradient, table: BlockTable, bundle: Bundle, sample: int) -> dict[str, Tensor]:
+    """Block name to displacement."""
+    group, first = table.group(bundle.blocks[0]), bundle.blocks[0]
+    noise = weight_noise(
+        {block.name: block.layout.block_shape for block in bundle.blocks},
+        seed=optimizer.seed,
+        step=group["steps_done"],
+        sample=sample,
+        antithetic=optimizer.antithetic,
+        dtype=first.curvature_dtype,
+        device=first.parameters[0].device,
+        rank=optimizer.replicas.noise_rank,
+    )
+    cut = [table.placement[block].cut(own) for block, own in zip(bundle.blocks, noise, strict=True)]
+    states = [table.state(block)["curvature"] for block in bundle.blocks]
+    ess, shift = group["ess"], group["weight_decay"]
+    try:
+        joined = displacement(
+            bundle.structure, bundle.join_states(states), bundle.join(cut), ess=ess, shift=shift, name=bundle.name
+        )
+    except (NonFiniteStatisticsError, NotPositiveDefiniteError):
+        for block, own, state in zip(bundle.blocks, cut, states, strict=True):  # one of them is to be named
+            displacement(block.structure, state, own, ess=ess, shift=shift, name=block.name)
+        raise
+    return {block.name: part for block, part in zip(bundle.blocks, bundle.split(joined), strict=True)}
 
 
 def _places(optimizer: NaturalGradient, indices: Tensor | None) -> Places | None:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError
 
+from vogn.capture.bundles import Bundle
 from vogn.capture.collector import Collector
 from vogn.capture.partition import Block
 from vogn.capture.statistics import Statistic
 from vogn.errors import FactorisationError, MissingCurvatureError, NotPositiveDefiniteError, in_block
 from vogn.optim.blocks import BlockTable, Group
-from vogn.types import Observation
+from vogn.types import Observation, State
 
 REMEDY = "run forward and backward inside `with opt.sampled_params():`"
 
@@ -165,11 +166,13 @@ TOLERATED_FAILURES = 3
 """Factorisations of a block that may fail in a row; each keeps the last good factors. The next failure raises."""
 
 
-def staged_curvature(table: BlockTable, block: Block, group: Group, observation: Observation) -> dict[str, Any]:
+def staged_curvature(
+    bundle: Bundle, state: Mapping[str, State], group: Group, observation: Observation
+) -> dict[str, State]:
     """``C <- decay C + weight C_hat``, and the factorisation where it is due, as a new block state; nothing is written.
 
-    A factorisation that does not converge keeps the last good factors; ``memory["kept_factors"]`` counts how often,
-    ``memory["kept_in_a_row"]`` how often since the last success.
+    ``state`` is that of the whole bundle. A factorisation that does not converge keeps the last good factors;
+    ``memory["kept_factors"]`` counts how often, ``memory["kept_in_a_row"]`` how often since the last success.
 
     Returns:
         ``{"curvature": ..., "memory": ...}`` without any tensor that was changed in place.
@@ -178,18 +181,17 @@ def staged_curvature(table: BlockTable, block: Block, group: Group, observation:
         NotPositiveDefiniteError: naming the block, if there are no good factors yet or more than
             :data:`TOLERATED_FAILURES` in a row failed.
     """
-    state = table.state(block)
     curvature, memory = state["curvature"], dict(state["memory"])
     first = not memory["observations"]
     failure: ArithmeticError | None = None
-    with in_block(block.name):
+    with in_block(bundle.name):
         if observation:
             decay, weight = _memory(group)
             if first and group["initial_curvature"] == "first_batch":
                 decay, weight = 0.0, 1.0
             shift = float(group["weight_decay"])
             try:
-                curvature = block.structure.update(curvature, observation, decay=decay, weight=weight, shift=shift)
+                curvature = bundle.structure.update(curvature, observation, decay=decay, weight=weight, shift=shift)
             except FactorisationError as error:
                 failure = error
             else:
@@ -198,13 +200,13 @@ def staged_curvature(table: BlockTable, block: Block, group: Group, observation:
         due = first or group["steps_done"] % group["refresh_every"] == 0
         if due and failure is None:
             try:
-                curvature = block.structure.refresh(curvature)
+                curvature = bundle.structure.refresh(curvature)
             except (NotPositiveDefiniteError, LinAlgError) as error:
                 failure = NotPositiveDefiniteError(str(error))
     if failure is not None:
         has_start = group["initial_curvature"] != "first_batch" and float(group["initial_curvature"]) > 0.0
-        _keep(memory, block.name, failure, has_factors=has_start or not first)
-    elif (due or not block.structure.REFRESHED) and "kept_in_a_row" in memory:
+        _keep(memory, bundle.name, failure, has_factors=has_start or not first)
+    elif (due or not bundle.structure.REFRESHED) and "kept_in_a_row" in memory:
         memory["kept_in_a_row"] = torch.zeros_like(memory["kept_in_a_row"])
     return {"curvature": curvature, "memory": memory}
 

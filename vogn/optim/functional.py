@@ -2,48 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from vogn.capture.partition import Block
+from vogn.capture.bundles import Bundle
 from vogn.errors import NonFiniteStatisticsError, in_block
-from vogn.linalg.noise import normal
+from vogn.linalg.noise import fill_normal
 from vogn.optim.steps import BlockView, Step, StepContext
 from vogn.structures.base import Structure
 from vogn.types import Observation, Shape, State
 
 
-def displacement(
-    structure: Structure,
-    state: State,
-    shape: Shape,
+def weight_noise(
+    shapes: Mapping[str, Shape],
     *,
-    ess: float,
-    shift: float,
     seed: int,
     step: int,
     sample: int,
-    name: str,
     antithetic: bool,
     dtype: torch.dtype,
     device: torch.device,
     rank: int = 0,
-    part: Callable[[Tensor], Tensor] = lambda noise: noise,
-) -> Tensor:
-    """``(ess (C + shift I))^(-1/2) eps``: a draw from the posterior minus its mean, as a block vector.
+) -> list[Tensor]:
+    """Standard normal block vectors, by block name; several of them lie one after the other in memory.
 
-    With ``antithetic`` the samples ``2 k`` and ``2 k + 1`` are each other's mirror images. ``part`` is what ``state``
-    holds of the noise of the whole block: no element's noise depends on who holds it.
+    With ``antithetic`` the samples ``2 k`` and ``2 k + 1`` are each other's mirror images.
     """
     index = sample // 2 if antithetic else sample
-    noise = normal(
-        shape, seed=seed, stream="weights", step=step, sample=index, name=name, rank=rank, dtype=dtype, device=device
-    )
-    noise = part(noise)
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    room = torch.empty(sum(sizes), dtype=dtype, device=device)
+    for part, name in zip(room.split(sizes), shapes, strict=True):
+        fill_normal(part, seed=seed, stream="weights", step=step, sample=index, name=name, rank=rank)
     if antithetic and sample % 2:
-        noise = -noise
+        room.neg_()
+    return [part.view(shape) for part, shape in zip(room.split(sizes), shapes.values(), strict=True)]
+
+
+def displacement(structure: Structure, state: State, noise: Tensor, *, ess: float, shift: float, name: str) -> Tensor:
+    """``(ess (C + shift I))^(-1/2) noise``: a draw from the posterior minus its mean, as a block vector."""
     with in_block(name):
         return structure.sample(state, noise, shift).mul_(ess**-0.5)
 
@@ -76,14 +75,12 @@ def check_finite(
             )
 
 
-def evidence_tensors(
-    gradients: Mapping[Block, Tensor], observations: Mapping[Block, Observation]
-) -> Iterator[tuple[str, str, Tensor]]:
-    """What :func:`check_finite` looks at before a step: gradient and observation of every block."""
-    for block, gradient in gradients.items():
-        yield block.name, "gradient", gradient
-        for key, leaf in observations[block].items():
-            yield block.name, f"curvature statistic {key!r}", leaf
+def evidence_tensors(evidence: Mapping[Bundle, tuple[Tensor, Observation]]) -> Iterator[tuple[str, str, Tensor]]:
+    """What :func:`check_finite` looks at before a step: gradient and observation of every bundle."""
+    for bundle, (gradient, observation) in evidence.items():
+        yield bundle.name, "gradient", gradient
+        for key, leaf in observation.items():
+            yield bundle.name, f"curvature statistic {key!r}", leaf
 
 
 def result_tensors(blocks: Iterable[tuple[BlockView, Tensor, State]]) -> Iterator[tuple[str, str, Tensor]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from vogn.capture.bundles import Bundle, numbers_in
 from vogn.capture.collector import Collector
 from vogn.capture.normalisation import require_count
 from vogn.capture.objective import Objective
@@ -19,6 +20,7 @@ from vogn.optim.blocks import BlockTable, Group
 from vogn.optim.evidence import TakingPart, anneal, staged_curvature
 from vogn.optim.functional import check_finite, evidence_tensors, natural_gradient_step, result_tensors
 from vogn.optim.steps import BlockView, StepContext
+from vogn.types import Observation, State
 
 if TYPE_CHECKING:
     from vogn.optim.base import NaturalGradient
@@ -29,13 +31,15 @@ class StagedUpdate:
     """New states and means, checked but not written yet.
 
     Args:
-        views: new curvature and memory of the blocks that move, as far as this process holds them.
+        states: new curvature and memory of the blocks that move, as far as this process holds them.
         means: their new means, as block vectors.
+        moved: the means as the chain's steps have seen them: of several blocks together.
         context: what the chain's steps shared.
     """
 
-    views: Mapping[Block, BlockView]
+    states: Mapping[Block, dict[str, State]]
     means: Mapping[Block, Tensor]
+    moved: Sequence[Tensor]
     context: StepContext
 
 
@@ -51,7 +55,7 @@ def update(optimizer: NaturalGradient, objective: Objective | None = None) -> No
         with _undone_on_error(optimizer.param_groups):
             for step in optimizer.chain:
                 step.before(optimizer.param_groups, terms)
-            staged = _stage(optimizer, table, collector, taking_part, objective)
+            staged = _staged(optimizer, table, collector, taking_part, objective)
     except (NonFiniteStatisticsError, NotPositiveDefiniteError):
         collector.clear()  # the next step must not meet this evidence again
         optimizer._contexts.reset()
@@ -138,7 +142,7 @@ def mean_gradient(
     return gradient / divisor if gradient is not None and divisor != 1.0 else gradient
 
 
-def _stage(
+def _staged(
     optimizer: NaturalGradient,
     table: BlockTable,
     collector: Collector,
@@ -152,33 +156,59 @@ def _stage(
         NonFiniteStatisticsError: if a gradient, a statistic or the result is not finite.
         NotPositiveDefiniteError: if a curvature plus its shift has no inverse.
     """
+    if table.divided:  # an error is everybody's: nobody may try again
+        return _stage(optimizer, table, collector, taking_part, objective, together=False)
+    try:
+        return _stage(optimizer, table, collector, taking_part, objective, together=True)
+    except (NonFiniteStatisticsError, NotPositiveDefiniteError):  # block by block, so that the right one is named
+        return _stage(optimizer, table, collector, taking_part, objective, together=False)
+
+
+def _stage(
+    optimizer: NaturalGradient,
+    table: BlockTable,
+    collector: Collector,
+    taking_part: TakingPart,
+    objective: Objective | None,
+    *,
+    together: bool,
+) -> StagedUpdate:
+    """See :func:`_staged`; ``together``: blocks in bundles, else each on its own."""
     held = [(block, group) for block, group in taking_part.blocks if table.placement[block].held]
     means = {block: mean for block, _ in taking_part.blocks if (mean := table.mean(block)) is not None}
     with table.together():
         observations = {block: collector.finish(block, optimizer._contexts.divisor(group)) for block, group in held}
         measured = any(observations.values())
+        bundles = _bundles(table, collector, observations, together)
+        evidence = {bundle: _evidence(bundle, taking_part.gradients, observations) for bundle in bundles}
         if measured:  # else what is not finite shows in the result
-            check_finite(evidence_tensors(taking_part.gradients, observations))
+            check_finite(evidence_tensors(evidence))
     for block, group in taking_part.blocks:  # by what all processes know
         optimizer._evidence.check_block(table, collector, block, group, taking_part.moves)
     with table.together():
-        views, rates = {}, []
-        for block, group in held:
-            new = staged_curvature(table, block, group, observations[block])
-            views[block] = BlockView(
-                block.name,
-                block.structure,
-                new["curvature"],
-                new["memory"],
-                group,
-                means[block],
-                taking_part.gradients[block],
-                terms=float(collector.loss_terms(block)) if observations[block] else 0.0,
-                counts=table.placement[block].counts,
+        views, rates, olds = [], [], []
+        for bundle, (gradient, observation) in evidence.items():
+            first = bundle.blocks[0]
+            states, group = [table.state(block) for block in bundle.blocks], table.group(first)
+            old = {kind: bundle.join_states([state[kind] for state in states]) for kind in ("curvature", "memory")}
+            new = staged_curvature(bundle, old, group, observation)
+            views.append(
+                BlockView(
+                    bundle.name,
+                    bundle.structure,
+                    new["curvature"],
+                    new["memory"],
+                    group,
+                    bundle.join([means[block] for block in bundle.blocks]),
+                    gradient,
+                    terms=float(collector.loss_terms(first)) if observation else 0.0,
+                    counts=table.placement[first].counts,
+                )
             )
             rates.append(float(group["lr"]) / anneal(group))
+            olds.append(old["curvature"])
         context = StepContext(
-            list(views.values()),
+            views,
             optimizer.param_groups[0]["steps_done"],
             objective=objective,
             average=optimizer.replicas.average,
@@ -186,24 +216,47 @@ def _stage(
             over_processes=table.total,
         )
         moved = natural_gradient_step(context, optimizer.chain, rates)
-        olds = [table.state(block)["curvature"] for block in views]
-        suspects = [] if measured else list(evidence_tensors(taking_part.gradients, observations))
-        check_finite(result_tensors(zip(views.values(), moved, olds, strict=True)), suspects)
-    return StagedUpdate(views, dict(zip(views, moved, strict=True)), context)
+        suspects = [] if measured else list(evidence_tensors(evidence))
+        check_finite(result_tensors(zip(views, moved, olds, strict=True)), suspects)
+    new_states, new_means = {}, {}
+    for bundle, view, mean in zip(bundles, views, moved, strict=True):
+        parts = zip(bundle.split_state(view.state), bundle.split_state(view.memory), bundle.split(mean), strict=True)
+        for block, (curvature, memory, own) in zip(bundle.blocks, parts, strict=True):
+            new_states[block], new_means[block] = {"curvature": curvature, "memory": memory}, own
+    return StagedUpdate(new_states, new_means, moved, context)
+
+
+def _bundles(
+    table: BlockTable, collector: Collector, observations: Mapping[Block, Observation], together: bool
+) -> list[Bundle]:
+    """The observed blocks, together where all their numbers are the same."""
+
+    def alike(block: Block) -> Hashable:
+        state = table.state(block)
+        numbers = numbers_in(state["curvature"]), numbers_in(state["memory"])
+        return (*numbers, tuple(observations[block]), collector.loss_terms(block))
+
+    return table.bundles.of(observations, alike, together=together)
+
+
+def _evidence(
+    bundle: Bundle, gradients: Mapping[Block, Tensor], observations: Mapping[Block, Observation]
+) -> tuple[Tensor, Observation]:
+    """Gradient and observation of a bundle."""
+    gradient = bundle.join([gradients[block] for block in bundle.blocks])
+    return gradient, bundle.join_states([observations[block] for block in bundle.blocks])
 
 
 def _commit(optimizer: NaturalGradient, table: BlockTable, taking_part: TakingPart, staged: StagedUpdate) -> None:
     """Write a checked update and count the step."""
-    olds = {block: table.state(block)["curvature"] for block in staged.views}
-    for block, _ in taking_part.blocks:
-        if block in staged.views:
-            view = staged.views[block]
-            table.state(block).update(curvature=view.state, memory=view.memory)
-        table.write(block, staged.means.get(block))
+    olds = {block: table.state(block)["curvature"] for block in staged.states}
+    for block, new in staged.states.items():
+        table.state(block).update(new)
+    table.write({block: staged.means.get(block) for block, _ in taking_part.blocks})
     table.publish(olds)
     optimizer._reshard()
     for step in optimizer.chain:
-        step.after(list(staged.means.values()), staged.context)
+        step.after(list(staged.moved), staged.context)
     optimizer._evidence.record.add(staged.context.notes)
     for group in optimizer.param_groups:
         group["examples_done"] += optimizer._contexts.examples

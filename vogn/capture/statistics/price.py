@@ -43,19 +43,23 @@ class Price(Statistic):
         context = collector.context
         assert context is not None
         with torch.no_grad():
+            responses = {}
             for block in collector.blocks:
                 displaced = block.name in context.displaced
                 response = collector.context_gradient(block) if displaced else None
                 if block.name in context.elsewhere:
                     collector.add(block, {}, "exit", probe=True)
-                if response is None:
-                    continue
-                displacement = context.displacement[block.name]
-                state = collector.state_of(block)
-                probe = block.structure.apply(state, displacement, context.shift[block.name])
-                probe = probe.mul_(context.ess[block.name])
-                leaves = block.structure.observe_probe(state, probe, response)
-                collector.add(block, leaves, "exit", probe=True)
+                if response is not None:
+                    responses[block] = response
+            for bundle in collector.bundles.of(responses):
+                structure, first = bundle.structure, bundle.blocks[0].name
+                displacement = bundle.join([context.displacement[block.name] for block in bundle.blocks])
+                state = bundle.join_states([collector.state_of(block) for block in bundle.blocks])
+                probe = structure.apply(state, displacement, context.shift[first]).mul_(context.ess[first])
+                response = bundle.join([responses[block] for block in bundle.blocks])
+                leaves = bundle.split_state(structure.observe_probe(state, probe, response))
+                for block, own in zip(bundle.blocks, leaves, strict=True):
+                    collector.add(block, own, "exit", probe=True)
 
     def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
         """Blocks that are not displaced (deterministic mode, norms at a point): see the class's text."""
