@@ -18,6 +18,7 @@ from vogn.distributed import Placement, Replicas, Unanimity, is_sharded, own_sha
 from vogn.errors import UnsupportedObservationError
 from vogn.optim.placing import placements
 from vogn.optim.steps import Step
+from vogn.optim.steps.each import nonzero_each, numbers
 from vogn.structures.base import Structure
 from vogn.types import State
 
@@ -252,7 +253,15 @@ class BlockTable:
             gradients: of the blocks that this process holds.
         """
         if not self.divided:
-            return lambda block: bool(gradients[block].any())
+            flags: dict[Block, bool] = {}  # found once they are asked for, all at once: the device is waited for
+
+            def moves(block: Block) -> bool:
+                if not flags:
+                    found = numbers(nonzero_each(list(gradients.values())))
+                    flags.update({own: number != 0.0 for own, number in zip(gradients, found, strict=True)})
+                return flags[block]
+
+            return moves
         mine = [block in gradients and bool(gradients[block].any()) for block in self.blocks]
         found = torch.tensor(mine, dtype=torch.int64, device=own_shard(self.blocks[0].parameters[0]).device)
         self._replicas.all_reduce(found)

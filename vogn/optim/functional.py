@@ -12,6 +12,7 @@ from vogn.capture.bundles import Bundle
 from vogn.errors import NonFiniteStatisticsError, in_block
 from vogn.linalg.noise import fill_normal
 from vogn.optim.steps import BlockView, Step, StepContext
+from vogn.optim.steps.each import add_each, alike, total_each
 from vogn.structures.base import Structure
 from vogn.types import Observation, Shape, State
 
@@ -62,10 +63,10 @@ def check_finite(
     suspects = list(tensors)
     if not suspects:
         return
-    sums = [tensor.sum() for _, _, tensor in suspects]
-    if len({(total.dtype, total.device) for total in sums}) > 1:
-        sums = [(total * 0.0).to(sums[0].device, torch.float32) for total in sums]  # NaN unless finite
-    if bool(torch.stack(sums).sum().isfinite()):
+    totals = total_each([tensor for _, _, tensor in suspects])
+    if not alike(totals):
+        totals = [(total * 0.0).to(totals[0].device, torch.float32) for total in totals]  # NaN unless finite
+    if bool(torch.stack(totals).isfinite().all()):
         return
     for name, what, tensor in (*causes, *suspects):
         if not bool(tensor.isfinite().all()):  # finite numbers may have an infinite sum
@@ -115,6 +116,4 @@ def natural_gradient_step(context: StepContext, steps: Sequence[Step], rates: Se
     updates = [block.gradient for block in context.blocks]
     for step in steps:
         updates = step(updates, context)
-    return [
-        block.mean.sub(update, alpha=rate) for block, update, rate in zip(context.blocks, updates, rates, strict=True)
-    ]
+    return add_each([block.mean for block in context.blocks], updates, [-rate for rate in rates])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vogn.optim.steps.base import Scope, Step, StepContext
+from vogn.optim.steps.each import scale_each
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ClipKL(Step):
         if largest == 0.0:
             return updates
         products = [
-            (update * block.gradient).sum() * (block.group["lr"] / largest) ** 2
+            _scaled(torch.dot(update.flatten(), block.gradient.flatten()), (block.group["lr"] / largest) ** 2)
             for update, block in zip(updates, context.blocks, strict=True)
         ]
         total = context.total(products)
@@ -43,7 +44,11 @@ class ClipKL(Step):
         factor = limit.clamp_max(1.0)
         context.notes["kl_clipped_share"] = (limit < 1.0).to(factor)
         context.notes["kl_clip_factor"] = factor
-        return [update * factor.to(update) for update in updates]
+        return scale_each(updates, factor)
+
+
+def _scaled(number: Tensor, factor: float) -> Tensor:
+    return number if factor == 1.0 else number * factor
 
 
 @dataclass(frozen=True)

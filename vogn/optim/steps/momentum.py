@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vogn.optim.steps.base import Scope, Step, StepContext
+from vogn.optim.steps.base import BlockView, Scope, Step, StepContext
+from vogn.optim.steps.each import lerp_each
 
 
 @dataclass(frozen=True)
@@ -26,28 +27,31 @@ class Momentum(Step):
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""
-        return [
-            self._average(update, block.memory, block.group["momentum"])
-            for update, block in zip(updates, context.blocks, strict=True)
+        averaged = [
+            k for k, block in enumerate(context.blocks) if block.group["momentum"] or "momentum" in block.memory
         ]
+        memories = [context.blocks[k].memory for k in averaged]
+        shares = [self._share(updates[k], context.blocks[k]) for k in averaged]
+        # m / w with w <- b w + 1 - b follows m / w <- m / w + (1 - b) / w (u - m / w): one pass over the parameters
+        new = lerp_each([memory["momentum"] for memory in memories], [updates[k] for k in averaged], shares)
+        out = list(updates)
+        for k, memory, average in zip(averaged, memories, new, strict=True):
+            out[k] = memory["momentum"] = average
+        return out
 
     def prepare(self, memory: dict[str, Tensor], mean: Tensor, group: Mapping[str, Any]) -> None:
         """See :meth:`Step.prepare`."""
         if group["momentum"] > 0.0:
             _start(memory, mean)
 
-    def _average(self, update: Tensor, memory: dict[str, Tensor], beta: float) -> Tensor:
-        if beta == 0.0 and "momentum" not in memory:
-            return update
+    def _share(self, update: Tensor, block: BlockView) -> float:
+        """The update's share in the average that is returned; counts its weight."""
+        memory, beta = block.memory, block.group["momentum"]
         if "momentum" not in memory:
             _start(memory, update)
         # new tensors, not in place: a step that is refused later on leaves the old ones untouched
         weight = memory["momentum_weight"] = memory["momentum_weight"].mul(beta).add_(1.0 - beta)
-        # m / w with w <- b w + 1 - b follows m / w <- m / w + (1 - b) / w (u - m / w): one pass over the parameters
-        average = memory["momentum"] = memory["momentum"].lerp(
-            update, (1.0 - beta) / float(weight) if self.debias else 1.0 - beta
-        )
-        return average
+        return (1.0 - beta) / float(weight) if self.debias else 1.0 - beta
 
 
 def _start(memory: dict[str, Tensor], like: Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from vogn.optim.steps.base import Scope, Step, StepContext
+from vogn.optim.steps.each import add_each
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,5 @@ class Prior(Step):
 
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""
-        return [
-            update.add(block.mean, alpha=block.group["weight_decay"]) if block.group["weight_decay"] else update
-            for update, block in zip(updates, context.blocks, strict=True)
-        ]
+        means = [block.mean for block in context.blocks]
+        return add_each(updates, means, [float(block.group["weight_decay"]) for block in context.blocks])

@@ -1,0 +1,139 @@
+"""Blocks that are computed together are computed as each would be alone, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import vogn
+from tiny_models import OPTIONS, batch, fill
+from vogn.errors import NonFiniteStatisticsError
+from vogn.likelihoods import Categorical
+from vogn.linalg.joining import join, split
+
+METHODS = ("ivon", "vadam", "vogn")
+ALONE = -1
+"""As the size of the largest block that is computed with others."""
+
+
+def network():
+    parts = [nn.Linear(3, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, 3)]
+    return fill(nn.Sequential(*parts).double())
+
+
+def state_of(opt, model):
+    found = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for place, p in enumerate(model.parameters()):
+        for kind in ("curvature", "memory"):
+            found |= {f"{place} {kind} {k}": t.clone() for k, t in opt.state.get(p, {}).get(kind, {}).items()}
+    return found
+
+
+def run(method, variational, steps=4, model=None, opt=None, start=0, **options):
+    model = model or network()
+    opt = opt or vogn.METHODS[method].build(model, **(OPTIONS | {"variational": variational} | options))
+    for step in range(start, start + steps):
+        x, y = batch(8, step, torch.float64)
+        opt.zero_grad()
+        for _ in range(options.get("mc_samples", 1)):
+            with opt.sampled_params():
+                Categorical()(model(x), y).backward()
+        if step == 2:
+            model[3].weight.grad = None  # it stays behind: its numbers are no longer those of the others
+        opt.step()
+    return opt, model
+
+
+def groups_of(model):
+    return [{"params": list(model[0].parameters()), "weight_decay": 0.3}, {"params": [model[5].bias], "lr": 0.01}]
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+@pytest.mark.parametrize("variational", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("options", [{}, {"mc_samples": 2}, {"groups": True}], ids=str)
+def test_together_is_one_by_one(monkeypatch, method, variational, options):
+    found = []
+    for largest in (ALONE, 1 << 14):
+        monkeypatch.setattr("vogn.capture.bundles.LARGE", largest)
+        model = network()
+        own = {"groups": groups_of(model)} if "groups" in options else dict(options)
+        found.append(state_of(*run(method, variational, model=model, **own)))
+    assert_same(*found)
+
+
+def test_few_calls_for_many_blocks(monkeypatch):
+    """The chain of steps sees one block where it saw seven."""
+    seen = []
+    original = vogn.optim.update.natural_gradient_step
+
+    def spy(context, *rest):
+        seen.append(len(context.blocks))
+        return original(context, *rest)
+
+    monkeypatch.setattr("vogn.optim.update.natural_gradient_step", spy)
+    run("ivon", True, steps=2)
+    monkeypatch.setattr("vogn.capture.bundles.LARGE", ALONE)
+    run("ivon", True, steps=1)
+    assert seen == [1, 1, 7]
+
+
+def test_states_lie_in_one_piece_after_a_step():
+    opt, model = run("ivon", True, steps=2)
+    curvatures = [opt.state[p]["curvature"]["c"] for p in model.parameters()]
+    assert len({c.untyped_storage().data_ptr() for c in curvatures}) == 1
+    assert join(curvatures).data_ptr() == curvatures[0].data_ptr()
+
+
+def test_a_checkpoint_holds_every_number_once_and_goes_on():
+    opt, model = run("ivon", True, steps=2)
+    stream = io.BytesIO()
+    torch.save(opt.state_dict(), stream)
+    alone = copy.deepcopy(opt.state_dict())
+    for entry in alone["state"].values():
+        entry["curvature"] = {k: t.clone() for k, t in entry["curvature"].items()}
+        entry["memory"] = {k: t.clone() for k, t in entry["memory"].items()}
+    other = io.BytesIO()
+    torch.save(alone, other)
+    assert stream.tell() <= other.tell()
+    twin = copy.deepcopy(model)
+    resumed = vogn.METHODS["ivon"].build(twin, **OPTIONS)
+    stream.seek(0)
+    resumed.load_state_dict(torch.load(stream, weights_only=True))
+    run("ivon", True, model=model, opt=opt, start=2)
+    run("ivon", True, model=twin, opt=resumed, start=2)
+    assert_same(state_of(opt, model), state_of(resumed, twin))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_block_that_fails_is_named(method):
+    opt, model = run(method, True, steps=1)
+    before = state_of(opt, model)
+    x, y = batch(8, 1, torch.float64)
+    opt.zero_grad()
+    with opt.sampled_params():
+        Categorical()(model(x), y).backward()
+    model[3].weight.grad[1, 2] = torch.nan
+    with pytest.raises(NonFiniteStatisticsError, match=r"block '3\.weight': the"):
+        opt.step()
+    assert_same(before, state_of(opt, model))
+
+
+def test_join_and_split():
+    tensors = [torch.arange(6.0).view(2, 3), torch.arange(4.0).view(4, 1, 1), torch.tensor([[7.0, 8.0]]).mT]
+    vector = join(tensors)
+    assert vector.shape == (12, 1) and vector.flatten().tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 7, 8]
+    parts = split(vector, [tuple(t.shape) for t in tensors])
+    assert all(torch.equal(a, b) for a, b in zip(parts, tensors, strict=True))
+    assert join(parts).data_ptr() == vector.data_ptr()  # in a row: no copy
+    assert join(parts[::-1]).flatten().tolist() == [7, 8, 0, 1, 2, 3, 0, 1, 2, 3, 4, 5]
+    assert join(parts[1:]).flatten().tolist() == [0, 1, 2, 3, 7, 8]
