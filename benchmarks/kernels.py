@@ -3,7 +3,8 @@
 For every kernel the bytes that must be moved and the operations that must be done are counted. The roofline time is the
 larger of bytes / copy bandwidth and operations / rate of matrix products, both measured on the device, the rate in the
 precision of the kernel's arithmetic; the achieved fraction is that time over the measured one. On the CPU the reference
-is timed, on CUDA the Triton kernel where triton is installed (``VOGN_KERNELS`` forces one of them).
+is timed, on CUDA the Triton kernel where triton is installed, and the reference on the same device beside it
+(``VOGN_KERNELS`` forces one of them).
 
     python -m benchmarks.kernels                    # on CUDA if there is one, else on the CPU
     python -m benchmarks.kernels --device cpu --rounds 3
@@ -30,6 +31,8 @@ from vogn import kernels
 from vogn.kernels.dispatch import TABLE, VARIABLE, select
 
 RESULTS = Path(__file__).parent / "results" / "kernels"
+CALLS = 20
+"""Calls between two synchronisations with a GPU."""
 FLOAT = 4
 """Bytes of a number: everything is stored in single precision."""
 
@@ -61,7 +64,7 @@ def normal(*shape: int, device: torch.device, seed: int = 0) -> Tensor:
 
 def diagonal_step(device: torch.device, scale: int) -> Work:
     """Five tensors are read and four written; noise is computed, not moved."""
-    count = 1 << (18 + 6 * scale)
+    count = 1 << (18 + 8 * scale)
     tensors = [normal(count, device=device, seed=seed) for seed in range(5)]
     tensors[1] = tensors[1].square() + 0.1
     options = {"lr": 0.1, "decay": 0.99, "weight": 0.01, "momentum_rate": 0.1, "weight_decay": 1e-3}
@@ -73,7 +76,7 @@ def diagonal_step(device: torch.device, scale: int) -> Work:
 
 
 def squared_gradients(device: torch.device, scale: int) -> Work:
-    n, d_out, d_in = 128 << scale, 128 << 2 * scale, 128 << 2 * scale
+    n, d_out, d_in = 128 << 3 * scale, 128 << 4 * scale, 128 << 4 * scale
     g, a = normal(n, d_out, device=device), normal(n, d_in, device=device, seed=1)
     moved = (n * (d_out + d_in) + d_out * d_in) * FLOAT
     size = {"examples": n, "d_out": d_out, "d_in": d_in}
@@ -82,7 +85,7 @@ def squared_gradients(device: torch.device, scale: int) -> Work:
 
 def symmetric_update(device: torch.device, scale: int) -> Work:
     """Half of the matrix is read, half of the products are needed, the whole is written."""
-    n, d = 256 << scale, (128 << 2 * scale) + 1
+    n, d = 256 << 3 * scale, (128 << 4 * scale) + 1
     a = normal(n, d - 1, device=device)
     c = torch.eye(d, device=device)
     moved = (n * (d - 1) + d * (d + 1) // 2 + d * d) * FLOAT
@@ -95,7 +98,7 @@ def symmetric_update(device: torch.device, scale: int) -> Work:
 
 def woodbury_solve(device: torch.device, scale: int) -> Work:
     """``U`` is read twice; inner products, the projection of the vector, and what is subtracted."""
-    size, rank = 1 << (14 + 6 * scale), 16
+    size, rank = 1 << (14 + 10 * scale), 16
     d, u = normal(size, device=device).square() + 1.0, normal(size, rank, device=device, seed=1)
     v = normal(1, size, device=device, seed=2)
     moved = (2 * (size * rank + 2 * size) + size) * FLOAT
@@ -105,7 +108,7 @@ def woodbury_solve(device: torch.device, scale: int) -> Work:
 
 
 def eigenbasis_solve(device: torch.device, scale: int) -> Work:
-    d_out, d_in = 128 << 2 * scale, 160 << 2 * scale
+    d_out, d_in = 128 << 4 * scale, 160 << 4 * scale
     g, values = normal(d_out, d_in, device=device), normal(d_out, d_in, device=device, seed=1).square()
     q_s, q_a = normal(d_out, d_out, device=device, seed=2), normal(d_in, d_in, device=device, seed=3)
     moved = (3 * d_out * d_in + d_out * d_out + d_in * d_in) * FLOAT
@@ -119,7 +122,7 @@ def eigenbasis_solve(device: torch.device, scale: int) -> Work:
 
 def inverse_root(device: torch.device, scale: int) -> Work:
     """Counted for 15 iterations, about what a condition of 1e3 needs."""
-    batch, n, root, iterations = 32 << 3 * scale, 16, 4, 15
+    batch, n, root, iterations = 32 << 8 * scale, 16, 4, 15
     wide = normal(batch, n, 2 * n, device=device)
     a = wide @ wide.mT / (2 * n) + 1e-3 * torch.eye(n, device=device)
     moved, operations = 2 * batch * n * n * FLOAT, batch * iterations * 4 * 2 * n**3
@@ -129,7 +132,7 @@ def inverse_root(device: torch.device, scale: int) -> Work:
 
 def patch_factor(device: torch.device, scale: int) -> Work:
     """The images are read once: the patches are not stored."""
-    images, channels, side = 4 << 2 * scale, 8 << scale, 16
+    images, channels, side = 4 << 5 * scale, 8 << 3 * scale, 16
     x, features, positions = normal(images, channels, side, side, device=device), 9 * channels, images * side * side
     moved = (x.numel() + features**2) * FLOAT
     size = {"images": images, "channels": channels, "side": side, "kernel": 3}
@@ -149,7 +152,8 @@ WORKS: dict[str, Callable[[torch.device, int], Work]] = {
 
 
 def seconds(call: Callable[[], Any], device: torch.device, rounds: int) -> float:
-    """Median time of a call, after one that compiles and tunes."""
+    """Median time of a call, after one that compiles and tunes; on CUDA of many calls between two synchronisations."""
+    calls = CALLS if device.type == "cuda" else 1
 
     def finish() -> None:
         if device.type == "cuda":
@@ -160,9 +164,10 @@ def seconds(call: Callable[[], Any], device: torch.device, rounds: int) -> float
     for _ in range(rounds):
         finish()
         start = time.perf_counter()
-        call()
+        for _ in range(calls):
+            call()
         finish()
-        times.append(time.perf_counter() - start)
+        times.append((time.perf_counter() - start) / calls)
     return statistics.median(times)
 
 
@@ -194,7 +199,14 @@ def measure(op: str, device: torch.device, scale: int, rounds: int) -> dict[str,
     moving = work.bytes / bandwidth(device, scale, rounds)
     computing = work.operations / matmul_rate(device, scale, rounds, work.precision)
     measured, roofline = seconds(work.call, device, rounds), max(moving, computing)
-    return {
+    plain = {}
+    if backend(op, work) == "triton" and not os.environ.get(VARIABLE):
+        os.environ[VARIABLE] = "reference"
+        try:
+            plain["reference_ms"] = 1e3 * seconds(work.call, device, rounds)
+        finally:
+            del os.environ[VARIABLE]
+    return plain | {
         "backend": backend(op, work),
         "size": work.size,
         "bytes": work.bytes,
@@ -232,7 +244,8 @@ def main(arguments: list[str] | None = None) -> None:
         row = rows[op] = measure(op, device, scale, options.rounds)
         print(
             f"{op:18} {row['backend']:9} {row['measured_ms']:9.3f} ms, roofline {row['roofline_ms']:9.3f} ms "
-            f"({row['bound_by']}), achieved {row['achieved_fraction']:5.1%}",
+            f"({row['bound_by']}), achieved {row['achieved_fraction']:5.1%}"
+            + (f", reference {row['reference_ms']:9.3f} ms" if "reference_ms" in row else ""),
             flush=True,
         )
     record = {
