@@ -35,8 +35,10 @@ def noise_of_the_cpu(monkeypatch):
             return generator
         return twins.setdefault(id(generator), torch.Generator().manual_seed(generator.initial_seed()))
 
-    def randn(shape, *, generator, dtype, device):
+    def randn(shape, *, generator, dtype=None, device=None, out=None):
         own = torch.Generator().manual_seed(generator.initial_seed())
+        if out is not None:
+            return out.copy_(torch.randn(shape, generator=own, dtype=out.dtype))
         return torch.randn(shape, generator=own, dtype=dtype).to(device)
 
     def sample(self, outputs, generator=None):
