@@ -75,7 +75,7 @@ def check_bins(bins: int) -> None:
 def equal_width(forecasts: Tensor, bins: int) -> Tensor:
     """The bin of each probability, where bin ``b`` is ``(b / bins, (b + 1) / bins]`` and the first one holds 0 too."""
     edges = torch.linspace(0, 1, bins + 1, dtype=forecasts.dtype, device=forecasts.device)
-    return torch.bucketize(forecasts, edges[1:-1].contiguous())
+    return torch.bucketize(forecasts.contiguous(), edges[1:-1].contiguous())
 
 
 def equal_mass(forecasts: Tensor, bins: int) -> Tensor:

@@ -56,11 +56,10 @@ class ClassificationReport:
     aurc: float | None = None
     intervals: dict[str, list[float]] = field(default_factory=dict)
 
-    def figures(self) -> dict[str, float | None]:
-        """The figures by name, without counts and intervals."""
-        return {
-            name: value for name, value in asdict(self).items() if name not in ("count", "classes", "bins", "intervals")
-        }
+    def figures(self) -> dict[str, float]:
+        """The figures that there are, by name, without counts and intervals."""
+        hidden = ("count", "classes", "bins", "intervals")
+        return {name: value for name, value in asdict(self).items() if name not in hidden and value is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

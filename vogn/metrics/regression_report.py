@@ -52,7 +52,7 @@ class RegressionReport:
     sharpness: float
     intervals: dict[str, list[float]] = field(default_factory=dict)
 
-    def figures(self) -> dict[str, float | None]:
+    def figures(self) -> dict[str, float]:
         """The figures by name, without counts and intervals."""
         return {name: value for name, value in asdict(self).items() if name not in ("count", "level", "intervals")}
 

@@ -9,14 +9,13 @@ from torch import Tensor
 from vogn.metrics.bootstrap import BootstrapInterval
 
 
-def figures_as_text(title: str, figures: Mapping[str, float | None], intervals: Mapping[str, list[float]]) -> str:
-    """A title and a line for each figure that there is, with its interval if it has one."""
+def figures_as_text(title: str, figures: Mapping[str, float], intervals: Mapping[str, list[float]]) -> str:
+    """A title and a line for each figure, with its interval if it has one."""
     width = max(map(len, figures))
     lines = [title]
     for name, value in figures.items():
-        if value is not None:
-            ends = "  [{:.4g}, {:.4g}]".format(*intervals[name]) if name in intervals else ""
-            lines.append(f"  {name:{width}s}  {value:.4g}{ends}")
+        ends = "  [{:.4g}, {:.4g}]".format(*intervals[name]) if name in intervals else ""
+        lines.append(f"  {name:{width}s}  {value:.4g}{ends}")
     return "\n".join(lines)
 
 
