@@ -8,6 +8,17 @@ from torch import Tensor
 
 def class_rows(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Validated class probabilities ``(M, C)`` in float32 at least, and labels ``(M,)``."""
+    p = probability_values(probabilities)
+    labels = class_labels(targets, probabilities.shape)
+    if targets.shape == probabilities.shape:
+        return two_columns(p), labels
+    p = p.reshape(-1, p.shape[-1])
+    check_normalised(p, probabilities.dtype)
+    return p, labels
+
+
+def probability_values(probabilities: Tensor) -> Tensor:
+    """The probabilities in float32 at least, unless some are none or there are none."""
     if not probabilities.is_floating_point():
         raise ValueError(f"probabilities have dtype {probabilities.dtype}; a floating-point dtype is needed")
     if probabilities.numel() == 0:
@@ -17,29 +28,43 @@ def class_rows(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"probabilities range from {float(p.min()):g} to {float(p.max()):g}; give values in [0, 1], not logits"
         )
-    if targets.shape == probabilities.shape:
-        labels, classes = targets.reshape(-1), 2
+    return p
+
+
+def two_columns(p: Tensor) -> Tensor:
+    """Probabilities of labels 0 and 1, ``(M, 2)``, from those of label 1."""
+    return torch.stack([1 - p.reshape(-1), p.reshape(-1)], -1)
+
+
+def class_labels(targets: Tensor, shape: torch.Size, name: str = "probabilities") -> Tensor:
+    """Validated labels ``(M,)``, int64, of predictions of this shape: ``(N, ..., C)``, or that of the targets."""
+    if targets.shape == shape:
+        labels = targets.reshape(-1)
         if not bool(((labels == 0) | (labels == 1)).all()):
-            raise ValueError("targets of the shape of the probabilities must be 0 or 1")
-        return torch.stack([1 - p.reshape(-1), p.reshape(-1)], -1), labels.long()
-    if targets.shape != probabilities.shape[:-1] or probabilities.shape[-1] < 2:
+            raise ValueError(f"targets of the shape of the {name} must be 0 or 1")
+        return labels.long()
+    if targets.shape != shape[:-1] or shape[-1] < 2:
         raise ValueError(
-            f"targets have shape {tuple(targets.shape)} but probabilities {tuple(probabilities.shape)}; give "
+            f"targets have shape {tuple(targets.shape)} but {name} {tuple(shape)}; give "
             "(N, ..., C) with targets (N, ...) and C >= 2, or one shape for both"
         )
-    p, labels, classes = p.reshape(-1, p.shape[-1]), targets.reshape(-1), p.shape[-1]
+    labels = targets.reshape(-1)
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"targets have dtype {targets.dtype}; class indices of an integer dtype are needed")
     labels = labels.long()
-    if bool(((labels < 0) | (labels >= classes)).any()):
+    if bool(((labels < 0) | (labels >= shape[-1])).any()):
         raise ValueError(
-            f"targets range from {int(labels.min())} to {int(labels.max())}; 0 to {classes - 1} is allowed"
+            f"targets range from {int(labels.min())} to {int(labels.max())}; 0 to {shape[-1] - 1} is allowed"
         )
-    tolerance = 1e-3 if probabilities.dtype.itemsize >= 4 else 3e-2  # each of C half-precision values is rounded
+    return labels
+
+
+def check_normalised(p: Tensor, given: torch.dtype) -> None:
+    """Raise ValueError unless the rows sum to 1, as far as the dtype that they were given in can tell."""
+    tolerance = 1e-3 if given.itemsize >= 4 else 3e-2  # each of C half-precision values is rounded
     worst = float((p.sum(-1) - 1).abs().max())
     if worst > tolerance:
         raise ValueError(f"probabilities miss a sum of 1 over the last dimension by up to {worst:g}; normalise them")
-    return p, labels
 
 
 def real_pair(mean: Tensor, targets: Tensor, name: str = "targets", mean_name: str = "mean") -> tuple[Tensor, Tensor]:
