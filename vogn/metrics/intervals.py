@@ -157,7 +157,8 @@ def pit_counts(pit: Tensor, levels: int) -> Tensor:
         raise ValueError(f"levels={levels}; at least one quantile is needed")
     if pit.numel() == 0:
         raise ValueError("pit holds no values: there is nothing to measure")
-    u = pit.detach().reshape(-1)
+    u = pit.detach().reshape(-1).contiguous()
+    u = u if u.dtype == torch.float64 else u.float()
     if not bool(((u >= 0) & (u <= 1)).all()):
         raise ValueError("pit holds values outside [0, 1] or NaN; give probabilities below the targets (gaussian_pit)")
     return torch.bincount(torch.bucketize(u, _levels(levels, u.dtype, u.device)), minlength=levels + 1).cpu()
