@@ -13,7 +13,7 @@ from vogn.metrics import bootstrap_interval
 
 def test_replicates_by_a_loop(predictions):
     p, y = predictions
-    found = bootstrap_interval(metrics.ece, p, y, replicates=20, level=0.8, seed=5)
+    found = bootstrap_interval(metrics.ece, p, y, replicates=20, level=0.8, seed=5, method="percentile")
     source = torch.Generator().manual_seed(5)
     expected = []
     for _ in range(20):
@@ -24,6 +24,9 @@ def test_replicates_by_a_loop(predictions):
     assert float(found.low) == pytest.approx(np.quantile(expected, 0.1))
     assert float(found.high) == pytest.approx(np.quantile(expected, 0.9))
     assert float(found.standard_error) == pytest.approx(np.std(expected, ddof=1))
+    mirrored = bootstrap_interval(metrics.ece, p, y, replicates=20, level=0.8, seed=5)
+    assert float(mirrored.low) == pytest.approx(2 * float(found.estimate) - float(found.high))
+    assert float(mirrored.high) == pytest.approx(2 * float(found.estimate) - float(found.low))
 
 
 @pytest.mark.parametrize("method", ["percentile", "basic"])
@@ -46,6 +49,23 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
         found = bootstrap_interval(torch.mean, values, replicates=200, level=0.9, seed=trial)
         hits += bool(found.low <= 0 <= found.high)
     assert abs(hits / 300 - 0.9) < 4 * math.sqrt(0.9 * 0.1 / 300)
+
+
+def test_mirrored_intervals_hold_calibration_errors_and_percentiles_do_not():
+    source = torch.Generator().manual_seed(2)
+
+    def make(count):
+        z = 1.5 * torch.randn(count, 4, generator=source, dtype=torch.float64)
+        return (2 * z).softmax(-1), torch.multinomial(z.softmax(-1), 1, generator=source).squeeze(-1)
+
+    truth = float(metrics.classwise_ece(*make(500_000)))
+    hits = {"basic": 0, "percentile": 0}
+    for trial in range(50):
+        p, y = make(500)
+        for method in hits:
+            found = bootstrap_interval(metrics.classwise_ece, p, y, replicates=100, method=method, seed=trial)
+            hits[method] += bool(found.low <= truth <= found.high)
+    assert hits["basic"] >= 36 and hits["percentile"] <= 20  # of 50, at 95 %; 40 and 11 with this seed
 
 
 def test_paired_differences_are_narrower(predictions):

@@ -33,7 +33,7 @@ def bootstrap_interval(
     *tensors: Tensor,
     level: float = 0.95,
     replicates: int = 1000,
-    method: Literal["percentile", "basic"] = "percentile",
+    method: Literal["basic", "percentile"] = "basic",
     seed: int = 0,
 ) -> BootstrapInterval:
     """Confidence interval of any metric, by drawing examples with replacement.
@@ -46,8 +46,9 @@ def bootstrap_interval(
         tensors: at least one; the first dimension of each is the examples.
         level: in (0, 1).
         replicates: how many times to resample, >= 2; ends at 0.95 want about 1000.
-        method: ``"percentile"``: quantiles of the replicates. ``"basic"``: these quantiles mirrored at the estimate,
-            which undoes the shift of metrics that resampling makes larger, such as plain calibration errors.
+        method: ``"basic"``: quantiles of the replicates, mirrored at the estimate; ends may leave the range of the
+            metric. ``"percentile"``: the quantiles themselves, which is wrong for metrics that resampling makes larger,
+            such as calibration errors: these intervals lie above the truth.
         seed: the interval is a function of the data and the seed.
 
     Raises:
@@ -73,8 +74,8 @@ def bootstrap_interval(
         raise ValueError(f"level={level} must lie between 0 and 1, for example 0.95")
     if replicates < 2:
         raise ValueError(f"replicates={replicates}; at least 2 are needed, about 1000 for an interval at 0.95")
-    if method not in ("percentile", "basic"):
-        raise ValueError(f"method={method!r}; allowed are 'percentile' and 'basic'")
+    if method not in ("basic", "percentile"):
+        raise ValueError(f"method={method!r}; allowed are 'basic' and 'percentile'")
     count = counts.pop()
     generator = torch.Generator().manual_seed(seed)
     estimate = metric(*tensors)

@@ -223,7 +223,8 @@ def classification_report(
         probabilities, targets: see :func:`vogn.metrics.accuracy`.
         bins: of all calibration errors, >= 1.
         uncertainty: what ``aurc`` ranks by; see :func:`vogn.metrics.risk_coverage`.
-        bootstrap: number of replicates for an interval of every figure (percentiles); 0 for none.
+        bootstrap: number of replicates for an interval of every figure (the basic one of
+            :func:`vogn.metrics.bootstrap_interval`); 0 for none.
         level: of the intervals.
         seed: of the intervals.
 

@@ -221,7 +221,8 @@ def regression_report(
         mean, variance, targets, components, noise_variance: see :meth:`RegressionMeter.update`.
         level: probability of the predicted intervals, in (0, 1).
         levels: number of quantiles of the calibration error, >= 1.
-        bootstrap: number of replicates for an interval of every figure (percentiles); 0 for none.
+        bootstrap: number of replicates for an interval of every figure (the basic one of
+            :func:`vogn.metrics.bootstrap_interval`); 0 for none.
         bootstrap_level: of these.
         seed: of these.
 

@@ -70,7 +70,7 @@ def confidence_histogram(
     """
     points = _points(probabilities, targets, bins)
     ax = axes_or_new(ax, (4.5, 2.0))
-    ax.stairs(array(points.count), array(points.edges), color=color)
+    ax.stairs(array(points.count), array(points.edges), color="C0" if color is None else color)
     ax.set(xlabel="confidence", ylabel="predictions", yscale="symlog", xlim=(0, 1))
     ax.set_ylim(bottom=0)
     return ax
