@@ -9,6 +9,7 @@ from vogn.calibration.histogram import HistogramBinning
 from vogn.calibration.isotonic import IsotonicRecalibration
 from vogn.calibration.platt import PlattScaling
 from vogn.calibration.recalibrator import Recalibrator
+from vogn.calibration.sample_temperature import SampleTemperatureScaling
 from vogn.calibration.temperature import TemperatureScaling
 from vogn.calibration.variance import VarianceScaling
 from vogn.calibration.vector import VectorScaling
@@ -24,6 +25,7 @@ __all__ = [
     "IsotonicRecalibration",
     "PlattScaling",
     "Recalibrator",
+    "SampleTemperatureScaling",
     "TemperatureScaling",
     "VarianceScaling",
     "VectorScaling",

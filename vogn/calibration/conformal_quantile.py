@@ -26,7 +26,7 @@ def conformal_quantile(scores: Tensor, level: float) -> Tensor:
         ``(...)``.
 
     Source: Vovk, Gammerman, Shafer 2005, "Algorithmic learning in a random world"; Lei, G'Sell, Rinaldo, Tibshirani,
-    Wasserman 2018, "Distribution-free predictive inference for regression", theorem 2.
+    Wasserman 2018, "Distribution-free predictive inference for regression", theorem 2.2.
     """
     count = len(scores)
     rank = math.ceil((count + 1) * level * (1 - 1e-12))

@@ -14,6 +14,7 @@ from vogn.calibration.histogram import HistogramBinning
 from vogn.calibration.isotonic import IsotonicRecalibration
 from vogn.calibration.platt import PlattScaling
 from vogn.calibration.recalibrator import Recalibrator
+from vogn.calibration.sample_temperature import SampleTemperatureScaling
 from vogn.calibration.temperature import TemperatureScaling
 from vogn.calibration.variance import VarianceScaling
 from vogn.calibration.vector import VectorScaling
@@ -26,7 +27,10 @@ RECALIBRATORS: Mapping[str, type[Recalibrator]] = {
 
 KINDS: Mapping[str, type[Fitted]] = {
     **RECALIBRATORS,
-    **{kind.kind: kind for kind in (VarianceScaling, ConformalSets, ConformalGaussian, ConformalQuantiles)},
+    **{
+        kind.kind: kind
+        for kind in (SampleTemperatureScaling, VarianceScaling, ConformalSets, ConformalGaussian, ConformalQuantiles)
+    },
 }
 """Name to class, of everything."""
 

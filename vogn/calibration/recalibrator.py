@@ -56,7 +56,7 @@ class Recalibrator(Fitted):
             RecalibrationError: if these examples do not determine the map.
         """
         binary = predictions.shape == targets.shape
-        rows = self._rows(predictions, binary=binary).cpu()
+        rows = prediction_rows(predictions, inputs=self.inputs, scale=self.SCALE, binary=binary).cpu()
         labels = class_labels(targets, predictions.shape, name=self.inputs).cpu()
         form = torch.tensor([float(binary), rows.shape[-1]], dtype=torch.float64)
         self._numbers = {"form": form, **self._solve(rows, labels, [1] if binary else list(range(rows.shape[-1])))}
@@ -75,7 +75,7 @@ class Recalibrator(Fitted):
         binary, classes = bool(self.numbers["form"][0]), int(self.numbers["form"][1])
         if not binary and (predictions.ndim < 2 or predictions.shape[-1] != classes):
             raise ValueError(f"{self.inputs} have shape {tuple(predictions.shape)}; (N, ..., {classes}) was fitted")
-        p = self._apply(self._rows(predictions, binary=binary))
+        p = self._apply(prediction_rows(predictions, inputs=self.inputs, scale=self.SCALE, binary=binary))
         p = (p[:, 1] if binary else p).reshape(predictions.shape)
         return p if predictions.dtype == torch.float64 else p.float()
 
@@ -87,16 +87,26 @@ class Recalibrator(Fitted):
     def _apply(self, rows: Tensor) -> Tensor:
         """Probabilities ``(M, C)``."""
 
-    def _rows(self, predictions: Tensor, *, binary: bool) -> Tensor:
-        """Validated predictions ``(M, C)`` in float64, on the scale that the map works on."""
-        if self.inputs == "probabilities":
-            p = probability_values(predictions)
-            p = two_columns(p) if binary else p.reshape(-1, p.shape[-1])
-            check_normalised(p, predictions.dtype)
-            p = p.double()
-            return p if self.SCALE == "probabilities" else p.log().clamp_min(LOWEST)
-        z = logit_rows(predictions, binary=binary)
-        return z if self.SCALE == "logits" else z.softmax(-1)
+
+def prediction_rows(
+    predictions: Tensor, *, inputs: str, scale: Literal["logits", "probabilities"], binary: bool
+) -> Tensor:
+    """Validated predictions ``(M, C)`` in float64, on the scale that a map works on.
+
+    Args:
+        predictions: ``(N, ..., C)``, or label 1's if ``binary``.
+        inputs: what they are, ``"probabilities"`` or ``"logits"``.
+        scale: what is wanted; a probability of zero has the logarithm :data:`LOWEST`.
+        binary: whether there is one number for two classes.
+    """
+    if inputs == "probabilities":
+        p = probability_values(predictions)
+        p = two_columns(p) if binary else p.reshape(-1, p.shape[-1])
+        check_normalised(p, predictions.dtype)
+        p = p.double()
+        return p if scale == "probabilities" else p.log().clamp_min(LOWEST)
+    z = logit_rows(predictions, binary=binary)
+    return z if scale == "logits" else z.softmax(-1)
 
 
 def logit_rows(logits: Tensor, *, binary: bool) -> Tensor:

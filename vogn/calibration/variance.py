@@ -27,7 +27,7 @@ class VarianceScaling(Fitted):
         3.0
 
     Source: Laves, Ihler, Fast, Kahrs, Ortmaier 2020, "Well-calibrated regression uncertainty in medical imaging with
-    deep learning", eq. 8.
+    deep learning".
     """
 
     kind: ClassVar[str] = "variance"

@@ -62,7 +62,7 @@ def bootstrap_interval(
         >>> float(found.low), float(found.estimate), float(found.high)
         (1.0, 1.0, 1.0)
 
-    Source: Efron and Tibshirani 1993, "An introduction to the bootstrap", chapters 13 and 14 (percentile), Davison and
+    Source: Efron and Tibshirani 1993, "An introduction to the bootstrap", chapter 13 (percentile), Davison and
     Hinkley 1997, section 5.2 (basic).
     """
     if not tensors:

@@ -24,7 +24,7 @@ def classwise_ece(probabilities: Tensor, targets: Tensor, bins: int = 15) -> Ten
     Raises:
         ValueError: see :func:`vogn.metrics.accuracy`; or if ``bins < 1``.
 
-    Source: Kull et al. 2019, "Beyond temperature scaling", section 2.
+    Source: Kull et al. 2019, "Beyond temperature scaling".
     """
     check_bins(bins)
     p, y = class_rows(probabilities, targets)
@@ -82,7 +82,7 @@ def debiased_ece(
     Raises:
         ValueError: see :func:`vogn.metrics.accuracy`; if ``bins < 1``; for an unknown binning.
 
-    Source: Kumar, Liang, Ma 2019, "Verified uncertainty calibration", section 5.
+    Source: Kumar, Liang, Ma 2019, "Verified uncertainty calibration".
     """
     check_bins(bins)
     p, y = class_rows(probabilities, targets)

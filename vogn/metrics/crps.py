@@ -51,7 +51,7 @@ def gaussian_mixture_crps(means: Tensor, variance: Tensor, targets: Tensor) -> T
         ValueError: see :func:`gaussian_crps`.
 
     Source: Grimit, Gneiting, Berrocal, Johnson 2006, "The continuous ranked probability score for circular variables
-    and its application to mesoscale forecast ensemble verification", eq. 5.
+    and its application to mesoscale forecast ensemble verification".
     """
     f, y = real_samples(means, targets)
     v = positive(variance.detach().to(f)).expand_as(f)

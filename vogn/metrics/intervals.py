@@ -130,7 +130,7 @@ def quantile_calibration(pit: Tensor, levels: int = 99) -> QuantileCalibration:
     Raises:
         ValueError: for values outside [0, 1], an empty batch, or ``levels < 1``.
 
-    Source: Kuleshov, Fenner, Ermon 2018, "Accurate uncertainties for deep learning using calibrated regression", eq. 8.
+    Source: Kuleshov, Fenner, Ermon 2018, "Accurate uncertainties for deep learning using calibrated regression".
     """
     counts = pit_counts(pit, levels)
     count = int(counts.sum())
@@ -145,7 +145,7 @@ def quantile_calibration_error(pit: Tensor, levels: int = 99) -> Tensor:
 
     Args, Raises: see :func:`quantile_calibration`.
 
-    Source: Kuleshov, Fenner, Ermon 2018, eq. 9, with absolute values for squares, in the unit of a probability.
+    Source: Kuleshov, Fenner, Ermon 2018, with absolute values for squares, in the unit of a probability.
     """
     found = quantile_calibration(pit, levels)
     return (found.observed - found.levels).abs().mean()

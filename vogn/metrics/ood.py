@@ -68,7 +68,7 @@ def fpr_at_recall(inside: Tensor, outside: Tensor, recall: float = 0.95) -> Tens
     Raises:
         ValueError: for no scores, scores that are not finite, or a recall out of range.
 
-    Source: Hendrycks, Mazeika, Dietterich 2019, "Deep anomaly detection with outlier exposure", section 4.2.
+    Source: Hendrycks, Mazeika, Dietterich 2019, "Deep anomaly detection with outlier exposure".
     """
     check_level(recall, "recall")
     a, b = _scores(inside, outside)
