@@ -62,6 +62,17 @@ def test_classwise_ece_by_a_loop(predictions, bins):
     assert float(metrics.classwise_ece(p, y, bins)) == pytest.approx(sum(errors) / 4, rel=1e-12)
 
 
+def test_many_probabilities_are_binned_in_pieces(predictions, monkeypatch):
+    from vogn.metrics import binning
+
+    p, y = predictions
+    whole = metrics.brier_decomposition(p, y), metrics.classwise_ece(p, y)
+    monkeypatch.setattr(binning, "_ELEMENTS", 28)  # seven rows at a time
+    pieces = metrics.brier_decomposition(p, y), metrics.classwise_ece(p, y)
+    torch.testing.assert_close(pieces[0].within_bin, whole[0].within_bin)
+    torch.testing.assert_close(pieces[1], whole[1])
+
+
 def test_class_frequencies_have_no_classwise_error():
     y = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 2])
     p = torch.tensor([0.3, 0.2, 0.5], dtype=torch.float64).expand(10, 3)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_ELEMENTS = 2**22
+"""Probabilities that are binned at a time, so that copies of them stay small."""
+
 
 @dataclass(frozen=True)
 class BinSums:
@@ -120,8 +123,11 @@ def sum_by_bin(forecasts: Tensor, outcomes: Tensor, index: Tensor, bins: int) ->
         index = index + bins * torch.arange(forecasts.shape[1], device=forecasts.device)
     zeros = torch.zeros(shape, dtype=dtype, device=p.device).flatten()
     flat = index.flatten()
-    terms = (torch.ones_like(p), p, o, p.square(), p * o)
-    return BinSums(*(zeros.index_add(0, flat, term.flatten()).view(shape) for term in terms))
+
+    def added(term: Tensor) -> Tensor:
+        return zeros.index_add(0, flat, term.flatten()).view(shape)
+
+    return BinSums(added(torch.ones_like(p)), added(p), added(o), added(p.square()), added(p * o))
 
 
 def top_label_sums(p: Tensor, y: Tensor, bins: int) -> BinSums:
@@ -132,4 +138,10 @@ def top_label_sums(p: Tensor, y: Tensor, bins: int) -> BinSums:
 
 def class_sums(p: Tensor, y: Tensor, bins: int) -> BinSums:
     """Probability of every class against whether it is the label, in equal-width bins, ``(C, bins)``."""
-    return sum_by_bin(p, torch.nn.functional.one_hot(y, p.shape[-1]), equal_width(p, bins), bins)
+    rows = max(1, _ELEMENTS // p.shape[-1])
+    total: BinSums | None = None
+    for some, labels in zip(p.split(rows), y.split(rows), strict=True):
+        sums = sum_by_bin(some, torch.nn.functional.one_hot(labels, p.shape[-1]), equal_width(some, bins), bins)
+        total = sums if total is None else total + sums
+    assert total is not None
+    return total

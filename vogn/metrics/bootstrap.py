@@ -84,6 +84,7 @@ def bootstrap_interval(
         index = torch.randint(count, (count,), generator=generator)
         values.append(metric(*(tensor[index.to(tensor.device)] for tensor in tensors)))
     drawn = torch.stack(values)
+    drawn = drawn if drawn.is_floating_point() else drawn.double()
     ends = torch.tensor([0.5 - 0.5 * level, 0.5 + 0.5 * level], dtype=drawn.dtype, device=drawn.device)
     low, high = drawn.quantile(ends, dim=0)
     if method == "basic":

@@ -144,7 +144,7 @@ class RegressionMeter:
             interval_score(low, high, targets, self.level),
         ]
         elements = mean.numel()
-        examples = elements if mean.ndim == 1 else elements // mean.shape[-1]
+        examples = elements if mean.ndim <= 1 else elements // mean.shape[-1]
         totals = [elements, examples, float(error) * elements, float(surprise) * examples]
         totals += [float(value) * elements for value in per_element] + [float(spread) * elements]
         self._totals = self._totals + torch.tensor(totals, dtype=torch.float64)
