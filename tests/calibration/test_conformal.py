@@ -210,6 +210,7 @@ def test_illegal_input_raises():
         (lambda: sets(p[:, :3]), r"\(N, ..., 5\) was fitted"),
         (lambda: sets(0.5 * p), "miss a sum of 1"),
         (lambda: set_coverage(p, y), "booleans"),
+        (lambda: set_size(p), "booleans"),
         (lambda: set_coverage(sets(p), y[:3]), "labels"),
         (lambda: set_coverage(sets(p), y + 5), "5 classes"),
         (lambda: ConformalGaussian(0.0), "level=0.0"),

@@ -209,7 +209,7 @@ def test_files_and_plain_values_keep_every_bit(calibrated, kind, form, tmp_path)
 
 
 @pytest.mark.parametrize("kind", RECALIBRATORS.values())
-def test_sequences_devices_and_precisions(calibrated, kind):
+def test_sequences_and_precisions(calibrated, kind):
     z, y = calibrated
     p = (3 * z).softmax(-1)
     whole = kind().fit(p, y)

@@ -62,6 +62,19 @@ def test_batches_equal_the_whole(predictions, form, bins):
     assert torch.equal(points.count, whole.count)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_measured_as_it_is(dtype):
+    p = (3 * torch.randn(50, 10, generator=torch.Generator().manual_seed(0))).softmax(-1).to(dtype)
+    y = torch.arange(50) % 10
+    report = classification_report(p, y)
+    expected = {
+        name: float(value) for name, value in figures_of(p.float() / p.float().sum(-1, keepdim=True), y).items()
+    }
+    assert float((p.float().sum(-1) - 1).abs().max()) > 1e-4
+    assert report.nll == pytest.approx(expected["nll"], abs=0.01)
+    assert report.accuracy == expected["accuracy"] and report.brier == pytest.approx(expected["brier"], abs=0.01)
+
+
 def test_memory_is_that_of_the_bins(predictions):
     p, y = predictions
     meter = ClassificationMeter(bins=10)

@@ -11,7 +11,7 @@ from vogn.calibration.conformal_quantile import conformal_quantile
 from vogn.calibration.fitted import Fitted
 from vogn.metrics.inputs import check_level, positive, real_pair
 
-I = TypeVar("I", bound="_Intervals")  # noqa: E741
+T = TypeVar("T", bound="_Intervals")
 
 
 class _Intervals(Fitted):
@@ -33,7 +33,7 @@ class _Intervals(Fitted):
             )
         return self.threshold.to(values.device)
 
-    def _keep(self: I, scores: Tensor) -> I:
+    def _keep(self: T, scores: Tensor) -> T:
         self._numbers = {"threshold": conformal_quantile(scores, self.level).cpu()}
         return self
 

@@ -153,5 +153,10 @@ def set_size(sets: Tensor) -> Tensor:
 
     Args:
         sets: booleans ``(N, ..., C)``.
+
+    Raises:
+        ValueError: for something else, or an empty batch.
     """
+    if sets.dtype != torch.bool or sets.numel() == 0:
+        raise ValueError(f"sets are {sets.dtype} {tuple(sets.shape)}; booleans (N, ..., C) are needed")
     return sets.sum(-1).float().mean()

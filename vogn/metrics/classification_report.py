@@ -112,7 +112,7 @@ class ClassificationMeter:
         """
         p, y = class_rows(probabilities, targets)
         halved = probabilities.shape == targets.shape
-        scores = (accuracy(p, y), nll(p, y), brier(p, y) / (2 if halved else 1))
+        scores = (metric(probabilities, targets) for metric in (accuracy, nll, brier))
         totals = torch.stack([torch.ones((), dtype=torch.float64), *map(device_free, scores)]) * len(y)
         top = BinSums(*map(device_free, top_label_sums(p, y, self.bins).tensors()))
         classes = BinSums(*map(device_free, class_sums(p, y, self.bins).tensors()))
