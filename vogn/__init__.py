@@ -5,7 +5,7 @@ The flag ``variational`` switches between the two readings, on the same checkpoi
 
 from __future__ import annotations
 
-from vogn import errors, likelihoods, metrics
+from vogn import calibration, errors, likelihoods, metrics, plots
 from vogn.capture.objective import Objective
 from vogn.check import check_posterior, simulation_based_calibration
 from vogn.optim import (
@@ -52,7 +52,7 @@ from vogn.posterior import (
     with_prior_precision,
 )
 from vogn.posterior import Prior as Prior
-from vogn.predict import BatchNormCalibration, Predictive, ood_score, predict, update_batchnorm
+from vogn.predict import BatchNormCalibration, Predictive, ood_score, ood_scores, predict, update_batchnorm
 
 __version__ = "0.1.0"
 
@@ -92,6 +92,7 @@ __all__ = [
     "VAdam",
     "VOGN",
     "VON",
+    "calibration",
     "check_curvature",
     "check_posterior",
     "coverage",
@@ -105,6 +106,8 @@ __all__ = [
     "log_evidence",
     "metrics",
     "ood_score",
+    "ood_scores",
+    "plots",
     "predict",
     "simulation_based_calibration",
     "tune_prior_precision",

@@ -42,6 +42,14 @@ class MissingExtraError(VognError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
 
 
+class RecalibrationError(VognError, RuntimeError):
+    """A recalibration cannot be fitted to these examples, or was used before it was fitted."""
+
+
+class RecalibrationWarning(UserWarning):
+    """A recalibration holds, but the examples are too few for it to be of use."""
+
+
 class PosteriorWarning(UserWarning):
     """A posterior has collapsed to a point, or its noise drowns the weights."""
 

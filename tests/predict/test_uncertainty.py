@@ -177,6 +177,43 @@ def test_every_score_is_larger_far_away():
         assert vogn.ood_score(outside, name).median() > vogn.ood_score(inside, name).median(), name
 
 
+@pytest.mark.parametrize("shape", ["(N,)", "(N, K)"])
+def test_scores_of_labels_that_are_no_classes(networks, x, shape):
+    class First(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, inputs):
+            return self.inner(inputs)[:, 0]
+
+    models = networks if shape == "(N, K)" else [First(network) for network in networks]
+    found = predict(models, Bernoulli(), x)
+    p = torch.stack([torch.sigmoid(model(x)) for model in models]).detach()
+    mean, outputs = p.mean(0), p.var(0, correction=0)
+    if shape == "(N,)":
+        mean, outputs = mean.unsqueeze(-1), outputs.unsqueeze(-1)
+    for n in range(len(x)):
+        surest = 1.0
+        for q in mean[n].tolist():
+            surest *= max(q, 1 - q)
+        assert float(vogn.ood_score(found, "max_probability")[n]) == pytest.approx(-surest)
+    assert torch.allclose(vogn.ood_score(found, "variance"), outputs.sum(-1))
+    assert vogn.ood_scores(found).keys() == OOD_SCORES.keys() - {"energy"}
+
+
+def test_all_scores_that_there_are(networks, x):
+    labels = predict(networks, Categorical(), x)
+    assert vogn.ood_scores(labels).keys() == OOD_SCORES.keys()
+    real = predict(networks, Gaussian(noise=0.3), x)
+    assert vogn.ood_scores(real).keys() == OOD_SCORES.keys() - {"energy", "max_probability"}
+    for found in (labels, real):
+        for name, values in vogn.ood_scores(found).items():
+            assert torch.equal(values, vogn.ood_score(found, name))
+    with pytest.raises(ValueError, match="the largest probability is one of labels"):
+        vogn.ood_score(real, "max_probability")
+
+
 def test_an_unknown_score_is_refused(networks, x):
     with pytest.raises(ValueError, match="unknown score 'mahalanobis'; known scores: energy, entropy"):
         vogn.ood_score(predict(networks, Categorical(), x), "mahalanobis")

@@ -1,6 +1,7 @@
-"""Small data sets as tensors: loading, checking, splitting, standardising, augmenting, ordering."""
+"""Small data sets as tensors: loading, checking, splitting, standardising, augmenting, corrupting, ordering."""
 
 from vogn.data.augmentation import Augmentation, standard_augmentation
+from vogn.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from vogn.data.errors import DataError
 from vogn.data.indexed import Indexed
 from vogn.data.loading import SOURCES, load_data
@@ -10,6 +11,8 @@ from vogn.data.preprocessing import Preprocessing
 from vogn.data.splits import Data, Split, stratified_parts
 
 __all__ = [
+    "CORRUPTIONS",
+    "SEVERITIES",
     "SOURCES",
     "Augmentation",
     "Data",
@@ -17,6 +20,7 @@ __all__ = [
     "Indexed",
     "Preprocessing",
     "Split",
+    "corrupt",
     "epoch_batches",
     "epoch_order",
     "load_data",

@@ -143,6 +143,11 @@ class Likelihood(ABC):
         """
         return variance
 
+    def confidence(self, mean: Tensor) -> Tensor | None:
+        """Probability of the most probable label of each loss term, ``(N, ...)``, ``mean`` as in :meth:`predictive`;
+        ``None`` for real targets, by default."""
+        return None
+
     def error_unit(self, variance: Tensor) -> Tensor:
         """What an error of the predictive mean is compared with: by default the standard deviation of an observation,
         ``variance`` as in :meth:`predictive`; for labels, whose means are probabilities, one."""

@@ -81,6 +81,11 @@ class Bernoulli(Likelihood):
         """The sum of the labels' entropies in nats, ``(N, ...)``."""
         return sum_outputs(label_entropy(mean) + label_entropy(1.0 - mean))
 
+    def confidence(self, mean: Tensor) -> Tensor:
+        """``max(p, 1 - p)``, multiplied over the labels of a term: ``(N, ...)``."""
+        larger = torch.maximum(mean, 1.0 - mean)
+        return larger if larger.ndim == 1 else larger.prod(-1)
+
     def error_unit(self, variance: Tensor) -> Tensor:
         """One: errors of probabilities are absolute."""
         return torch.ones_like(variance)

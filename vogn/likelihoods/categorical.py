@@ -87,6 +87,10 @@ class Categorical(Likelihood):
         """See :meth:`Likelihood.free_energy`."""
         return -at_least_float32(outputs).logsumexp(-1)
 
+    def confidence(self, mean: Tensor) -> Tensor:
+        """The largest probability, ``(N, ...)``."""
+        return mean.amax(-1)
+
     def error_unit(self, variance: Tensor) -> Tensor:
         """One: errors of probabilities are absolute."""
         return torch.ones_like(variance)

@@ -134,7 +134,7 @@ class Gaussian(Likelihood):
         if samples is None:
             return mean - half, mean + half
         scale = self._constant()
-        return _mixture_quantile(tail, samples, scale), _mixture_quantile(1.0 - tail, samples, scale)
+        return mixture_quantile(tail, samples, scale), mixture_quantile(1.0 - tail, samples, scale)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """``log_noise`` if the noise is learnable."""
@@ -159,7 +159,7 @@ class Gaussian(Likelihood):
         return f"Gaussian(noise={float(self._constant()):g}{', learnable' if self.log_noise is not None else ''})"
 
 
-def _mixture_quantile(probability: float, centres: Tensor, scale: float | Tensor) -> Tensor:
+def mixture_quantile(probability: float, centres: Tensor, scale: float | Tensor) -> Tensor:
     """Where the average of the distribution functions of ``N(centres[s], scale^2)`` is ``probability``.
 
     The quantile lies between the components' smallest and largest; each halving of that interval gains one bit.

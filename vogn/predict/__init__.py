@@ -4,7 +4,7 @@ from vogn.predict.batchnorm import update_batchnorm
 from vogn.predict.calibration import BatchNormCalibration
 from vogn.predict.jacobians import jacobian
 from vogn.predict.methods import METHODS
-from vogn.predict.ood import OOD_SCORES, ood_score
+from vogn.predict.ood import OOD_SCORES, ood_score, ood_scores
 from vogn.predict.policies import POLICIES
 from vogn.predict.prediction import predict
 from vogn.predict.predictive import Predictive
@@ -17,6 +17,7 @@ __all__ = [
     "Predictive",
     "jacobian",
     "ood_score",
+    "ood_scores",
     "predict",
     "update_batchnorm",
 ]

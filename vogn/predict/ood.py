@@ -10,8 +10,11 @@ from vogn.predict.predictive import Predictive
 
 
 def _largest_probability(predictive: Predictive) -> Tensor:
-    """Minus the probability of the most probable class."""
-    return -predictive.mean.amax(-1)
+    """Minus the probability of the most probable label."""
+    confidence = predictive.likelihood.confidence(predictive.mean)
+    if confidence is None:
+        raise ValueError(f"the largest probability is one of labels, which {predictive.likelihood!r} does not have")
+    return -confidence
 
 
 def _entropy(predictive: Predictive) -> Tensor:
@@ -26,7 +29,7 @@ def _mutual_information(predictive: Predictive) -> Tensor:
 
 def _variance(predictive: Predictive) -> Tensor:
     """Variance between weight samples of the probabilities, or of the outputs, summed over them."""
-    real = predictive.aleatoric.shape == predictive.mean.shape
+    real = predictive.likelihood.confidence(predictive.mean) is None
     return _per_term(predictive, predictive.epistemic if real else predictive.variance)
 
 
@@ -55,19 +58,20 @@ OOD_SCORES: Mapping[str, Callable[[Predictive], Tensor]] = {
 def ood_score(predictive: Predictive, score: str = "entropy") -> Tensor:
     """How far each input is from the training data; larger means farther.
 
-    ``"max_probability"``: minus the probability of the predicted class. ``"entropy"``: the total uncertainty.
-    ``"mutual_information"``: its epistemic part. ``"variance"``: variance between weight samples of the probabilities
-    or outputs, summed. ``"energy"``: minus the log of the summed exponentials of the logits.
+    ``"max_probability"``: minus the probability of the predicted label; labels only. ``"entropy"``: the total
+    uncertainty. ``"mutual_information"``: its epistemic part. ``"variance"``: variance between weight samples of the
+    probabilities or outputs, summed. ``"energy"``: minus the log of the summed exponentials of the logits.
 
     Args:
         predictive: from :func:`vogn.predict`.
         score: a name of the above.
 
     Returns:
-        ``(N, ...)``; ``sklearn.metrics.roc_auc_score(is_ood, score)`` says how well it separates.
+        ``(N, ...)``; :func:`vogn.metrics.auroc` says how well it separates two kinds of inputs.
 
     Raises:
-        ValueError: for an unknown name, or the energy of outputs that are no logits of classes.
+        ValueError: for an unknown name, the largest probability of real targets, or the energy of outputs that are no
+            logits of classes.
 
     Example:
         >>> import torch, vogn
@@ -82,3 +86,21 @@ def ood_score(predictive: Predictive, score: str = "entropy") -> Tensor:
     if score not in OOD_SCORES:
         raise ValueError(f"unknown score {score!r}; known scores: {', '.join(sorted(OOD_SCORES))}")
     return OOD_SCORES[score](predictive)
+
+
+def ood_scores(predictive: Predictive) -> dict[str, Tensor]:
+    """Every score of :func:`ood_score` that these predictions have, by name, as :func:`vogn.metrics.ood_report` takes.
+
+    The energy needs logits of classes, the largest probability labels.
+
+    Args:
+        predictive: from :func:`vogn.predict`.
+
+    Returns:
+        Name to ``(N, ...)``.
+    """
+    real = predictive.likelihood.confidence(predictive.mean) is None
+    left_out = {"max_probability"} if real else set()
+    if predictive.energy is None:
+        left_out.add("energy")
+    return {name: score(predictive) for name, score in OOD_SCORES.items() if name not in left_out}

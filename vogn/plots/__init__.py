@@ -1,0 +1,22 @@
+"""Floor 6: pictures of predictions and runs, on matplotlib axes that are given or made; no global state.
+
+Every function takes ``ax=`` and returns the axes; ``ax.figure.savefig("file.png")`` writes them. Matplotlib is imported
+when the first picture is drawn.
+"""
+
+from vogn.plots.curves import learning_curves, severity_curves
+from vogn.plots.regression_intervals import regression_intervals
+from vogn.plots.reliability_diagram import confidence_histogram, quantile_diagram, reliability_diagram
+from vogn.plots.selection import ood_histogram, ood_roc_curve, risk_coverage_curve
+
+__all__ = [
+    "confidence_histogram",
+    "learning_curves",
+    "ood_histogram",
+    "ood_roc_curve",
+    "quantile_diagram",
+    "regression_intervals",
+    "reliability_diagram",
+    "risk_coverage_curve",
+    "severity_curves",
+]
