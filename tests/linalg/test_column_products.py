@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tiny_models import normal
-from vogn.linalg import column_products
+from vogn.kernels import reference
 from vogn.linalg.column_products import combine, products, written
 from vogn.linalg.patch_rows import PatchRows
 from vogn.linalg.patches import Patches
@@ -53,8 +53,8 @@ KINDS = {
 @pytest.fixture(params=[1 << 18, 40, 1])
 def pieces(request, monkeypatch):
     """All at once, some, and the smallest pieces there are."""
-    monkeypatch.setattr(column_products, "CACHED_ELEMENTS", request.param)
-    monkeypatch.setattr(column_products, "CHUNK_ELEMENTS", request.param)
+    monkeypatch.setattr(reference, "CACHED_ELEMENTS", request.param)
+    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", request.param)
 
 
 @pytest.mark.parametrize("rank", [1, 3])
@@ -85,7 +85,7 @@ def test_pieces_written_out_are_the_rows(name, pieces):
 
 
 def test_pieces_are_small(monkeypatch):
-    monkeypatch.setattr(column_products, "CACHED_ELEMENTS", 320)
+    monkeypatch.setattr(reference, "CACHED_ELEMENTS", 320)
     for name in ("positions", "positions, columns, sub-blocks", "written out", "convolution in groups"):
         assert all(explicit.numel() <= 320 for _, explicit in written(KINDS[name])), name
 

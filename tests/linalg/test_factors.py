@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vogn.kernels import reference
 from vogn.linalg import factors
 from vogn.linalg.rows import IndexedRows, Rows
 
@@ -22,7 +23,7 @@ def look_ups() -> IndexedRows:
 @pytest.mark.parametrize("elements", [1, 40, 1 << 22])
 @pytest.mark.parametrize("rows", [rows_of(), rows_of(3), look_ups()], ids=["rows", "groups", "look-ups"])
 def test_contractions_do_not_depend_on_the_chunk(monkeypatch, rows, elements):
-    monkeypatch.setattr(factors, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", elements)
     right, left = factors.contractions(rows)
     dense = rows.dense().flatten(0, 1)
     torch.testing.assert_close(right, (dense.mT @ dense).sum(0))

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from tiny_models import normal
-from vogn.linalg import factors, patch_rows
+from vogn.kernels import reference
+from vogn.linalg import factors
 from vogn.linalg.patch_rows import PatchRows
 from vogn.linalg.patches import Patches
 from vogn.linalg.rows import Rows
@@ -78,7 +79,7 @@ def test_pieces_are_the_whole(monkeypatch, name):
     rows = build(name)
     squares, factor = rows.squares(), factors.input_factor(rows, "expand")
     for elements in (1, 3 * rows.a[..., 0, :, :].numel(), 2 * rows.columns * squares.numel()):
-        monkeypatch.setattr(patch_rows, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(reference, "CHUNK_ELEMENTS", elements)
         torch.testing.assert_close(rows.squares(), squares)
         torch.testing.assert_close(factors.input_factor(rows, "expand"), factor)
 

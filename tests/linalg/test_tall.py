@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from tiny_models import normal
+from vogn.kernels import reference
 from vogn.linalg import tall
 
 
 @pytest.fixture(autouse=True, params=[1 << 18, 100])
 def pieces(request, monkeypatch):
     """All rows at once, and many pieces that leave a rest."""
-    monkeypatch.setattr(tall, "CACHED_ELEMENTS", request.param)
+    monkeypatch.setattr(reference, "CACHED_ELEMENTS", request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -22,6 +22,16 @@ CACHED_ELEMENTS = 1 << 18
 """Where a sum over examples is all that is wanted, chunks of this many stay in the processor's cache, and one buffer
 serves all of them."""
 
+GPU_CHUNK_ELEMENTS = 1 << 26
+"""Chunks elsewhere than on the CPU, where a call is dear and memory fast."""
+
+
+def chunk_elements(like: Tensor, *, cached: bool = False) -> int:
+    """How many numbers a chunk may hold on the device of a tensor; ``cached``: in the processor's cache."""
+    if like.device.type != "cpu":
+        return GPU_CHUNK_ELEMENTS
+    return CACHED_ELEMENTS if cached else CHUNK_ELEMENTS
+
 
 def row_dense(a: Tensor, g: Tensor) -> Tensor:
     """Per-example gradients, ``(*lead, K, N, d_out, d_in)``."""
@@ -34,7 +44,7 @@ def row_squares(a: Tensor, g: Tensor) -> Tensor:
         return g.squeeze(-2).square().sum(-3).transpose(-1, -2) @ a.squeeze(-2).square()
     total = a.new_zeros((*a.shape[:-3], g.shape[-1], a.shape[-1]))
     per_example = g.shape[-4] * max(1, total.numel())
-    chunk = max(1, (CACHED_ELEMENTS if a.device.type == "cpu" else CHUNK_ELEMENTS) // per_example)
+    chunk = max(1, chunk_elements(a, cached=True) // per_example)
     rows = a.new_empty(0)
     for start in range(0, a.shape[-3], chunk):
         part = slice(start, min(start + chunk, a.shape[-3]))
@@ -83,7 +93,7 @@ def gram_by_pairs(a: Tensor, g: Tensor) -> Tensor:
     """:func:`row_gram` without per-example gradients."""
     columns, examples, positions = g.shape[-4:-1]
     total = a.new_zeros((columns, examples, columns, examples))
-    chunk = max(1, CHUNK_ELEMENTS // max(1, examples * positions * positions))
+    chunk = max(1, chunk_elements(a) // max(1, examples * positions * positions))
     for inputs, outputs in zip(a.reshape(-1, *a.shape[-3:]), g.reshape(-1, *g.shape[-4:]), strict=True):
         flat_inputs, flat_outputs = inputs.flatten(0, 1), outputs.flatten(1, 2)
         for start in range(0, examples, chunk):
@@ -101,8 +111,8 @@ def gram_by_rows(a: Tensor, g: Tensor) -> Tensor:
     rows, d_in, d_out = g.shape[-4] * g.shape[-3], a.shape[-1], g.shape[-1]
     total = a.new_zeros((rows, rows))
     a, g = a.reshape(-1, *a.shape[-3:]), g.reshape(-1, *g.shape[-4:])
-    blocks = max(1, CHUNK_ELEMENTS // max(1, rows * d_out * d_in))
-    columns = d_out if blocks > 1 else max(1, CHUNK_ELEMENTS // max(1, rows * d_in))
+    blocks = max(1, chunk_elements(a) // max(1, rows * d_out * d_in))
+    columns = d_out if blocks > 1 else max(1, chunk_elements(a) // max(1, rows * d_in))
     for inputs, outputs in zip(a.split(blocks), g.split(blocks), strict=True):
         for part in outputs.split(max(1, columns), -1):
             explicit = row_dense(inputs, part).flatten(-2).flatten(-3, -2)  # (blocks, K N, columns d_in)
@@ -237,7 +247,7 @@ def patch_factor(
         if ones:
             total[-1, -1] = len(x) * positions
         return total
-    for images in x.split(max(1, CHUNK_ELEMENTS // (features * positions))):
+    for images in x.split(max(1, chunk_elements(x) // (features * positions))):
         patches = F.unfold(images, kernel_size, dilation, padding, stride).transpose(0, 1).flatten(1)
         rows = F.pad(patches, (0, 0, 0, 1), value=1.0) if ones else patches
         total.addmm_(rows, rows.T)

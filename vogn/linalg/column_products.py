@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vogn.kernels.reference import CACHED_ELEMENTS, CHUNK_ELEMENTS
+from vogn.kernels.reference import chunk_elements
 from vogn.linalg.patch_rows import PatchRows
 from vogn.linalg.rows import IndexedRows, Rows
 
@@ -91,9 +91,9 @@ def _(rows: IndexedRows, c: Tensor, out: Tensor) -> None:
 
 
 def _pieces(rows: Rows, columns: int) -> Iterator[slice]:
-    """Examples whose rows against ``columns`` columns of one side are not more than :data:`CHUNK_ELEMENTS` numbers."""
+    """Examples whose rows against ``columns`` columns of one side are not more numbers than a chunk may hold."""
     *lead, _, d_in = rows.shape
-    chunk = max(1, CHUNK_ELEMENTS // max(1, math.prod(lead) * rows.columns * d_in * columns))
+    chunk = max(1, chunk_elements(rows.g) // max(1, math.prod(lead) * rows.columns * d_in * columns))
     for start in range(0, rows.count, chunk):
         yield slice(start, min(start + chunk, rows.count))
 
@@ -135,7 +135,7 @@ Part = tuple[slice, slice, slice]
 def written(rows: Any) -> Iterator[tuple[Part, Tensor]]:
     """Explicit rows ``(n, blocks x outputs x inputs)`` of a few outputs or inputs at a time.
 
-    A piece holds about :data:`vogn.kernels.reference.CACHED_ELEMENTS` numbers, if one output of all rows has no more.
+    A piece holds about as many numbers as stay in the cache, if one output of all rows has no more.
     """
     raise NotImplementedError(type(rows).__name__)
 
@@ -144,7 +144,7 @@ def written(rows: Any) -> Iterator[tuple[Part, Tensor]]:
 def _(rows: Rows) -> Iterator[tuple[Part, Tensor]]:
     *lead, d_out, d_in = rows.shape
     n = rows.columns * rows.count
-    chunk = max(1, CACHED_ELEMENTS // max(1, n * math.prod(lead) * d_in))
+    chunk = max(1, chunk_elements(rows.g, cached=True) // max(1, n * math.prod(lead) * d_in))
     flat = not lead and rows.g.shape[-2] == d_in == 1
     for start in range(0, d_out, chunk):
         part = slice(start, min(start + chunk, d_out))
@@ -160,7 +160,7 @@ def _(rows: PatchRows) -> Iterator[tuple[Part, Tensor]]:
     *lead, d_out, _ = rows.shape
     n, patches = rows.columns * rows.count, rows.patches
     channels, size = patches.x.shape[1] // patches.groups, math.prod(patches.kernel)
-    chunk = max(1, CACHED_ELEMENTS // max(1, n * math.prod(lead) * d_out * size))
+    chunk = max(1, chunk_elements(rows.g, cached=True) // max(1, n * math.prod(lead) * d_out * size))
     for start in range(0, channels, chunk):
         stop = min(start + chunk, channels)
         some = patches.channels(start, stop)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vogn.errors import UnsupportedObservationError
 from vogn.kernels import kernel
-from vogn.kernels.reference import CHUNK_ELEMENTS
+from vogn.kernels.reference import chunk_elements
 from vogn.linalg.rows import AnyRows, GradientRow, IndexedRows, JoinedRows, Rows
 from vogn.linalg.sides import is_diagonal, second_moment, to_basis
 
@@ -123,7 +123,7 @@ def _(rows: Rows, diagonal: Diagonals = (False, False)) -> tuple[Tensor, Tensor]
             second_moment(left, outputs.flatten(-3, -2), diagonal=diagonal[0]),
         )
     per_example = rows.columns * math.prod(rows.shape)
-    chunk = max(1, CHUNK_ELEMENTS // max(1, per_example))
+    chunk = max(1, chunk_elements(rows.g) // max(1, per_example))
     parts = [slice(start, start + chunk) for start in range(0, max(1, rows.count), chunk)]
     dense = kernel("row_dense")
     return _add([_contract(dense(rows.a[..., part, :, :], rows.g[..., part, :, :]), diagonal) for part in parts])
@@ -131,7 +131,7 @@ def _(rows: Rows, diagonal: Diagonals = (False, False)) -> tuple[Tensor, Tensor]
 
 @contractions.register
 def _(rows: IndexedRows, diagonal: Diagonals = (False, False)) -> tuple[Tensor, Tensor]:
-    chunk = max(1, CHUNK_ELEMENTS // max(1, rows.columns * rows.g.shape[-1] * rows.size))
+    chunk = max(1, chunk_elements(rows.g) // max(1, rows.columns * rows.g.shape[-1] * rows.size))
     parts = [slice(start, start + chunk) for start in range(0, max(1, rows.count), chunk)]
     return _add(
         [_contract(IndexedRows(rows.index[part], rows.g[:, part], rows.size).dense(), diagonal) for part in parts]

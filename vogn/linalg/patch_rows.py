@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vogn.kernels.reference import CHUNK_ELEMENTS
+from vogn.kernels.reference import chunk_elements
 from vogn.linalg.factors import input_factor
 from vogn.linalg.patches import Patches
 from vogn.linalg.rows import Rows
@@ -74,7 +74,7 @@ class PatchRows(Rows):
         if not self._convolves:
             return super().squares()
         total = self.g.new_zeros(self.shape)
-        chunk = max(1, CHUNK_ELEMENTS // max(1, self.columns * total.numel()))
+        chunk = max(1, chunk_elements(self.g) // max(1, self.columns * total.numel()))
         for start in range(0, self.count, chunk):
             stop = start + chunk
             rows = self.patches.part(start, stop).example_gradients(self.g[..., start:stop, :, :])
@@ -109,7 +109,7 @@ def _(rows: PatchRows, sharing: str, diagonal: bool = False) -> Tensor:
         return input_factor.dispatch(Rows)(rows, sharing, diagonal)
     patches = rows.patches
     per_example = rows.g.shape[-2] * max(1, patches.groups) * patches.d_in
-    chunk = max(1, CHUNK_ELEMENTS // max(1, per_example))
+    chunk = max(1, chunk_elements(rows.g) // max(1, per_example))
     total = None
     for start in range(0, max(1, rows.count), chunk):
         flat = patches.part(start, start + chunk).matrix().flatten(-3, -2)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vogn.kernels.reference import CACHED_ELEMENTS, CHUNK_ELEMENTS
+from vogn.kernels.reference import chunk_elements
 
 WIDTH = 20
 """In single precision rows are taken side by side, as long as they have no more numbers together."""
@@ -21,8 +21,7 @@ MOST = 16
 
 def pieces(u: Tensor) -> Iterator[slice]:
     """Rows that stay in the cache, a multiple of :data:`MOST` of them but for the last."""
-    elements = CACHED_ELEMENTS if u.device.type == "cpu" else CHUNK_ELEMENTS
-    rows = max(1, elements // (MOST * max(1, u.shape[1]))) * MOST
+    rows = max(1, chunk_elements(u, cached=True) // (MOST * max(1, u.shape[1]))) * MOST
     for start in range(0, len(u), rows):
         yield slice(start, min(start + rows, len(u)))
 
