@@ -28,7 +28,7 @@ def environment(monkeypatch):
     monkeypatch.setattr(dispatch, "installed", lambda: True)
 
 
-def taken(*tensors, op="squared_gradients", limit=""):
+def taken(*tensors, op="symmetric_update", limit=""):
     function = dispatch.select(op, *tensors, limit=limit)
     return next(backend for backend, other in TABLE[op].items() if other is function)
 
@@ -48,6 +48,13 @@ def test_what_the_kernels_cannot_take_goes_to_the_reference():
     assert taken(OnCuda(torch.float64), OnCuda()) == "reference"
     assert taken(OnCuda(), limit="it is too large") == "reference"
     assert taken(OnCuda(), op="row_gram") == "reference"
+
+
+@pytest.mark.parametrize("op", sorted(dispatch.SLOWER))
+def test_what_was_measured_to_be_slower_runs_only_where_it_is_asked_for(monkeypatch, op):
+    assert taken(OnCuda(), op=op) == "reference"
+    monkeypatch.setenv("VOGN_KERNELS", "triton")
+    assert taken(OnCuda(), op=op) == "triton"
 
 
 def test_without_triton_cuda_takes_the_reference(monkeypatch):
@@ -74,7 +81,7 @@ def test_triton_can_be_forced(monkeypatch):
         (
             (CPU,),
             "",
-            "squared_gradients is not on CUDA: move it there, unset VOGN_KERNELS, or set TRITON_",
+            "symmetric_update is not on CUDA: move it there, unset VOGN_KERNELS, or set TRITON_",
         ),
         ((OnCuda(torch.float64),), "", "it takes float16, bfloat16 and float32, not float64; unset VOGN_KERNELS"),
         ((OnCuda(),), "it is too large", "no kernel for this: it is too large; unset VOGN_KERNELS"),

@@ -19,6 +19,9 @@ from vogn.kernels import reference
 VARIABLE = "VOGN_KERNELS"
 """Environment variable, read at every call: forces ``triton`` or ``reference`` where an operation has both."""
 
+SLOWER = frozenset({"squared_gradients", "woodbury_solve"})
+"""Kernels that took longer than PyTorch where they were measured: they run only where they are asked for."""
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 """What the Triton kernels read and write; they compute in single precision."""
 
@@ -82,7 +85,8 @@ def select(op: str, *tensors: Tensor, limit: str = "") -> Callable[..., Any]:
         odd = sorted({str(x.dtype).removeprefix("torch.") for x in tensors if x.dtype not in DTYPES})
         limit = f"it takes float16, bfloat16 and float32, not {' and '.join(odd)}" if odd else ""
     if not forced:
-        return table["triton" if on_cuda and not limit and installed() else "reference"]
+        fast = on_cuda and not limit and op not in SLOWER and installed()
+        return table["triton" if fast else "reference"]
     if not installed():
         raise MissingExtraError(
             f"{VARIABLE}=triton, but triton is not installed: pip install 'vogn[gpu]', or set {VARIABLE}=reference"
