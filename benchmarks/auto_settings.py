@@ -54,6 +54,8 @@ SIZES = {
 REGRESSIONS = ("boston", "concrete", "energy", "yacht")
 METHODS = ("kfac", "vogn")
 SEEDS, STEPS, HIDDEN, BATCH, SAMPLES = 3, 2000, 50, 32, 32
+HELD_OUT = 5
+"""A fifth of the training data is held out in searches."""
 GRID = [{"lr": 0.03, "prior": 1.0}, {"lr": 0.1, "prior": 1.0}, {"lr": 0.3, "prior": 1.0}, {"lr": 0.1, "prior": 10.0}]
 PREDICTION_TEMPERATURE = 0.3
 Found = dict[str, Any]
@@ -91,15 +93,25 @@ def loop(
             step += 1
 
 
-def with_range_test(
-    optimizer: vogn.NaturalGradient, model: nn.Module, likelihood: Any, loader: Any, seed: int
-) -> float:
-    """Set and return the learning rate of a range test."""
+def search(
+    optimizer: vogn.NaturalGradient,
+    model: nn.Module,
+    likelihood: Any,
+    data: tuple[Tensor, Tensor],
+    batch: int,
+    seed: int,
+) -> Found:
+    """Set and return learning rate and damping of a search that trains on four fifths of the data and compares on the
+    rest; the run has all of them again."""
     torch.manual_seed(seed)
-    rate = vogn.learning_rate_range_test(optimizer, model, likelihood, loader).suggestion
+    order = torch.randperm(len(data[0]))
+    count = len(order) // HELD_OUT
+    outside, inside = (TensorDataset(*(tensor[part] for tensor in data)) for part in (order[:count], order[count:]))
+    loader = DataLoader(inside, batch_size=batch, shuffle=True)
+    found = vogn.damping_search(optimizer, model, likelihood, loader, held_out=DataLoader(outside, batch_size=256))
     for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
+        group.update(lr=found.suggestion, damping=found.damping)
+    return {"lr": found.suggestion, "damping": found.damping}
 
 
 def automatic(method: str, model: nn.Module, loader: DataLoader[Any], seed: int) -> vogn.NaturalGradient:
@@ -129,7 +141,8 @@ def classify(name: str, method: str, seed: int, directory: Path) -> dict[str, Fo
     for way in ("hand", "auto"):
         torch.manual_seed(seed)
         model = build_model("resnet8", num_classes=10, in_channels=x.shape[1], width=study.width)
-        start, tuner, lr = time.process_time(), None, tuned["lr"]
+        start, tuner = time.process_time(), None
+        chosen = {"lr": tuned["lr"], "damping": tuned.get("damping", recipe.options.get("damping"))}
         if way == "hand":
             optimizer = ROWS[method].build(model, len(x), seed=seed, **tuned)
         else:
@@ -138,7 +151,7 @@ def classify(name: str, method: str, seed: int, directory: Path) -> dict[str, Fo
             tuner = vogn.PriorTuner(
                 optimizer, every=epoch, start=start_tuning, temperature=recipe.temperature, only=["classifier"]
             )
-            lr = with_range_test(optimizer, model, Categorical(), loader, seed)
+            chosen = search(optimizer, model, Categorical(), (x, y), study.batch, seed)
         before = time.process_time()
         loop(
             model, optimizer, Categorical(), (x, y), epochs=study.epochs, batch=study.batch, seed=seed, tuner=tuner
@@ -147,8 +160,7 @@ def classify(name: str, method: str, seed: int, directory: Path) -> dict[str, Fo
         p = predictions(
             ROWS[method], model, optimizer, x_test, study.samples, x[: study.calibration], PREDICTION_TEMPERATURE
         )["posterior"]
-        found[way] = {
-            "lr": lr,
+        found[way] = chosen | {
             "setting_seconds": round(before - start, 2),
             "training_seconds": round(end - before, 2),
             **measure(p, y_test),
@@ -181,17 +193,16 @@ def regress(
     )
     if configuration is None:
         tuner = vogn.PriorTuner(optimizer, every=5 * epoch, start=epochs // 2 * epoch)
-        lr = with_range_test(optimizer, model, likelihood, loader, seed)
+        chosen = search(optimizer, model, likelihood, (x, y), BATCH, seed)
     else:
-        lr = configuration["lr"]
+        chosen = {"lr": configuration["lr"]}
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = chosen["lr"]
     before = time.process_time()
     loop(model, optimizer, likelihood, (x, y), epochs=epochs, batch=BATCH, seed=seed, tuner=tuner, noise=noise)
     end = time.process_time()
     found = vogn.predict(model, optimizer.posterior(), x_test, samples=SAMPLES, likelihood=likelihood)
-    return {
-        "lr": lr,
+    return chosen | {
         "prior_precision": [group["weight_decay"] * len(x) for group in optimizer.param_groups],
         "noise": float(likelihood.log_noise.detach().exp()),
         "rmse": float((found.mean.reshape(-1) - y_test.reshape(-1)).square().mean().sqrt()),

@@ -33,6 +33,7 @@ from vogn.optim import (
     VAdam,
 )
 from vogn.optim.check_curvature import check_curvature
+from vogn.optim.damping_search import DampingSearch, damping_search
 from vogn.optim.laplace import laplace
 from vogn.optim.preview import coverage
 from vogn.optim.prior_tuner import PriorTuner, layer_groups
@@ -58,6 +59,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchNormCalibration",
+    "DampingSearch",
     "EKFAC",
     "EVON",
     "Ensemble",
@@ -96,6 +98,7 @@ __all__ = [
     "check_curvature",
     "check_posterior",
     "coverage",
+    "damping_search",
     "effective_sample_size",
     "errors",
     "laplace",

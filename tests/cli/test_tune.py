@@ -46,6 +46,22 @@ def test_its_last_line_is_a_command_that_trains_with_the_rate(vogn, tiny, tmp_pa
     assert expected.items() <= config["settings"].items()
 
 
+def test_a_search_for_the_damping_ends_in_a_command_with_both(vogn, tiny, tmp_path):
+    outcome = vogn("tune", "--data", tiny, "--method", "kfac", "--damping", "0.5", *TINY, "--search-damping")
+    assert outcome.code == 0, outcome.err
+    (run,) = (tmp_path / "runs").iterdir()
+    search = json.loads((run / "range_test.json").read_text())["damping_search"]
+    assert {0.05, 0.5, 5.0} & {damping for damping, _ in search["tests"]} and len(search["tests"]) >= 2
+    assert outcome.out.count("damping ") >= len(search["tests"])
+    program, *words = shlex.split(outcome.out.strip().splitlines()[-1])
+    assert program == "vogn" and words.count("--damping") == 1
+    trained = vogn(*words, "--epochs", "1", "--samples", "2", "--output", "trained")
+    assert trained.code == 0, trained.err
+    chosen = json.loads((tmp_path / "trained" / "config.json").read_text())["resolved"]["optimizer"]
+    assert chosen["damping"] == pytest.approx(search["damping"], rel=0.06)
+    assert chosen["lr"] == pytest.approx(search["suggestion"], rel=0.06)
+
+
 def test_it_says_the_same_twice_and_leaves_the_global_generator(vogn, tiny, tmp_path):
     lines = []
     for name in ("one", "two"):
@@ -95,6 +111,10 @@ def test_tests_of_the_same_second_get_different_names(vogn, tiny, tmp_path, monk
         (["--largest", "nan"], ["--largest is nan; it must be above 0"]),
         (["--smallest", "1", "--largest", "0.1"], ["--smallest is 1.0; it must be below --largest 0.1"]),
         (["--smallest", "0.1"], ["--smallest needs --largest"]),
+        (["--search-damping", "--no-runs"], ["--search-damping compares the ends of short runs"]),
+        (["--search-damping", "--damping", "0"], ["--search-damping begins at --damping 0"]),
+        (["--search-damping", "--method", "ivon"], ["--search-damping begins at --damping 0"]),
+        (["--damping", "-1"], ["--damping is -1.0; it must be at least 0"]),
         (["--steps", "5"], ["--steps is 5; it must be at least 20"]),
         (["--data", "mnist"], ["unknown data 'mnist'"]),
         (["--ess", "100", "--temperature", "0.5"], ["--ess excludes --temperature"]),

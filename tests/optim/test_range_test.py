@@ -249,7 +249,7 @@ def valley(best, calls=None, noise=0.01):
 @pytest.mark.parametrize("best", [1e-4, 0.01, 0.1, 1.0])
 def test_climbing_ends_next_to_the_best_rate(best):
     calls = []
-    found, runs = climb(0.03, valley(best, calls), 1e-4, 1.0)
+    found, runs, _ = climb(0.03, valley(best, calls), 1e-4, 1.0)
     assert best / STRIDE**0.6 < found < best * STRIDE**0.6
     assert len(calls) == len(set(calls)) == len(runs)  # no run is made twice
     assert [rate for rate, _ in runs] == sorted(calls) and min(runs, key=lambda run: run[1])[0] == found
@@ -271,7 +271,7 @@ def test_climbing_wants_more_than_a_standard_error(errors, found):
 
 
 def test_climbing_leaves_rates_at_which_runs_fail():
-    found, runs = climb(0.3, lambda rate: [] if rate > 0.05 else [1.0], 1e-4, 1.0)
+    found, runs, _ = climb(0.3, lambda rate: [] if rate > 0.05 else [1.0], 1e-4, 1.0)
     assert found == pytest.approx(0.03) and runs[-1][1] == np.inf
     with pytest.raises(RangeTestError, match="fail at every learning rate"):
         climb(0.3, lambda rate: [], 1e-4, 1.0)

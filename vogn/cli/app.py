@@ -37,6 +37,7 @@ def train(
     epochs: Annotated[int | None, option("Passes over the data.", default=_DEFAULTS.epochs)] = None,
     batch_size: options.BatchSize = None,
     lr: Annotated[float | None, option("Peak learning rate.", default="the method's")] = None,
+    damping: options.Damping = None,
     prior_precision: options.PriorPrecision = None,
     ess: options.SampleSizeOption = None,
     temperature: options.Temperature = None,
@@ -74,6 +75,7 @@ def train(
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
+        "damping": damping,
         "prior_precision": prior_precision,
         "ess": ess,
         "temperature": temperature,
@@ -105,6 +107,7 @@ def tune(
     width: options.Width = None,
     norm: options.Norm = None,
     batch_size: options.BatchSize = None,
+    damping: options.Damping = None,
     prior_precision: options.PriorPrecision = None,
     ess: options.SampleSizeOption = None,
     temperature: options.Temperature = None,
@@ -116,11 +119,14 @@ def tune(
     largest: Annotated[float | None, option("Last learning rate.", default="that of a full Newton step")] = None,
     steps: Annotated[int, option("Steps of the sweep and of each short run.", default=100)] = 100,
     runs: Annotated[bool, typer.Option("--runs/--no-runs", help="Compare neighbouring rates by short runs.")] = True,
+    search_damping: Annotated[
+        bool, typer.Option("--search-damping", help="Compare dampings too, each at its best rate: three to four tests.")
+    ] = False,
     device: options.Device = None,
     threads: options.Threads = None,
     output: options.Output = None,
 ) -> None:
-    """Find a learning rate by a short range test; end with the options for `vogn train`."""
+    """Find a learning rate (and a damping) by short runs; end with the options for `vogn train`."""
     given = {
         "method": None if method is None else method.lower(),
         "variational": None if deterministic is None else not deterministic,
@@ -129,6 +135,7 @@ def tune(
         "width": width,
         "norm": norm,
         "batch_size": batch_size,
+        "damping": damping,
         "prior_precision": prior_precision,
         "ess": ess,
         "temperature": temperature,
@@ -142,7 +149,16 @@ def tune(
     with one_line_errors():
         from vogn.cli.tuning import tune
 
-        tune(given, smallest=smallest, largest=largest, steps=steps, runs=runs, output=output, console=Console())
+        tune(
+            given,
+            smallest=smallest,
+            largest=largest,
+            steps=steps,
+            runs=runs,
+            search_damping=search_damping,
+            output=output,
+            console=Console(),
+        )
 
 
 @app.command()

@@ -141,6 +141,8 @@ class NaturalGradientContender:
         options = dict(recipe.options)
         if settings.lr is not None:
             options["lr"] = settings.lr
+        if settings.damping is not None:
+            options["damping"] = settings.damping
         if recipe.freeze_epochs is not None and not self.variational:
             steps = len(epoch_batches(examples, settings.batch_size, settings.seed, 0))
             options["freeze_after"] = recipe.freeze_epochs * steps

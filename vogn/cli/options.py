@@ -28,6 +28,7 @@ Model = Annotated[
 Width = Annotated[int | None, option("Width of the model, where it takes one.")]
 Norm = Annotated[str | None, option("batch, group or frn, where the model takes it.")]
 BatchSize = Annotated[int | None, option("Examples per step.", default=_DEFAULTS.batch_size)]
+Damping = Annotated[float | None, option("Added to the curvature in steps.", default="the method's")]
 PriorPrecision = Annotated[
     float | None, option("Precision of the Gaussian prior over weights.", default="the method's")
 ]

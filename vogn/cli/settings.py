@@ -26,6 +26,7 @@ class Settings:
         epochs: passes over the training data.
         batch_size: examples per step.
         lr: peak learning rate; ``None`` takes the method's default.
+        damping: added to the curvature in steps; ``None`` takes the method's default.
         prior_precision: precision of the Gaussian prior over each weight; ``None`` takes the method's default.
         ess: effective sample size; ``None`` computes it from the next two.
         temperature: of the posterior, divides the effective sample size; ``None`` takes the method's default.
@@ -53,6 +54,7 @@ class Settings:
     epochs: int = 30
     batch_size: int = 64
     lr: float | None = None
+    damping: float | None = None
     prior_precision: float | None = None
     ess: float | None = None
     temperature: float | None = None
@@ -77,6 +79,7 @@ class Settings:
         positive = ("lr", "prior_precision", "ess", "temperature", "prediction_temperature", "augmentation_factor")
         for name in positive:
             _require(self, name, above=0.0)
+        _require(self, "damping", minimum=0.0)
         _require(self, "seed", minimum=0, maximum=2**63 - 1)
         _require(self, "warmup_epochs", minimum=0, maximum=2**31 - 1)
         if self.ess is not None and not (self.temperature is None and self.augmentation_factor is None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import shlex
@@ -14,19 +15,22 @@ from rich.console import Console
 from torch import Tensor
 
 from vogn.cli.commands import use_threads
-from vogn.cli.contenders import NaturalGradientContender, check_method
+from vogn.cli.contenders import RECIPES, NaturalGradientContender, Recipe, check_method
 from vogn.cli.errors import UsageError
 from vogn.cli.plots import plot_range_test
 from vogn.cli.run_folder import RunFolder, new_path, versions
 from vogn.cli.screen import RangeTestBar, say
 from vogn.cli.session import Session, open_data, rehearse
 from vogn.cli.settings import Settings, given_settings
-from vogn.data import epoch_batches
+from vogn.data import Split, epoch_batches
 from vogn.likelihoods import Categorical
 from vogn.optim import METHODS, NaturalGradient
+from vogn.optim.damping_search import DampingSearch, damping_search
 from vogn.optim.range_test import FEWEST_STEPS, RangeTest, learning_rate_range_test
 
 _MOST_STEPS = 1_000_000
+_AT_ONCE = 256
+"""Examples of the validation part in a batch."""
 
 
 def tune(
@@ -36,20 +40,26 @@ def tune(
     largest: float | None,
     steps: int,
     runs: bool,
+    search_damping: bool,
     output: Path | None,
     console: Console,
 ) -> RangeTest:
     """Test learning rates on the training part and print the options for `vogn train`.
 
+    Short runs are compared on the validation part, if there is one.
+
     Args:
         given: settings that the command line gave, by field of :class:`Settings`; ``None`` for the others.
         smallest, largest, steps, runs: see :func:`vogn.learning_rate_range_test`.
+        search_damping: see :func:`vogn.damping_search`.
         output: folder for ``range_test.json`` and ``range_test.png``; ``None`` makes a name.
         console: where to write.
     """
     settings = given_settings(given)
     check_method(settings.method)
     _check(settings, smallest, largest, steps)
+    if search_damping:
+        _check_search(settings, runs)
     use_threads(settings.threads)
     contender = NaturalGradientContender(settings.method, settings.variational)
     data = open_data(settings)
@@ -60,35 +70,51 @@ def tune(
     assert isinstance(optimizer, NaturalGradient)
     session.model.train()
     torch.manual_seed(settings.seed)
+    subjects = (optimizer, session.model, Categorical(), _TrainingBatches(session))
+    held_out = _batches(data.validation) if runs and len(data.validation) else None
+    options: dict[str, Any] = {"smallest": smallest, "largest": largest, "steps": steps, "held_out": held_out}
+    search: DampingSearch | None = None
     with RangeTestBar(console, contender.label, steps) as bar:
-        found = learning_rate_range_test(
-            optimizer,
-            session.model,
-            Categorical(),
-            _TrainingBatches(session),
-            smallest=smallest,
-            largest=largest,
-            steps=steps,
-            runs=runs,
-            indexed=True,
-            watch=bar,
-        )
+        if search_damping:
+            search = damping_search(*subjects, **options, indexed=True, watch=bar)
+            chosen = dict(search.tests)[search.damping]
+            assert chosen is not None
+            found = chosen
+        else:
+            found = learning_rate_range_test(*subjects, runs=runs, **options, indexed=True, watch=bar)
     record = {"settings": settings.to_dict(), "resolved": session.resolved(), "versions": versions()}
+    if search is not None:
+        record["damping_search"] = search.to_dict()
     folder.write_json("range_test.json", record | {"range_test": found.to_dict()})
     plot_range_test(found, folder.path / "range_test.png")
+    _tell(console, found, search, folder.path)
+    damping = None if search is None else search.damping
+    say(console, f"vogn train {_options(dict(given) | {'lr': found.suggestion}, damping)}")
+    return found
+
+
+def _batches(part: Split) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(part.x.split(_AT_ONCE), part.y.split(_AT_ONCE), strict=True))
+
+
+def _tell(console: Console, found: RangeTest, search: DampingSearch | None, path: Path) -> None:
+    """What was found, in words."""
+    for damping, test in search.tests if search is not None else ():
+        end = "no rate at which the loss falls" if test is None else f"short run at lr {test.suggestion:.2g} ends with "
+        loss = "" if test is None else f"loss {sum(test.final) / len(test.final):.4f}"
+        say(console, f"damping {damping:.2g}: {end}{loss}")
     end = "diverged" if found.diverged else "ended"
+    chosen = f"lr {found.suggestion:.2g}" + (f", damping {search.damping:.2g}" if search is not None else "")
     say(
         console,
         f"loss {found.smoothed[0]:.4f} at lr {found.rates[0]:.2g}, {min(found.smoothed):.4f} at best; {end} at lr "
-        f"{found.rates[-1]:.2g}. Chosen: lr {found.suggestion:.2g}. Everything is in {folder.path}",
+        f"{found.rates[-1]:.2g}. Chosen: {chosen}. Everything is in {path}",
     )
     if found.runs:
         tried = ", ".join(f"{loss:.4f} at lr {rate:.2g}" for rate, loss in found.runs)
         say(console, f"short runs end with loss {tried}")
     if not found.diverged and found.smoothed[-1] == min(found.smoothed):
         say(console, "the loss still fell at the largest rate: a larger --largest may find a better one")
-    say(console, f"vogn train {_options(given, found.suggestion)}")
-    return found
 
 
 class _TrainingBatches:
@@ -122,16 +148,26 @@ def _check(settings: Settings, smallest: float | None, largest: float | None, st
         raise UsageError(f"--steps is {steps}; it must be at least {FEWEST_STEPS}{bound}")
 
 
-def _options(given: Mapping[str, Any], rate: float) -> str:
-    """The given options and the learning rate, as one would type them."""
+def _check_search(settings: Settings, runs: bool) -> None:
+    if not runs:
+        raise UsageError("--search-damping compares the ends of short runs: leave --no-runs out")
+    recipe = RECIPES.get(settings.method, Recipe()).options
+    default = inspect.signature(METHODS[settings.method].constructor).parameters["damping"].default
+    damping = recipe.get("damping", default) if settings.damping is None else settings.damping
+    if not damping > 0.0:
+        raise UsageError(f"--search-damping begins at --damping {damping:g}, which must be above 0")
+
+
+def _options(given: Mapping[str, Any], damping: float | None) -> str:
+    """The given options and what was found, as one would type them."""
     words = []
     for name, value in given.items():
-        if value is None:
+        if value is None or (name == "damping" and damping is not None):
             continue
         if name == "variational":
             words.append("--variational" if value else "--deterministic")
         elif name == "augment":
             words.append("--augment" if value else "--no-augment")
         else:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join([*words, "--lr", f"{rate:.2g}"])
+            words += [f"--{name.replace('_', '-')}", f"{value:.2g}" if name == "lr" else str(value)]
+    return shlex.join(words + (["--damping", f"{damping:.2g}"] if damping is not None else []))

@@ -16,6 +16,7 @@ POSITION = 1.0 / 3.0
 
 STRIDE = math.sqrt(10.0)
 """Neighbouring rates that :func:`climb` compares differ by this factor."""
+Losses = Sequence[float]
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
@@ -63,31 +64,33 @@ def choose(rates: Sequence[float], losses: Sequence[float]) -> float:
 
 
 def climb(
-    start: float, ends: Callable[[float], Sequence[float]], smallest: float, largest: float
-) -> tuple[float, tuple[tuple[float, float], ...]]:
+    start: float, ends: Callable[[float], Losses], smallest: float, largest: float, stride: float = STRIDE
+) -> tuple[float, tuple[tuple[float, float], ...], Losses]:
     """From ``start`` to neighbouring rates as long as short runs end better there.
 
     Upwards first, and downwards where the first step up is no gain, or the run at ``start`` fails. A rate is better if
     its losses are lower by more than the standard error of the differences: runs see the same batches and the same
-    noise, step by step.
+    noise, step by step, or are compared example by example.
 
     Args:
         start: in ``[smallest, largest]``.
-        ends: the last losses of a short run at a rate, always as many; empty for a run that failed.
+        ends: losses at the end of a short run at a rate, always as many; empty for a run that failed.
         smallest, largest: bounds of the rates.
+        stride: factor between neighbours, > 1.
 
     Returns:
-        The best rate, and all that were tried with their mean loss (infinite where a run failed), in ascending order.
+        The best rate; all that were tried with their mean loss (infinite where a run failed), in ascending order; the
+        losses at the best.
     """
-    tried: dict[float, Sequence[float]] = {}
+    tried: dict[float, Losses] = {}
 
-    def at(rate: float) -> Sequence[float]:
+    def at(rate: float) -> Losses:
         if rate not in tried:
             tried[rate] = ends(rate)
         return tried[rate]
 
     best = start
-    for factor in (STRIDE, 1.0 / STRIDE) if at(start) else (1.0 / STRIDE,):
+    for factor in (stride, 1.0 / stride) if at(start) else (1.0 / stride,):
         while True:
             rate = min(max(best * factor, smallest), largest)
             if rate == best or (at(best) and not _better(at(rate), at(best))):
@@ -101,10 +104,10 @@ def climb(
             "though single steps do not: lower the temperature, or raise the damping"
         )
     means = ((rate, float(np.mean(losses)) if losses else math.inf) for rate, losses in sorted(tried.items()))
-    return best, tuple(means)
+    return best, tuple(means), at(best)
 
 
-def _better(losses: Sequence[float], others: Sequence[float]) -> bool:
+def _better(losses: Losses, others: Losses) -> bool:
     if not losses:
         return False
     gains = np.asarray(others) - np.asarray(losses)

@@ -45,6 +45,7 @@ class RangeTest:
         suggestion: the learning rate to train with (the peak, where a schedule follows).
         diverged: whether the loss grew beyond bounds before the largest rate.
         runs: rate and final loss (infinite where it failed) of every short run, by rate; empty without them.
+        final: the losses at the end of the run that was chosen, which were compared with those of others.
     """
 
     rates: tuple[float, ...]
@@ -53,10 +54,12 @@ class RangeTest:
     suggestion: float
     diverged: bool
     runs: tuple[tuple[float, float], ...] = ()
+    final: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; the loss of a run that failed is ``None``."""
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        """Plain values, for JSON, without ``final``; the loss of a run that failed is ``None``."""
+        kept = {key: value for key, value in vars(self).items() if key != "final"}
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
         return plain | {"runs": [[rate, loss if math.isfinite(loss) else None] for rate, loss in self.runs]}
 
 
@@ -70,6 +73,7 @@ def learning_rate_range_test(
     largest: float | None = None,
     steps: int = 100,
     runs: bool = True,
+    held_out: Iterable[Any] | None = None,
     indexed: bool = False,
     watch: Watch | None = None,
 ) -> RangeTest:
@@ -82,7 +86,9 @@ def learning_rate_range_test(
 
     Because a rate that rises at every step says little about a long run, the choice is then compared with its
     neighbours (half a decade apart) by short runs of ``steps`` steps, with warm-up and cosine decay: as long as their
-    losses in the last quarter are lower, beyond the scatter of the differences, the neighbour is chosen.
+    losses in the last quarter are lower, beyond the scatter of the differences, the neighbour is chosen. With
+    ``held_out`` examples the losses that are compared are theirs, at the mean of the weights after the run: training
+    losses prefer rates that fit fast, and do not see that they fit too much.
 
     Model, optimizer and likelihood are not touched: the steps are made by copies, with the noise that the optimizer
     would draw next. The global random states of Python, NumPy and PyTorch, and the loader's generator, come back.
@@ -98,6 +104,8 @@ def learning_rate_range_test(
             method rescales its rate) and a ten-thousandth of ``largest``.
         steps: >= 20; about 20 a decade find the sweep's choice within a factor of 1.5.
         runs: compare with neighbours; without, the sweep alone chooses.
+        held_out: batches ``(inputs, targets)`` that training does not see; gone through once after every short run, in
+            evaluation mode. A few hundred examples do.
         indexed: batches are ``(indices, (inputs, targets))`` instead, as those of :class:`vogn.data.Indexed`.
         watch: called after every step with its number (from 1 in the sweep, and again in every run), rate and loss.
 
@@ -133,37 +141,64 @@ def learning_rate_range_test(
     device = next(model.parameters()).device
     rates = np.geomspace(smallest, largest, steps).tolist()
 
-    def attempt(schedule: Sequence[float]) -> tuple[list[float], bool]:
-        """Losses of a copy, from the same state as all others; the first is the sweep."""
-        twin, network, loss_of = _copies(optimizer, model, likelihood)
+    def attempt(schedule: Sequence[float], held_out: Iterable[Any] | None) -> tuple[list[float], bool, list[float]]:
+        """Losses of a copy, from the same state as all others, and those on held-out examples after it."""
+        twin, network, loss_of = copies(optimizer, model, likelihood)
         with _undisturbed(loader, device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large rates are meant to go wrong
             batches = _forever(loader, device, indexed)
-            return _train(twin, network, loss_of, batches, schedule, watch)
+            losses, failed = _train(twin, network, loss_of, batches, schedule, watch)
+            return losses, failed, [] if failed or held_out is None else losses_on(network, loss_of, held_out, device)
 
     def ends(rate: float) -> list[float]:
-        found, failed = attempt([rate * _schedule(step, steps) for step in range(steps)])
-        return [] if failed else found[-round(END * steps) :]
+        schedule = [rate * _schedule(step, steps) for step in range(steps)]
+        found, failed, outside = attempt(schedule, held_out)
+        if failed or not all(map(math.isfinite, outside)):
+            return []
+        return outside or found[-round(END * steps) :]
 
-    losses, diverged = attempt(rates)
+    losses, diverged, _ = attempt(rates, None)
     if not losses:
         raise RangeTestError("the loss is not finite at the smallest learning rate: check data and model")
     rates = rates[: len(losses)]
     choice = choose(rates, losses)
     found = RangeTest(tuple(rates), tuple(losses), tuple(smoothed(losses)), choice, diverged)
     if runs:
-        choice, tried = climb(choice, ends, smallest, largest)
-        found = replace(found, suggestion=choice, runs=tried)
+        choice, tried, final = climb(choice, ends, smallest, largest)
+        found = replace(found, suggestion=choice, runs=tried, final=tuple(final))
     return found
 
 
-def _copies(*originals: Any) -> Any:
-    copies = copy.deepcopy(originals)
-    optimizer = copies[0]
+def losses_on(
+    model: nn.Module, likelihood: Callable[[Tensor, Any], Tensor], loader: Iterable[Any], device: torch.device
+) -> list[float]:
+    """Losses of a copy in evaluation mode, of every term where the likelihood tells them, else of every batch.
+
+    Raises:
+        ValueError: if the loader is empty or its batches are no pairs.
+    """
+    model.eval()
+    terms = getattr(likelihood, "terms", likelihood)
+    found: list[float] = []
+    with torch.no_grad():
+        for batch in loader:
+            inputs, targets = tree_map(
+                lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, _pair(batch, "(inputs, targets)")
+            )
+            found += terms(outputs_of(model, inputs), targets).reshape(-1).tolist()
+    if not found:
+        raise ValueError("held_out has no examples (or is an iterator that can be gone through only once)")
+    return found
+
+
+def copies(*originals: Any) -> Any:
+    """Deep copies of an optimizer and what belongs to it; hooks and the scaler stay with the original."""
+    copied = copy.deepcopy(originals)
+    optimizer = copied[0]
     optimizer.grad_scaler = None
     for hooks in (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks):
         hooks.clear()  # they belong to the run
-    return copies
+    return copied
 
 
 def _schedule(step: int, steps: int) -> float:

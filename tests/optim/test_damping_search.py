@@ -1,0 +1,123 @@
+"""Held-out examples in range tests, and the search over dampings."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import vogn
+from tiny_models import fill, normal
+from vogn.errors import RangeTestError
+from vogn.likelihoods import Categorical
+from vogn.optim.range_test import copies, losses_on
+
+
+def data(n, seed, signal=1.0):
+    x = normal(n, 4, seed=seed, dtype=torch.float32)
+    return x, (signal * x[:, :3] + 0.1 * normal(n, 3, seed=seed + 1, dtype=torch.float32)).argmax(1)
+
+
+def loader(n=120, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(TensorDataset(*data(n, seed)), batch_size=20, shuffle=True, generator=generator)
+
+
+def network():
+    return fill(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 3))).float()
+
+
+def optimizer(model, **options):
+    return vogn.VOGN(model, **({"ess": 1000.0, "weight_decay": 1e-3, "damping": 1e-2} | options))
+
+
+def test_the_losses_of_held_out_examples_are_those_of_the_mean_in_evaluation_mode():
+    model, (x, y) = network(), data(30, 5)
+    found = losses_on(copy.deepcopy(model).train(), Categorical(), [(x[:20], y[:20]), (x[20:], y[20:])], x.device)
+    model.eval()
+    expected = nn.functional.cross_entropy(model(x), y, reduction="none").detach()
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+
+    def mean_loss(outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets)
+
+    by_batch = losses_on(copy.deepcopy(model), mean_loss, [(x[:20], y[:20]), (x[20:], y[20:])], x.device)
+    np.testing.assert_allclose(by_batch, [expected[:20].mean().item(), expected[20:].mean().item()], rtol=1e-5)
+
+
+def test_short_runs_are_compared_on_held_out_examples():
+    """Labels of the held-out examples are wrong: the less is learned, the better, so that the climb goes down."""
+    model = network()
+    opt = optimizer(model)
+    x, y = data(60, 7)
+    plain = vogn.learning_rate_range_test(opt, model, Categorical(), loader(), steps=40)
+    found = vogn.learning_rate_range_test(opt, model, Categorical(), loader(), steps=40, held_out=[(x, (y + 1) % 3)])
+    assert found.rates == plain.rates and found.losses == plain.losses  # the sweep is the same
+    assert found.suggestion < plain.suggestion
+    assert len(found.final) == 60 and len(plain.final) == 10
+    ends = dict(found.runs)
+    assert ends[found.suggestion] == pytest.approx(sum(found.final) / 60)
+    assert ends[found.suggestion] < max(ends.values())
+    assert "final" not in found.to_dict()
+
+
+@pytest.mark.parametrize("wrong", [[], iter(())])
+def test_held_out_without_examples_is_refused(wrong):
+    model = network()
+    with pytest.raises(ValueError, match="held_out has no examples"):
+        vogn.learning_rate_range_test(optimizer(model), model, Categorical(), loader(), steps=20, held_out=wrong)
+
+
+def test_a_search_is_range_tests_at_every_damping():
+    """Each test is the one that stands alone; the chosen one ends lowest; nothing of the user's has changed."""
+    model = network()
+    opt = optimizer(model)
+    state, before = copy.deepcopy(model.state_dict()), copy.deepcopy(opt.state_dict())
+    held_out = [data(60, 7)]
+    found = vogn.damping_search(opt, model, Categorical(), loader(), steps=30, held_out=held_out)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert opt.state_dict()["param_groups"] == before["param_groups"] and opt.param_groups[0]["damping"] == 1e-2
+    dampings = [damping for damping, _ in found.tests]
+    assert 1e-2 in dampings and 0.1 in dampings and len(dampings) >= 2 and dampings == sorted(dampings)
+    ends = {}
+    for damping, test in found.tests:
+        twin, twin_model, likelihood = copies(opt, model, Categorical())
+        twin.param_groups[0]["damping"] = damping
+        alone = vogn.learning_rate_range_test(
+            twin, twin_model, likelihood, loader(), steps=30, held_out=held_out
+        )
+        assert test == alone
+        ends[damping] = np.mean(test.final)
+    assert found.suggestion == dict(found.tests)[found.damping].suggestion
+    assert ends[found.damping] <= ends[1e-2]
+    assert found.to_dict()["damping"] == found.damping
+
+
+def test_a_search_leaves_a_bad_damping():
+    """A thousand times the curvature makes steps so short that any smaller damping is better."""
+    model = network()
+    opt = optimizer(model, damping=30.0)
+    found = vogn.damping_search(opt, model, Categorical(), loader(), steps=40)
+    assert found.damping < 30.0
+
+
+def test_what_cannot_be_searched_is_refused():
+    model = network()
+    bad = [
+        (optimizer(model, damping=0.0), {}, "damping=0.0 must be positive"),
+        (optimizer(model), {"runs": False}, "runs= cannot be chosen"),
+        (
+            optimizer(model, groups=[{"params": [model[3].bias], "damping": 0.5}]),
+            {},
+            "the groups have different dampings",
+        ),
+    ]
+    for opt, options, message in bad:
+        with pytest.raises(ValueError, match=message):
+            vogn.damping_search(opt, model, Categorical(), loader(), steps=20, **options)
+    with pytest.raises(RangeTestError, match="the loss does not fall"):
+        vogn.damping_search(optimizer(model), model, lambda o, y: Categorical()(o, y) * 0.0 + 1.0, loader(), steps=20)

@@ -1,0 +1,108 @@
+"""Learning rate and damping together, by short runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from vogn.errors import RangeTestError
+from vogn.optim.base import NaturalGradient
+from vogn.optim.range_choice import Losses, climb
+from vogn.optim.range_test import RangeTest, copies, learning_rate_range_test
+
+FACTOR = 10.0
+"""Neighbouring dampings differ by it."""
+FARTHEST = 1000.0
+"""The search goes no farther from the optimizer's damping than this factor."""
+
+
+@dataclass(frozen=True)
+class DampingSearch:
+    """What a search has found.
+
+    Args:
+        damping: to train with.
+        suggestion: the learning rate that goes with it.
+        tests: damping and range test of all that were tried, ascending; ``None`` where no rate could be found.
+    """
+
+    damping: float
+    suggestion: float
+    tests: tuple[tuple[float, RangeTest | None], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        tests = [[damping, None if test is None else test.to_dict()] for damping, test in self.tests]
+        return {"damping": self.damping, "suggestion": self.suggestion, "tests": tests}
+
+
+def damping_search(
+    optimizer: NaturalGradient,
+    model: nn.Module,
+    likelihood: Callable[[Tensor, Any], Tensor],
+    loader: Iterable[Any],
+    **options: Any,
+) -> DampingSearch:
+    """Range tests at the optimizer's damping and at neighbouring ones, as long as their best short run ends better.
+
+    A damping that is large beside the curvature makes a step that of gradient descent; one that is small trusts a noisy
+    curvature where it is nearly zero. Which is better depends on the network and on the data, and the learning rate on
+    the damping: each is therefore compared at its own best rate. Dampings differ by factors of ten, and no more than a
+    thousand from where they began. Costs a range test (four to six times ``steps``) for each of them, usually three.
+
+    Model, optimizer and likelihood are not touched: set ``damping`` and ``lr`` of the groups yourself.
+
+    Args:
+        optimizer, model, likelihood, loader: see :func:`vogn.learning_rate_range_test`. All groups have one damping.
+        **options: further arguments of :func:`vogn.learning_rate_range_test`, ``held_out`` above all; not ``runs``.
+
+    Raises:
+        RangeTestError: if no damping has a rate at which the loss falls.
+        ValueError: as there, and if the damping is not positive, or not the same in all groups.
+
+    Example:
+        >>> import torch, vogn
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(4, 3)
+        >>> x = torch.randn(200, 4)
+        >>> loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x[:, :3].argmax(1)), batch_size=20)
+        >>> opt = vogn.VOGN(model, ess="auto", data=loader, weight_decay=0.01, damping=0.01)
+        >>> found = vogn.damping_search(opt, model, vogn.likelihoods.Categorical(), loader, steps=40)
+        >>> for group in opt.param_groups:
+        ...     group.update(damping=found.damping, lr=found.suggestion)
+        >>> 1e-5 <= found.damping <= 10
+        True
+    """
+    if "runs" in options:
+        raise ValueError("a search compares the ends of short runs: runs= cannot be chosen")
+    start = optimizer.param_groups[0]["damping"]
+    if any(group["damping"] != start for group in optimizer.param_groups):
+        raise ValueError("the groups have different dampings: a search needs one to begin with")
+    if not start > 0.0:
+        raise ValueError(f"damping={start} must be positive: the search multiplies and divides it by {FACTOR:g}")
+    tests: dict[float, RangeTest | None] = {}
+    failures: list[RangeTestError] = []
+
+    def ends(damping: float) -> Losses:
+        twin, network, loss_of = copies(optimizer, model, likelihood)
+        for group in twin.param_groups:
+            group["damping"] = damping
+        try:
+            test = tests[damping] = learning_rate_range_test(twin, network, loss_of, loader, **options)
+        except RangeTestError as error:
+            tests[damping] = None
+            failures.append(error)
+            return []
+        return test.final
+
+    try:
+        best, _, _ = climb(start, ends, start / FARTHEST, start * FARTHEST, FACTOR)
+    except RangeTestError:
+        raise failures[0] from None
+    chosen = tests[best]
+    assert chosen is not None and math.isfinite(chosen.suggestion)
+    return DampingSearch(best, chosen.suggestion, tuple(sorted(tests.items(), key=lambda pair: pair[0])))
