@@ -1,0 +1,171 @@
+"""One training run of an estimator: steps of a natural-gradient optimizer, noise and prior beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vogn.capture.objective import Objective
+from vogn.data.order import epoch_batches
+from vogn.errors import UnsupportedObservationError
+from vogn.likelihoods import Categorical, Gaussian, Likelihood
+from vogn.optim import METHODS, NaturalGradient
+from vogn.optim.prior_tuner import PriorTuner, layer_groups
+from vogn.optim.range_test import learning_rate_range_test
+from vogn.sklearn.recipes import recipe
+
+FIRST_NOISE = 0.5
+"""Noise that a regression begins with, in standard deviations of the targets."""
+NOISE_FLOOR = 0.01
+"""Smallest noise, in standard deviations of the targets."""
+NOISE_MEMORY = 0.02
+"""Weight of a new batch in the average of squared residuals."""
+FIRST_PRIOR = 1.0
+"""Precision of the prior before the evidence is asked, and where it cannot be asked."""
+TUNINGS = 10
+"""How often the prior is tuned in the second half of a run."""
+
+Watch = Callable[[int, float], None]
+"""Told the number of a step and its loss."""
+
+
+class Training:
+    """A network, its optimizer and its likelihood, and the steps they have made.
+
+    Args:
+        network: is trained in place; inputs are its parameters' dtype and device.
+        likelihood: :class:`Categorical`, or a :class:`Gaussian` with a learnable noise.
+        method: key of :data:`vogn.METHODS`.
+        variational: the mode.
+        examples: number of training examples.
+        temperature: of the posterior, > 0.
+        prior_precision: a number, or ``"evidence"``.
+        options: further keyword arguments of the method.
+        seed: of the order of the data and of all noise.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        likelihood: Likelihood,
+        *,
+        method: str,
+        variational: bool,
+        examples: int,
+        temperature: float,
+        prior_precision: float | str,
+        options: Mapping[str, Any],
+        seed: int,
+    ) -> None:
+        self.network, self.likelihood, self.seed = network, likelihood, seed
+        self.info, self.temperature = METHODS[method], temperature
+        self.tuned = prior_precision == "evidence"
+        self.precision = FIRST_PRIOR if self.tuned else float(prior_precision)
+        chosen = {"ess": examples / temperature, "variational": variational, "seed": seed}
+        chosen |= recipe(method, variational, options)
+        if not self.info.sets_groups:
+            chosen["weight_decay"] = self.precision / chosen["ess"]
+        chosen.setdefault("groups", layer_groups(network) if self.tuned and self.info.needs_model else ())
+        self.optimizer: NaturalGradient = self.info.build(network, **chosen)
+        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.tuner: PriorTuner | None = None
+        self.average: float | None = None
+        self.done = 0
+        self.epoch = 0
+
+    def choose_rate(self, x: Tensor, y: Tensor, batch_size: int) -> float:
+        """The learning rate of a range test on these data; every group gets it.
+
+        Returns:
+            The rate.
+        """
+        batches = [(x[rows], y[rows]) for rows in epoch_batches(len(x), batch_size, self.seed, 0)]
+        self.network.train()
+        found = learning_rate_range_test(self.optimizer, self.network, self.likelihood, batches)
+        self.rates = [found.suggestion] * len(self.rates)
+        return found.suggestion
+
+    def fit(self, x: Tensor, y: Tensor, *, steps: int, batch_size: int, watch: Watch | None = None) -> None:
+        """So many steps with a learning rate that rises, stays, and falls to zero."""
+        if self.tuned and not self.info.sets_groups:
+            every = max(1, steps // (2 * TUNINGS))
+            self.tuner = PriorTuner(self.optimizer, every=every, start=max(1, steps // 2), temperature=self.temperature)
+        batches = self._batches(len(x), batch_size)
+        for step in range(steps):
+            factor = min(1.0, 2.0 * (1.0 - step / steps)) * min(1.0, (step + 1) / (0.05 * steps))
+            rows = next(batches)
+            loss = self.step(x[rows], y[rows], rows, factor, learn_noise=step >= steps // 10)
+            if watch is not None:
+                watch(step, loss)
+
+    def fit_once(self, x: Tensor, y: Tensor, *, batch_size: int, examples: int) -> None:
+        """One epoch of new examples at the full learning rate, as part of a stream of ``examples`` so far."""
+        for group in self.optimizer.param_groups if not self.info.sets_groups else ():
+            group["ess"] = examples / self.temperature
+            group["weight_decay"] = self.precision / group["ess"]
+        for rows in epoch_batches(len(x), batch_size, self.seed, self.epoch):
+            self.step(x[rows], y[rows], rows, 1.0)
+        self.epoch += 1
+
+    def step(self, x: Tensor, y: Tensor, rows: Tensor, factor: float, *, learn_noise: bool = True) -> float:
+        """One step of the optimizer; the loss under the weights that it saw."""
+        optimizer = self.optimizer
+        for group, rate in zip(optimizer.param_groups, self.rates, strict=True) if not self.info.sets_groups else ():
+            group["lr"] = rate * factor
+        self.network.train()
+        if any("objective" in step.REQUIRES for step in optimizer.chain):
+            loss = float(optimizer.step(Objective(self.network, self.likelihood, x, y)))
+            with torch.no_grad():
+                outputs = self.network(x)
+        else:
+            total, samples = 0.0, int(optimizer.param_groups[0]["mc_samples"])
+            optimizer.zero_grad()
+            for _ in range(samples):
+                with optimizer.sampled_params(rows), torch.enable_grad():
+                    outputs = self.network(x)
+                    terms = self.likelihood(outputs, y)
+                    terms.backward()
+                total += float(terms.detach())
+            optimizer.step()
+            loss = total / samples
+        if isinstance(self.likelihood, Gaussian):
+            self._follow_noise(outputs.detach(), y, write=learn_noise)
+        if self.tuner is not None:
+            self._tune()
+        self.done += 1
+        return loss
+
+    def _batches(self, n: int, batch_size: int) -> Iterator[Tensor]:
+        while True:
+            yield from epoch_batches(n, batch_size, self.seed, self.epoch)
+            self.epoch += 1
+
+    @torch.no_grad()
+    def _follow_noise(self, outputs: Tensor, y: Tensor, *, write: bool) -> None:
+        """The noise's square is an average of squared residuals: its stationary point in the variational bound."""
+        assert isinstance(self.likelihood, Gaussian)
+        seen = float((outputs - y).square().mean())
+        self.average = seen if self.average is None else (1.0 - NOISE_MEMORY) * self.average + NOISE_MEMORY * seen
+        if write and self.likelihood.log_noise is not None:
+            self.likelihood.log_noise.fill_(max(self.average**0.5, NOISE_FLOOR)).log_()
+
+    def _tune(self) -> None:
+        """The prior's precision by the evidence; methods whose curvature has none keep what they have."""
+        assert self.tuner is not None
+        try:
+            self.tuner.step()
+        except UnsupportedObservationError:
+            self.tuner = None
+
+
+def make_likelihood(labels: bool, like: Tensor) -> Likelihood:
+    """The observation model of an estimator, where the network lives."""
+    if labels:
+        return Categorical()
+    likelihood = Gaussian(noise="learn", initial=FIRST_NOISE)
+    assert likelihood.log_noise is not None
+    likelihood.log_noise.data = likelihood.log_noise.data.to(like)
+    return likelihood
