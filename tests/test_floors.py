@@ -14,8 +14,8 @@ FLOORS = {
     "capture": 3,
     "posterior": 4,
     "optim": 5, "predict": 5, "models": 5, "metrics": 5, "data": 5,
-    "active": 6, "check": 6, "rl": 6, "continual": 6,
-    "cli": 7, "interop": 7,
+    "active": 6, "check": 6, "rl": 6, "continual": 6, "sensitivity": 6, "pruning": 6, "distillation": 6,
+    "cli": 7, "interop": 7, "sklearn": 7,
     "testing": 8,
 }  # fmt: skip
 PUBLIC = ""

@@ -64,7 +64,7 @@ class Training:
         self.info, self.temperature = METHODS[method], temperature
         self.tuned = prior_precision == "evidence"
         self.precision = FIRST_PRIOR if self.tuned else float(prior_precision)
-        chosen = {"ess": examples / temperature, "variational": variational, "seed": seed}
+        chosen: dict[str, Any] = {"ess": examples / temperature, "variational": variational, "seed": seed}
         chosen |= recipe(method, variational, options)
         if not self.info.sets_groups:
             chosen["weight_decay"] = self.precision / chosen["ess"]
