@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ from vogn.sensitivity.perturbation import (
     roots,
     vectors,
 )
+
+MANY = 0.02
+"""Share of examples whose leverage may be 1 or more without a warning."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,15 @@ def leave_one_out(
         posterior: at whose mean the outputs are taken.
         x: training inputs, as in :func:`vogn.predict`; all of them or some.
         y: their targets.
-        order: ``"leverage"`` (the precision loses the example too) or ``"first"`` (it stays as it is).
+        order: ``"leverage"`` (the precision loses the example too; wants curvature that is nearly exact, such as
+            ``structure="dense", partition="model"``) or ``"first"`` (it stays as it is; for diagonals and Kronecker
+            factors, where leverages of 1 and more occur).
         likelihood: ``None`` takes the posterior's.
         temperature: the one in the posterior's ``ess``, > 0: its covariance is divided by it.
         batch_size: examples per call of the model.
+
+    Warns:
+        UserWarning: if many examples have a leverage of 1 or more.
 
     Raises:
         ValueError: for targets that do not fit, an unknown order, a point mass, or no examples.
@@ -124,6 +133,13 @@ def leave_one_out(
     moving, leverage = leveraged(variance, roots(likelihood, f), residual)
     if order == "first":
         moving = residual
+    elif float((leverage >= 1.0).double().mean()) > MANY:
+        warnings.warn(
+            f"{int((leverage >= 1.0).sum())} of {len(leverage)} examples have a leverage of 1 or more, which an exact "
+            "posterior never has: its curvature is too coarse for order='leverage'. Use order='first', or "
+            "vogn.laplace(..., structure='dense', partition='model') for a small network",
+            stacklevel=2,
+        )
     without = vectors(f) + (variance @ moving.unsqueeze(-1)).squeeze(-1)
     with torch.no_grad():
         nll = likelihood.terms(without.view_as(f), y)

@@ -40,5 +40,7 @@ def check_method(method: str, variational: bool) -> None:
 
 def recipe(method: str, variational: bool, given: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of the method's optimizer, those that are given in place of the recipe's."""
-    narrow = NARROW if variational and method in NARROW_METHODS else {}
-    return RECIPES.get(method, {}) | narrow | dict(given)
+    chosen = dict(RECIPES.get(method, {}))
+    if method in NARROW_METHODS:
+        chosen |= NARROW if variational else {"lr": 0.03}
+    return chosen | dict(given)

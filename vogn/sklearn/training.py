@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from vogn.capture.objective import Objective
 from vogn.data.order import epoch_batches
-from vogn.errors import UnsupportedObservationError
 from vogn.likelihoods import Categorical, Gaussian, Likelihood
 from vogn.optim import METHODS, NaturalGradient
-from vogn.optim.prior_tuner import PriorTuner, layer_groups
+from vogn.optim.laplace import laplace
+from vogn.optim.prior_tuner import layer_groups
 from vogn.optim.range_test import learning_rate_range_test
+from vogn.posterior.evidence import stationary_precision
 from vogn.sklearn.recipes import recipe
 
 FIRST_NOISE = 0.5
@@ -25,8 +26,10 @@ NOISE_MEMORY = 0.02
 """Weight of a new batch in the average of squared residuals."""
 FIRST_PRIOR = 1.0
 """Precision of the prior before the evidence is asked, and where it cannot be asked."""
-TUNINGS = 10
-"""How often the prior is tuned in the second half of a run."""
+TUNINGS = (0.5, 0.75)
+"""After which shares of a run the prior is tuned."""
+PRIORS = (1e-2, 1e4)
+"""Smallest and largest precision that is chosen by the evidence."""
 
 Watch = Callable[[int, float], None]
 """Told the number of a step and its loss."""
@@ -71,7 +74,6 @@ class Training:
         chosen.setdefault("groups", layer_groups(network) if self.tuned and self.info.needs_model else ())
         self.optimizer: NaturalGradient = self.info.build(network, **chosen)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self.tuner: PriorTuner | None = None
         self.average: float | None = None
         self.done = 0
         self.epoch = 0
@@ -90,24 +92,28 @@ class Training:
 
     def fit(self, x: Tensor, y: Tensor, *, steps: int, batch_size: int, watch: Watch | None = None) -> None:
         """So many steps with a learning rate that rises, stays, and falls to zero."""
-        if self.tuned and not self.info.sets_groups:
-            every = max(1, steps // (2 * TUNINGS))
-            self.tuner = PriorTuner(self.optimizer, every=every, start=max(1, steps // 2), temperature=self.temperature)
+        due = {round(steps * share) for share in TUNINGS} if self.tuned and not self.info.sets_groups else set()
         batches = self._batches(len(x), batch_size)
         for step in range(steps):
             factor = min(1.0, 2.0 * (1.0 - step / steps)) * min(1.0, (step + 1) / (0.05 * steps))
+            if step in due:
+                self.tune_prior(x, y)
             rows = next(batches)
             loss = self.step(x[rows], y[rows], rows, factor, learn_noise=step >= steps // 10)
             if watch is not None:
                 watch(step, loss)
 
-    def fit_once(self, x: Tensor, y: Tensor, *, batch_size: int, examples: int) -> None:
+    def fit_once(
+        self, x: Tensor, y: Tensor, *, batch_size: int, examples: int, watch: Watch | None = None
+    ) -> None:
         """One epoch of new examples at the full learning rate, as part of a stream of ``examples`` so far."""
         for group in self.optimizer.param_groups if not self.info.sets_groups else ():
             group["ess"] = examples / self.temperature
             group["weight_decay"] = self.precision / group["ess"]
         for rows in epoch_batches(len(x), batch_size, self.seed, self.epoch):
-            self.step(x[rows], y[rows], rows, 1.0)
+            loss = self.step(x[rows], y[rows], rows, 1.0)
+            if watch is not None:
+                watch(self.done, loss)
         self.epoch += 1
 
     def step(self, x: Tensor, y: Tensor, rows: Tensor, factor: float, *, learn_noise: bool = True) -> float:
@@ -133,8 +139,6 @@ class Training:
             loss = total / samples
         if isinstance(self.likelihood, Gaussian):
             self._follow_noise(outputs.detach(), y, write=learn_noise)
-        if self.tuner is not None:
-            self._tune()
         self.done += 1
         return loss
 
@@ -152,13 +156,19 @@ class Training:
         if write and self.likelihood.log_noise is not None:
             self.likelihood.log_noise.fill_(max(self.average**0.5, NOISE_FLOOR)).log_()
 
-    def _tune(self) -> None:
-        """The prior's precision by the evidence; methods whose curvature has none keep what they have."""
-        assert self.tuner is not None
-        try:
-            self.tuner.step()
-        except UnsupportedObservationError:
-            self.tuner = None
+    def tune_prior(self, x: Tensor, y: Tensor) -> None:
+        """The precision of every group's prior by the evidence of the Laplace approximation at the mean.
+
+        It is measured anew, over all examples: a curvature that began narrow still remembers how it began.
+        """
+        with torch.enable_grad():
+            found = laplace(self.network, self.likelihood, [(x, y)], prior_precision=FIRST_PRIOR, seed=self.seed)
+        blocks, means = found.sampled_blocks, found.mean()
+        for group in self.optimizer.param_groups:
+            own = [block for block in blocks if set(block.layout.names) & set(group["param_names"])]
+            if own and group["sampled"]:
+                length = sum(float(block.layout.pack(means).square().sum()) for block in own)
+                group["weight_decay"] = stationary_precision(own, length, bounds=PRIORS) / group["ess"]
 
 
 def make_likelihood(labels: bool, like: Tensor) -> Likelihood:
