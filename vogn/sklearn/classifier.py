@@ -15,7 +15,7 @@ from torch import Tensor
 from vogn.sklearn.estimator import NaturalGradientEstimator
 
 
-class VOGNClassifier(ClassifierMixin, NaturalGradientEstimator):  # type: ignore[misc]
+class VOGNClassifier(ClassifierMixin, NaturalGradientEstimator):
     """Classifier whose probabilities are averaged over a posterior of a neural network's weights.
 
     Inputs are standardised inside. Equal data, options and ``random_state`` give equal weights and predictions, bit by
@@ -50,7 +50,7 @@ class VOGNClassifier(ClassifierMixin, NaturalGradientEstimator):  # type: ignore
         posterior_: the :class:`vogn.GaussianPosterior`.
         likelihood_: the observation model.
         lr_: peak of the learning rate.
-        prior_precision_: ``{block: precision}``.
+        prior_precision_: ``{block: ess * weight_decay}``.
         loss_curve_: loss of every step, under the weights that it saw.
         n_steps_: number of steps so far.
 
@@ -78,7 +78,7 @@ class VOGNClassifier(ClassifierMixin, NaturalGradientEstimator):  # type: ignore
         X, y = self._validated(X, y, reset=True)
         self.classes_ = unique_labels(y)
         if len(self.classes_) < 2:
-            raise ValueError(f"the labels hold one class, {self.classes_[0]!r}; a classifier needs at least two classes")
+            raise ValueError(f"the labels hold one class, {self.classes_[0]!r}; a classifier needs two or more")
         self._start(X, len(self.classes_), labels=True)
         self._train(self._inputs(X), self._targets(y))
         return self

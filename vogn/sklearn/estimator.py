@@ -28,7 +28,7 @@ Factory = Callable[[int, int], nn.Module]
 """From the numbers of features and outputs to a network."""
 
 
-class NaturalGradientEstimator(BaseEstimator):  # type: ignore[misc]
+class NaturalGradientEstimator(BaseEstimator):
     """Base of :class:`VOGNClassifier` and :class:`VOGNRegressor`, where the options are described."""
 
     def __init__(
@@ -83,7 +83,8 @@ class NaturalGradientEstimator(BaseEstimator):  # type: ignore[misc]
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._scaler = StandardScaler().fit(x.reshape(len(x), -1))
         self.network_ = self._network(math.prod(x.shape[1:]), outputs)
-        self.n_steps_, self.loss_curve_ = 0, []
+        self.n_steps_ = 0
+        self.loss_curve_: list[float] = []
         like = next(self.network_.parameters())
         self._training = Training(
             self.network_,
@@ -151,25 +152,23 @@ class NaturalGradientEstimator(BaseEstimator):  # type: ignore[misc]
     def _laplace(self, x: Tensor, y: Tensor) -> GaussianPosterior:
         """The posterior of a network that was trained without one."""
         batches = [(x[rows], y[rows]) for rows in epoch_batches(len(x), 256, self._seed, 0)]
-        found = laplace(
-            self.network_,
-            self._training.likelihood,
-            batches,
-            prior_precision=self._training.precision,
-            temperature=self.temperature,
-            seed=self._seed,
-        )
-        return tune_prior_precision(found) if self._training.tuned else found
+        options = {"seed": self._seed} if self._training.tuned else {
+            "seed": self._seed, "prior_precision": self._training.precision, "temperature": self.temperature
+        }
+        found = laplace(self.network_, self._training.likelihood, batches, **options)
+        return tune_prior_precision(found).tempered(self.temperature) if self._training.tuned else found
 
     def _finish(self, posterior: GaussianPosterior) -> None:
         posterior.likelihood = self._training.likelihood.to_dict()
         self.posterior_ = posterior
         self.likelihood_ = self._training.likelihood
         self.lr_ = max(self._training.rates)
-        self.prior_precision_ = {b.name: b.ess * b.shift * self.temperature for b in posterior.sampled_blocks}
+        self.prior_precision_ = {b.name: b.ess * b.shift for b in posterior.sampled_blocks}
         self.network_.eval()
 
-    def _predict(self, x: np.ndarray, *, samples: int | None = None, seed: int | None = None, **options: Any) -> Predictive:
+    def _predict(
+        self, x: np.ndarray, *, samples: int | None = None, seed: int | None = None, **options: Any
+    ) -> Predictive:
         """The predictive distribution at raw inputs, in standardised targets."""
         check_is_fitted(self, "posterior_")
         return predict(

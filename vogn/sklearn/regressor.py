@@ -12,10 +12,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from vogn.likelihoods import Gaussian
 from vogn.sklearn.estimator import NaturalGradientEstimator
 
 
-class VOGNRegressor(RegressorMixin, NaturalGradientEstimator):  # type: ignore[misc]
+class VOGNRegressor(RegressorMixin, NaturalGradientEstimator):
     """Regression with a neural network whose predictions average over a posterior of its weights.
 
     Inputs and targets are standardised inside; the noise, one number for all standardised targets, is learned with the
@@ -151,7 +152,8 @@ class VOGNRegressor(RegressorMixin, NaturalGradientEstimator):  # type: ignore[m
     @property
     def _noise(self) -> float:
         """Standard deviation of the noise of standardised targets."""
-        return float(self.likelihood_.noise.detach())
+        assert isinstance(self.likelihood_, Gaussian)
+        return float(torch.as_tensor(self.likelihood_.noise).detach())
 
     def _set_noise(self) -> None:
         noise = self._noise * self._target_scaler.scale_

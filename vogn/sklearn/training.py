@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from vogn.optim.range_test import learning_rate_range_test
 from vogn.posterior.evidence import stationary_precision
 from vogn.sklearn.recipes import recipe
 
-FIRST_NOISE = 0.5
+FIRST_NOISE = 1.0
 """Noise that a regression begins with, in standard deviations of the targets."""
 NOISE_FLOOR = 0.01
 """Smallest noise, in standard deviations of the targets."""
@@ -28,6 +29,12 @@ FIRST_PRIOR = 1.0
 """Precision of the prior before the evidence is asked, and where it cannot be asked."""
 TUNINGS = (0.5, 0.75)
 """After which shares of a run the prior is tuned."""
+POINT_TUNINGS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""The same where no weights are sampled: nothing else then keeps the noise from following an overfitted network."""
+FEWEST_FREE = 0.1
+"""Smallest share of the targets that counts as not fitted."""
+MEASURED = 1000
+"""Examples of a batch in such a measurement."""
 PRIORS = (1e-2, 1e4)
 """Smallest and largest precision that is chosen by the evidence."""
 
@@ -63,7 +70,7 @@ class Training:
         options: Mapping[str, Any],
         seed: int,
     ) -> None:
-        self.network, self.likelihood, self.seed = network, likelihood, seed
+        self.network, self.likelihood, self.seed, self.variational = network, likelihood, seed, variational
         self.info, self.temperature = METHODS[method], temperature
         self.tuned = prior_precision == "evidence"
         self.precision = FIRST_PRIOR if self.tuned else float(prior_precision)
@@ -75,6 +82,7 @@ class Training:
         self.optimizer: NaturalGradient = self.info.build(network, **chosen)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.average: float | None = None
+        self.inflation = 1.0
         self.done = 0
         self.epoch = 0
 
@@ -92,12 +100,13 @@ class Training:
 
     def fit(self, x: Tensor, y: Tensor, *, steps: int, batch_size: int, watch: Watch | None = None) -> None:
         """So many steps with a learning rate that rises, stays, and falls to zero."""
-        due = {round(steps * share) for share in TUNINGS} if self.tuned and not self.info.sets_groups else set()
+        shares = TUNINGS if self.variational else POINT_TUNINGS
+        due = {max(1, round(steps * share)) for share in shares} if self._measures() else set()
         batches = self._batches(len(x), batch_size)
         for step in range(steps):
-            factor = min(1.0, 2.0 * (1.0 - step / steps)) * min(1.0, (step + 1) / (0.05 * steps))
+            factor = schedule(step, steps)
             if step in due:
-                self.tune_prior(x, y)
+                self.measure(x, y)
             rows = next(batches)
             loss = self.step(x[rows], y[rows], rows, factor, learn_noise=step >= steps // 10)
             if watch is not None:
@@ -154,21 +163,46 @@ class Training:
         seen = float((outputs - y).square().mean())
         self.average = seen if self.average is None else (1.0 - NOISE_MEMORY) * self.average + NOISE_MEMORY * seen
         if write and self.likelihood.log_noise is not None:
-            self.likelihood.log_noise.fill_(max(self.average**0.5, NOISE_FLOOR)).log_()
+            noise = max((self.inflation * self.average) ** 0.5, NOISE_FLOOR)
+            self.likelihood.log_noise.fill_(noise).log_()
 
-    def tune_prior(self, x: Tensor, y: Tensor) -> None:
-        """The precision of every group's prior by the evidence of the Laplace approximation at the mean.
+    def _measures(self) -> bool:
+        """Whether the curvature of all data is looked at during the run."""
+        point = not self.variational and isinstance(self.likelihood, Gaussian)
+        return (self.tuned or point) and not self.info.sets_groups
 
-        It is measured anew, over all examples: a curvature that began narrow still remembers how it began.
+    def measure(self, x: Tensor, y: Tensor) -> None:
+        """Prior and noise by the evidence of the Laplace approximation at the mean, over all examples.
+
+        The precision of a group's prior is where its effective number of parameters is precision times squared length.
+        The tracked curvature will not do: one that began narrow still remembers how it began. Where no weights are
+        sampled, the residuals are too small by what the network has fitted: their sum of squares is divided by the
+        number of targets less all effective parameters (MacKay 1992, "Bayesian Interpolation", eq. 4.10).
         """
+        batches = list(zip(x.split(MEASURED), y.split(MEASURED), strict=True))
         with torch.enable_grad():
-            found = laplace(self.network, self.likelihood, [(x, y)], prior_precision=FIRST_PRIOR, seed=self.seed)
-        blocks, means = found.sampled_blocks, found.mean()
+            found = laplace(self.network, self.likelihood, batches, prior_precision=FIRST_PRIOR, seed=self.seed)
+        blocks, means, fitted = found.sampled_blocks, found.mean(), 0.0
         for group in self.optimizer.param_groups:
+            size = group["ess"] * self.temperature  # the evidence is that at temperature 1
             own = [block for block in blocks if set(block.layout.names) & set(group["param_names"])]
-            if own and group["sampled"]:
+            if not own or not group["sampled"]:
+                continue
+            if self.tuned:
                 length = sum(float(block.layout.pack(means).square().sum()) for block in own)
-                group["weight_decay"] = stationary_precision(own, length, bounds=PRIORS) / group["ess"]
+                group["weight_decay"] = stationary_precision(own, length, bounds=PRIORS) / size
+            precision = group["weight_decay"] * size
+            for block in own:
+                fitted += block.numel - float(replace(block, shift=precision / block.ess).variance().sum()) * precision
+        if not self.variational:
+            self.inflation = y.numel() / max(y.numel() - fitted, FEWEST_FREE * y.numel())
+
+
+def schedule(step: int, steps: int) -> float:
+    """Factor on the learning rate: it rises for a twentieth of the run (of a short run: for 100 steps, at most for
+    three tenths), stays, and falls to zero in the second half."""
+    rise = max(0.05 * steps, min(100.0, 0.3 * steps))
+    return min(1.0, (step + 1) / rise, 2.0 * (1.0 - step / steps))
 
 
 def make_likelihood(labels: bool, like: Tensor) -> Likelihood:
