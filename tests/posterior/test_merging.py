@@ -65,7 +65,25 @@ def test_unlearning_is_the_posterior_of_the_remaining_data(parts):
 def test_a_posterior_may_be_the_base(parts):
     """Tasks that began from the posterior of the first part."""
     base = of(parts[:1])
-    assert_same(merge([of(parts[:2]), of([parts[0], parts[2]])], base), of(parts))
+    merged = merge([of(parts[:2]), of([parts[0], parts[2]])], base)
+    assert_same(merged, of(parts))
+    assert merged.blocks[0].ess == 24
+
+
+def test_curvature_of_own_data_is_added_to_that_of_the_base(parts):
+    """What ``vogn.laplace`` measures on a task's own data, at weights that were trained from a base."""
+    base, wanted = of(parts[:1]), of(parts)
+    own = []
+    for part in parts[1:]:
+        together = of([parts[0], part])
+        model = nn.Linear(3, 1, bias=False).double()
+        model.load_state_dict(together.mean())
+        own.append(vogn.laplace(model, Gaussian(noise=NOISE), [part], structure="dense", prior_precision=7.0))
+    merged = merge(own, base, includes_base=False)
+    assert_same(merged, wanted)
+    assert merged.blocks[0].ess == 24
+    assert_same(merge([own[0], of([parts[0], parts[2]])], base, includes_base=[False, True]), wanted)
+    assert_same(unlearn(wanted, own[1], base, includes_base=False), of(parts[:2]))
 
 
 def test_the_base_of_another_prior_is_divided_out(parts):
@@ -216,6 +234,8 @@ def test_wrong_input_is_named(parts):
         merge([])
     with pytest.raises(ValueError, match="1 weights for 2 posteriors"):
         merge([first, second], weights=[1.0])
+    with pytest.raises(ValueError, match="1 answers for 2 posteriors"):
+        merge([first, second], includes_base=[True])
     with pytest.raises(ValueError, match="must be finite"):
         merge([first, second], weights=[1.0, math.nan])
     with pytest.raises(ValueError, match="at least one must be positive"):

@@ -86,7 +86,7 @@ def test_equal_seeds_give_equal_fits_to_the_bit_and_others_do_not(kind, variatio
 
 @pytest.mark.parametrize(
     ("options", "bias", "ratio"),
-    [({"variational": False, "steps": 150}, 0.03, 0.03), ({"steps": 1000}, 0.15, 0.12)],
+    [({"variational": False, "steps": 600}, 0.03, 0.03), ({"steps": 1000}, 0.15, 0.12)],
     ids=["deterministic", "variational"],
 )
 def test_a_linear_network_is_bayesian_ridge_regression(line, options, bias, ratio):

@@ -32,6 +32,7 @@ def merge(
     base: Prior | GaussianPosterior | None = None,
     *,
     weights: Sequence[float] | None = None,
+    includes_base: bool | Sequence[bool] = True,
 ) -> GaussianPosterior:
     """The product of posteriors over what they share: ``q ~ base * prod_t (q_t / base)^(a_t)``.
 
@@ -49,9 +50,13 @@ def merge(
         base: what all of them began from. ``None``: the prior ``N(0, I / (ess * weight_decay))`` that they have in
             common.
         weights: ``a_t``, finite; ``None`` is 1 for each: the posterior of all data. A weight of -1 takes data away.
+        includes_base: whether a posterior's precision contains that of the base (one answer, or one for each).
+            ``False``: its curvature is that of its own data alone, as :func:`vogn.laplace` measures it on the loader of
+            a task; the base's precision, measured once, is then added in place of its prior. Choose it where the base
+            is a posterior: its curvature at the weights of a task is another one than at its own.
 
     Returns:
-        The posterior; its ``ess`` is the weighted sum of theirs.
+        The posterior; its ``ess`` is the weighted sum of theirs and the base's.
 
     Raises:
         ValueError: if the posteriors or the base do not fit each other, the weights do not fit, nothing remains, or
@@ -85,7 +90,9 @@ def merge(
         _check_fits("the base", base, first)
     means = [posterior.mean() for posterior in posteriors]
     centre = _means_of_base(base, means[0])
-    rest = 1.0 - sum(chosen)
+    includes = [includes_base] * len(chosen) if isinstance(includes_base, bool) else list(includes_base)
+    if len(includes) != len(chosen):
+        raise ValueError(f"includes_base has {len(includes)} answers for {len(chosen)} posteriors; give one for each")
     merged = _averages(means, chosen)
     blocks = []
     for k, block in enumerate(first.blocks):
@@ -94,8 +101,10 @@ def merge(
             continue
         found = [posterior.blocks[k] for posterior in posteriors]
         with in_block(block.name):
-            terms = [_term(each, mean, a) for each, mean, a in zip(found, means, chosen, strict=True)]
-            terms.append(_term_of_base(base, k, found, centre, rest))
+            start = _base_term(base, k, found, centre)
+            terms = [replace(start, weight=1.0 - sum(chosen))]
+            for each, mean, weight, whole in zip(found, means, chosen, includes, strict=True):
+                terms += _terms(each, mean, weight, start, whole)
             new, vector = _merged_block(block, terms)
         blocks.append(new)
         merged |= block.layout.unpack(vector)
@@ -103,7 +112,11 @@ def merge(
 
 
 def unlearn(
-    posterior: GaussianPosterior, part: GaussianPosterior, base: Prior | GaussianPosterior | None = None
+    posterior: GaussianPosterior,
+    part: GaussianPosterior,
+    base: Prior | GaussianPosterior | None = None,
+    *,
+    includes_base: bool = True,
 ) -> GaussianPosterior:
     """The posterior without some of its data: ``q base / q_part``. Undoes :func:`merge`.
 
@@ -111,11 +124,12 @@ def unlearn(
         posterior: of all data.
         part: of the data that shall be forgotten, from the same base.
         base: see :func:`merge`.
+        includes_base: of the part, see :func:`merge`.
 
     Raises:
         ValueError, UnsupportedObservationError, NotPositiveDefiniteError: see :func:`merge`.
     """
-    return merge([posterior, part], base, weights=[1.0, -1.0])
+    return merge([posterior, part], base, weights=[1.0, -1.0], includes_base=[True, includes_base])
 
 
 def task_arithmetic(
@@ -186,34 +200,34 @@ def _means_of_base(base: Prior | GaussianPosterior | None, like: Mapping[str, Te
     return (base or Prior()).mean_like(like)
 
 
-def _term(block: PosteriorBlock, means: Mapping[str, Tensor], weight: float) -> Term:
-    exact = exactly_damped(block)
-    return Term(weight, exact, exact.ess * exact.shift, exact.layout.pack(means))
-
-
-def _term_of_base(
-    base: Prior | GaussianPosterior | None,
-    k: int,
-    found: Sequence[PosteriorBlock],
-    centre: Mapping[str, Tensor],
-    rest: float,
+def _base_term(
+    base: Prior | GaussianPosterior | None, k: int, found: Sequence[PosteriorBlock], centre: Mapping[str, Tensor]
 ) -> Term:
-    """The base with the weight ``1 - sum_t a_t``."""
+    """The base, to the power one."""
     if isinstance(base, GaussianPosterior):
-        return _term(base.blocks[k], centre, rest)
+        block = exactly_damped(base.blocks[k])
+        return Term(1.0, block, block.ess * block.shift, block.layout.pack(centre))
     precisions = [block.ess * block.shift for block in found]
     if base is None and max(precisions) - min(precisions) > 1e-5 * max(precisions):
         raise ValueError(
             f"block {found[0].name!r}: the posteriors have different priors, of precisions "
             f"{', '.join(f'{p:g}' for p in precisions)}; pass base=vogn.Prior(precision=...)"
         )
-    precision = precisions[0] if base is None else base.precision
-    return Term(rest, None, precision, found[0].layout.pack(centre))
+    return Term(1.0, None, precisions[0] if base is None else base.precision, found[0].layout.pack(centre))
+
+
+def _terms(block: PosteriorBlock, means: Mapping[str, Tensor], weight: float, base: Term, whole: bool) -> list[Term]:
+    """A posterior as it is; or the curvature of its own data, and the base's precision, both at its mean."""
+    block, mean = exactly_damped(block), block.layout.pack(means)
+    if whole:
+        return [Term(weight, block, block.ess * block.shift, mean)]
+    own = replace(block, shift=0.0, sampled=False)  # which need not have an inverse
+    return [Term(weight, own, 0.0, mean), replace(base, weight=weight, mean=mean)]
 
 
 def _merged_block(block: PosteriorBlock, terms: Sequence[Term]) -> tuple[PosteriorBlock, Tensor]:
     """The block with the summed precision, and its mean."""
-    ess = math.fsum(term.weight * term.block.ess for term in terms[:-1] if term.block is not None)
+    ess = math.fsum(term.weight * term.block.ess for term in terms if term.block is not None)
     precision = math.fsum(term.weight * term.shift for term in terms)
     if not ess > 0:
         raise ValueError(f"block {block.name!r}: the effective sample sizes add up to {ess:g}: nothing remains")
