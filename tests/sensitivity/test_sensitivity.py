@@ -86,6 +86,8 @@ def newton(x, y, weight, start=None, classes=3, delta=1.0):
 
     for _ in range(40):
         gradient = torch.autograd.functional.jacobian(objective, flat)
+        if float(gradient.norm()) < 1e-11:
+            break
         flat = flat - torch.linalg.solve(torch.autograd.functional.hessian(objective, flat), gradient)
     assert float(gradient.norm()) < 1e-8
     model = nn.Linear(x.shape[1], classes).double()
