@@ -17,7 +17,7 @@ from vogn.likelihoods import Categorical
 from vogn.models import build_model
 from vogn.sensitivity import leave_one_out
 
-EPOCHS = 12
+EPOCHS = 8
 
 
 def with_wrong_labels(y: Tensor) -> tuple[Tensor, Tensor]:

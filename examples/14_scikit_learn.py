@@ -28,10 +28,10 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # scikit-learn's perceptron has not converged
     X, y = load_diabetes(return_X_y=True)
     X, X_test, y, y_test = train_test_split(X, y, random_state=0)
-    kernel = ConstantKernel() * RBF(np.ones(X.shape[1])) + WhiteKernel()
+    kernel = ConstantKernel() * RBF() + WhiteKernel()
     models: dict[str, Any] = {
-        "VOGNRegressor": VOGNRegressor(steps=800, random_state=0),
-        "VOGNRegressor, Laplace": VOGNRegressor(steps=800, variational=False, random_state=0),
+        "VOGNRegressor": VOGNRegressor(steps=400, random_state=0),
+        "VOGNRegressor, Laplace": VOGNRegressor(steps=400, variational=False, random_state=0),
         "MLPRegressor": MLPRegressor(random_state=0),
         "BayesianRidge": BayesianRidge(),
         "Gaussian process": GaussianProcessRegressor(kernel, normalize_y=True),

@@ -41,7 +41,7 @@ class VOGNRegressor(RegressorMixin, NaturalGradientEstimator):
         >>> model = VOGNRegressor(steps=300, random_state=0).fit(X[::2], y[::2])
         >>> mean, std = model.predict(X[1::2], return_std=True)
         >>> inside = abs(y[1::2] - mean) < 1.645 * std
-        >>> 0.8 < inside.mean() < 1.0  # a 90 % interval
+        >>> 0.8 < float(inside.mean()) < 1.0  # a 90 % interval
         True
     """
 
