@@ -260,3 +260,14 @@ def test_taking_more_away_than_there_is_raises(parts):
              for scale, ess in ((1.0, 20.0), (5.0, 10.0))]  # fmt: skip
     with pytest.raises(NotPositiveDefiniteError, match="taken away"):
         unlearn(*dense)
+
+
+def test_single_precision_reaches_its_own_tolerance():
+    """Factors of condition 1e4 in float32, against the same merge in float64."""
+    doubles = [
+        kronecker(spd(6, k) * 100.0 + 0.01 * torch.eye(6), spd(8, k + 10) * 100.0, normal(6, 8, seed=k), ess=1e3)
+        for k in range(3)
+    ]
+    found = merge([posterior.to(dtype=torch.float32) for posterior in doubles]).mean()["w"]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), merge(doubles).mean()["w"], rtol=2e-3, atol=2e-3)

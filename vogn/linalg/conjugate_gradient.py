@@ -45,7 +45,7 @@ def conjugate_gradient(
     direction = ready = preconditioner(residual)
     along = float((residual * ready).sum())
     for _ in range(iterations):
-        if float(residual.norm()) <= goal:
+        if float(residual.norm()) <= goal or along == 0.0:
             break
         image = product(direction)
         curvature = float((direction * image).sum())

@@ -101,9 +101,11 @@ class VOGNClassifier(ClassifierMixin, NaturalGradientEstimator):
             if classes is None:
                 raise ValueError("classes must be passed on the first call to partial_fit")
             self.classes_ = unique_labels(classes)
+            self._check_labels(y)
             self._start(X, len(self.classes_), labels=True)
         elif classes is not None and not np.array_equal(unique_labels(classes), self.classes_):
             raise ValueError(f"classes={classes!r} is not the same as on the first call, {self.classes_!r}")
+        self._check_labels(y)
         self._train_more(self._inputs(X), self._targets(y))
         return self
 
@@ -160,8 +162,10 @@ class VOGNClassifier(ClassifierMixin, NaturalGradientEstimator):
         check_classification_targets(y)
         return X, y
 
-    def _targets(self, y: np.ndarray) -> Tensor:
+    def _check_labels(self, y: np.ndarray) -> None:
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise ValueError(f"y holds labels that are not in classes: {unknown[:5]}; known are {self.classes_}")
+
+    def _targets(self, y: np.ndarray) -> Tensor:
         return torch.from_numpy(np.searchsorted(self.classes_, y)).to(next(self.network_.parameters()).device)

@@ -141,9 +141,9 @@ class Training:
             for _ in range(samples):
                 with optimizer.sampled_params(rows), torch.enable_grad():
                     outputs = self.network(x)
-                    terms = self.likelihood(outputs, y)
-                    terms.backward()
-                total += float(terms.detach())
+                    value = self.likelihood(outputs, y)
+                    value.backward()
+                total += float(value.detach())
             optimizer.step()
             loss = total / samples
         if isinstance(self.likelihood, Gaussian):
