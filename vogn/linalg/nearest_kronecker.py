@@ -21,7 +21,7 @@ def nearest_kronecker(weights: Tensor, left: Tensor, right: Tensor) -> tuple[Ten
     Returns:
         ``S (*lead, m, o)`` and ``A (*lead, n, i)`` of equal norms, the trace of ``S`` >= 0.
 
-    Source: Van Loan and Pitsianis (1993), "Approximation with Kronecker Products", theorem 2.1.
+    Source: Van Loan and Pitsianis (1993), "Approximation with Kronecker Products".
     """
     columns = [side.flatten(-2).movedim(0, -1).double() for side in (left, right)]
     (ql, rl), (qr, rr) = (torch.linalg.qr(side) for side in columns)

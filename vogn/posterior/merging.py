@@ -79,7 +79,7 @@ def merge(
         True
 
     Source: Daheim, Möllenhoff, Ponti, Gurevych, Khan (2024), "Model Merging by Uncertainty-Based Gradient Matching",
-    eq. 12, with the mean in its exact form; Matena and Raffel (2022), "Merging Models with Fisher-Weighted Averaging".
+    with the mean in its exact form; Matena and Raffel (2022), "Merging Models with Fisher-Weighted Averaging".
     """
     posteriors = list(posteriors)
     chosen = _checked_weights(len(posteriors), weights)

@@ -52,7 +52,7 @@ def prune(
         >>> int((pruned.mean()["weight"] == 0).sum())
         15
 
-    Source: Graves (2011), "Practical Variational Inference for Neural Networks", section 7; Blundell et al. (2015),
+    Source: Graves (2011), "Practical Variational Inference for Neural Networks"; Blundell et al. (2015),
     "Weight Uncertainty in Neural Networks", section 5.1.
     """
     if not 0.0 <= share <= 1.0:

@@ -50,7 +50,7 @@ def without(
         ValueError: see :func:`vogn.sensitivity.leave_one_out`; or if the group has leverage 1 or more, so that the
             posterior cannot contain it.
 
-    Source: Nickl et al. (2023), "The Memory Perturbation Equation", eq. 12 for a group; the leverage form is a Newton
+    Source: Nickl et al. (2023), "The Memory Perturbation Equation", for a group; the leverage form is a Newton
     step with the remaining curvature.
     """
     check_options(order, temperature)

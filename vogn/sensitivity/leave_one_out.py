@@ -118,8 +118,9 @@ def leave_one_out(
         3
 
     Source: Nickl, Xu, Tailor, Möllenhoff, Khan (2023), "The Memory Perturbation Equation: Understanding Model's
-    Sensitivity to Data", eqs. 12 and 14 (first order); Cook (1977) and Rad, Maleki (2020), "A scalable estimate of the
-    out-of-sample prediction error via approximate leave-one-out cross-validation", eq. 8 (leverage).
+    Sensitivity to Data" (first order); Cook (1977), "Detection of Influential Observation in Linear Regression", and
+    Rad, Maleki (2020), "A scalable estimate of the out-of-sample prediction error via approximate leave-one-out
+    cross-validation" (leverage).
     """
     check_options(order, temperature)
     likelihood = find_likelihood(posterior, likelihood)

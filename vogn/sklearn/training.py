@@ -177,7 +177,7 @@ class Training:
         The precision of a group's prior is where its effective number of parameters is precision times squared length.
         The tracked curvature will not do: one that began narrow still remembers how it began. Where no weights are
         sampled, the residuals are too small by what the network has fitted: their sum of squares is divided by the
-        number of targets less all effective parameters (MacKay 1992, "Bayesian Interpolation", eq. 4.10).
+        number of targets less all effective parameters (MacKay 1992, "Bayesian Interpolation").
         """
         batches = list(zip(x.split(MEASURED), y.split(MEASURED), strict=True))
         with torch.enable_grad():
