@@ -20,6 +20,7 @@ from vogn.capture.context import SampleContext
 from vogn.capture.context_gradients import ContextGradients
 from vogn.capture.gather import check_examples, gather, with_places, without_padding
 from vogn.capture.ledger import Announcement, Ledger, Source
+from vogn.capture.loss_factor import LossFactor
 from vogn.capture.normalisation import Normalisation
 from vogn.capture.own_pass import member_rows
 from vogn.capture.partition import Block, Member
@@ -92,6 +93,7 @@ class Collector:
         self._streams: dict[str, torch.Generator] = {}
         self._ledger = Ledger()
         self._normalisation = Normalisation(loss_reduction)
+        self._factor = LossFactor(loss_reduction)
         self.likelihood: Any = None
         """The likelihood that was heard last."""
         self.examples = 0
@@ -148,6 +150,7 @@ class Collector:
                 self._normalisation.loss_scale = self.loss_scale()
                 self._end_of_backward()
                 self._ledger.open = []  # evaluated, but no backward came: logging
+                self._factor.check()
                 self._row_sums.check(self.blocks, self.context_gradient, self._gradients.averaged)
                 if self.context is not None and self.context.places is not None:
                     self.context.places.check()
@@ -186,6 +189,7 @@ class Collector:
         self.likelihood = call.likelihood
         outputs = weakref.ref(call.outputs)
         call.outputs.register_hook(lambda grad: self._reached(announcement, outputs))
+        self._factor.watch(call, scaled=self.loss_scale() != 1.0)
         if self._active:
             for statistic in self.statistics:
                 statistic.on_likelihood(self, call)
