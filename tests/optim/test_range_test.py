@@ -259,8 +259,8 @@ def test_climbing_stays_where_nothing_is_gained():
     assert climb(0.03, lambda rate: [1.0, 2.0], 1e-4, 1.0)[0] == 0.03
 
 
-@pytest.mark.parametrize("errors, found", [(0.9, 0.03), (1.1, 0.09)])
-def test_climbing_wants_more_than_a_standard_error(errors, found):
+@pytest.mark.parametrize("errors, found", [(1.9, 0.03), (2.1, 0.09)])
+def test_climbing_wants_more_than_two_standard_errors(errors, found):
     scatter = np.random.default_rng(0).normal(size=25)
     scatter = (scatter - scatter.mean()) / scatter.std()  # its mean has a standard error of a fifth
 

@@ -14,6 +14,8 @@ SHARE = 0.9
 POSITION = 1.0 / 3.0
 """Where the choice lies among them, in logarithms: 0 at the smallest, 1 at the largest."""
 
+ERRORS = 2.0
+"""A neighbour must be better by so many standard errors: there are several, and one of them would be by chance."""
 STRIDE = math.sqrt(10.0)
 """Neighbouring rates that :func:`climb` compares differ by this factor."""
 Losses = Sequence[float]
@@ -69,7 +71,7 @@ def climb(
     """From ``start`` to neighbouring rates as long as short runs end better there.
 
     Upwards first, and downwards where the first step up is no gain, or the run at ``start`` fails. A rate is better if
-    its losses are lower by more than the standard error of the differences: runs see the same batches and the same
+    its losses are lower by more than two standard errors of the differences: runs see the same batches and the same
     noise, step by step, or are compared example by example.
 
     Args:
@@ -111,4 +113,4 @@ def _better(losses: Losses, others: Losses) -> bool:
     if not losses:
         return False
     gains = np.asarray(others) - np.asarray(losses)
-    return bool(gains.mean() > gains.std() / math.sqrt(len(gains)))
+    return bool(gains.mean() > ERRORS * gains.std() / math.sqrt(len(gains)))
