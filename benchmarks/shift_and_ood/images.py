@@ -50,8 +50,8 @@ class Task:
 
 TASKS = {
     "mnist": Task("mnist", 2000, 200, 800, 6, 400, corrupted=200),
-    "cifar10": Task("cifar10", 1500, 200, 800, 10, 400, corrupted=200),
-    "cifar10-open": Task("cifar10", 1500, 200, 800, 10, 400, known=KNOWN),
+    "cifar10": Task("cifar10", 1200, 150, 600, 8, 300, corrupted=120),
+    "cifar10-open": Task("cifar10", 1200, 150, 600, 8, 300, known=KNOWN),
 }
 
 

@@ -50,13 +50,14 @@ def predictors(
     posterior = optimizer.posterior()
     # batches of 128, as in the classification study
     shared = {"likelihood": Categorical(), "keep_samples": False}
-    calibrations = {t: vogn.BatchNormCalibration(train_x[:CALIBRATION], batch_size=128) for t in PREDICTION_TEMPERATURES}
+    inputs = train_x[:CALIBRATION]
+    calibrations = {t: vogn.BatchNormCalibration(inputs, batch_size=128) for t in PREDICTION_TEMPERATURES}
 
     def averaged(x: Tensor, samples: int = SAMPLES, temperature: float = 1.0) -> vogn.Predictive:
         weights = posterior.tempered(temperature)
         return vogn.predict(model, weights, x, samples=samples, calibration=calibrations[temperature], **shared)
 
-    at_mean = vogn.BatchNormCalibration(train_x[:CALIBRATION], batch_size=128)
+    at_mean = vogn.BatchNormCalibration(inputs, batch_size=128)
 
     def mean(x: Tensor, samples: int = 1) -> vogn.Predictive:
         return vogn.predict(model, posterior, x, method="mean", calibration=at_mean, **shared)
