@@ -38,12 +38,14 @@ class Drawing:
         title: what it shows.
         caption: how to read it.
         figure: the :class:`matplotlib.figure.Figure`.
+        section: of the page: ``"figures"``, ``"outside 1"``, ``"outside 2"`` ..., ``"shift"`` or ``"training"``.
     """
 
     name: str
     title: str
     caption: str
     figure: Any
+    section: str = "figures"
 
     def svg(self) -> bytes:
         """As SVG, text drawn as shapes; the same bytes whenever the figure is the same."""
@@ -72,15 +74,17 @@ def drawings(
         histories: label to rows of training, see :func:`vogn.plots.learning_curves`.
     """
     found = _real_drawings(measurements) if measurements.real else _label_drawings(measurements)
-    for each in measurements.outside:
+    for number, each in enumerate(measurements.outside, 1):
         if each.reports:
-            found += _outside_drawings(each, measurements.reference)
+            found += _outside_drawings(each, measurements.reference, number)
     if measurements.shift is not None:
         found += _shift_drawings(measurements.shift)
     histories = {label: rows for label, rows in (histories or {}).items() if rows}
     if histories:
         caption = "Training dashed, validation solid; the loss on a logarithmic scale."
-        found.append(Drawing("learning_curves", "Learning curves", caption, learning_curves_figure(histories)))
+        found.append(
+            Drawing("learning_curves", "Learning curves", caption, learning_curves_figure(histories), "training")
+        )
     return found
 
 
@@ -94,7 +98,7 @@ def learning_curves_figure(histories: Mapping[str, Sequence[Mapping[str, float]]
         if not every or any(f"{part}_{metric}" in row for row in every for part in ("train", "validation"))
     ]
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        learning_curves(histories, metric, ax=axes)
+        learning_curves({_plain(label): rows for label, rows in histories.items()}, metric, ax=axes)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, ncols=max(1, len(histories)), loc="outside upper center")
     return figure
@@ -113,7 +117,7 @@ def reliability_figure(rows: Sequence[tuple[str, Tensor, Tensor]]) -> Any:
         filled = points.count > 0
         gaps = (points.accuracy[filled] - points.confidence[filled]).abs() * points.count[filled]
         error = float(gaps.sum() / points.count.sum())
-        reliability_diagram(points, label=f"{label} (ECE {error:.3f})", color=color, ax=upper)
+        reliability_diagram(points, label=f"{_plain(label)} (ECE {error:.3f})", color=color, ax=upper)
         confidence_histogram(points, color=color, ax=lower)
     upper.set_xlabel("")
     lower.margins(y=0.2)
@@ -125,7 +129,7 @@ def _label_drawings(measurements: Measurements) -> list[Drawing]:
     rows = [(row.label, row.predictive.mean.cpu(), measurements.targets.cpu()) for row in measurements.rows]
     kept = _new((6, 4.5)).subplots()
     for number, (label, probabilities, targets) in enumerate(rows):
-        risk_coverage_curve(probabilities, targets, label=label, color=f"C{number}", ax=kept)
+        risk_coverage_curve(probabilities, targets, label=_plain(label), color=f"C{number}", ax=kept)
     return [
         Drawing(
             "reliability",
@@ -146,7 +150,7 @@ def _label_drawings(measurements: Measurements) -> list[Drawing]:
 def _real_drawings(measurements: Measurements) -> list[Drawing]:
     diagram = _new((5, 5)).subplots()
     for number, row in enumerate(measurements.rows):
-        quantile_diagram(_pit(row, measurements.targets), label=row.label, color=f"C{number}", ax=diagram)
+        quantile_diagram(_pit(row, measurements.targets), label=_plain(row.label), color=f"C{number}", ax=diagram)
     diagram.legend(fontsize=8)
     return [
         Drawing(
@@ -194,59 +198,64 @@ def _intervals_figure(measurements: Measurements) -> Any:
         order = mean.argsort()[first] if inputs is None else inputs.argsort()[first]
         place = torch.arange(len(order), dtype=mean.dtype) if inputs is None else inputs[order]
         regression_intervals(place, mean[order], low[order], high[order], targets=targets[order], ax=axes)
-        axes.set_title(row.label, fontsize=9)
+        axes.set_title(_plain(row.label), fontsize=9)
     return figure
 
 
-def _outside_drawings(outside: Outside, reference: str) -> list[Drawing]:
+def _outside_drawings(outside: Outside, reference: str, number: int) -> list[Drawing]:
     """Histograms of the reference's scores, and the ROC curves of everybody's entropy."""
     label = reference if reference in outside.scores else next(iter(outside.scores))
     shown = [name for name in _SHOWN_SCORES if name in outside.scores[label]]
     histograms = _new((4 * len(shown), 3.5))
     for axes, name in zip(histograms.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         inside, strange = outside.scores[label][name]
-        ood_histogram(inside, strange, score=name.replace("_", " "), labels=("familiar", outside.name), ax=axes)
+        ood_histogram(inside, strange, score=name.replace("_", " "), labels=("familiar", _plain(outside.name)), ax=axes)
     curves = _new((5, 5)).subplots()
-    for number, (who, scores) in enumerate(outside.scores.items()):
+    for place, (who, scores) in enumerate(outside.scores.items()):
         score = "entropy" if "entropy" in scores else next(iter(scores))
         inside, strange = scores[score]
-        ood_roc_curve(inside, strange, label=f"{who}: {score.replace('_', ' ')}", color=f"C{2 * number}", ax=curves)
+        heading, color = f"{_plain(who)}: {score.replace('_', ' ')}", f"C{2 * place}"
+        ood_roc_curve(inside, strange, label=heading, color=color, ax=curves)
         if "mutual_information" in scores:
-            pair, color = scores["mutual_information"], f"C{2 * number + 1}"
-            ood_roc_curve(*pair, label=f"{who}: mutual information", color=color, ax=curves)
-    slug = _slug(outside.name)
+            pair, color = scores["mutual_information"], f"C{2 * place + 1}"
+            ood_roc_curve(*pair, label=f"{_plain(who)}: mutual information", color=color, ax=curves)
+    slug = f"{number}_{_slug(outside.name)}"
     return [
         Drawing(
             f"ood_histograms_{slug}",
             f"Scores: {outside.name}",
             f"Scores of {label}; larger means farther from the training data.",
             histograms,
+            f"outside {number}",
         ),
         Drawing(
             f"ood_roc_{slug}",
             f"ROC: {outside.name}",
             "Share of the other inputs that are found, against the share of familiar ones that are refused with them.",
             curves.figure,
+            f"outside {number}",
         ),
     ]
 
 
 def _shift_drawings(shift: ShiftFigures) -> list[Drawing]:
-    found = []
+    pictures = []
     for name, title in (("accuracy", "accuracy"), ("ece", "ECE"), ("nll", "NLL")):
         figure = _new((4 * len(shift.reports), 3.5))
         grid = figure.subplots(1, len(shift.reports), squeeze=False, sharey=True)[0]
         for axes, corruption in zip(grid, shift.reports, strict=True):
-            curves = {label: shift.curve(corruption, label, name) for label in shift.reports[corruption]}
+            curves = {_plain(label): shift.curve(corruption, label, name) for label in shift.reports[corruption]}
             bands = None
             if name == "accuracy":
-                bands = {label: _accuracy_band(reports) for label, reports in shift.reports[corruption].items()}
+                bands = {_plain(label): _accuracy_band(found) for label, found in shift.reports[corruption].items()}
             severity_curves(curves, title, severities=LEVELS, intervals=bands, ax=axes)
             axes.set_title(corruption.replace("_", " "))
         caption = f"{shift.count} images at severities 0 (as they are) to 5."
         caption += " Bands: 95 % intervals of the accuracy." if name == "accuracy" else ""
-        found.append(Drawing(f"shift_{name}", f"{title[0].upper()}{title[1:]} under corruption", caption, figure))
-    return found
+        pictures.append(
+            Drawing(f"shift_{name}", f"{title[0].upper()}{title[1:]} under corruption", caption, figure, "shift")
+        )
+    return pictures
 
 
 def _accuracy_band(reports: Sequence[ClassificationReport]) -> list[tuple[float, float]]:
@@ -259,7 +268,12 @@ def _accuracy_band(reports: Sequence[ClassificationReport]) -> list[tuple[float,
 
 def _slug(name: str) -> str:
     """Letters and digits of a name, as file names may hold them."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") or "other"
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")[-60:] or "other"
+
+
+def _plain(label: str) -> str:
+    """A label of which matplotlib takes no part for a formula."""
+    return label.replace("$", r"\$")
 
 
 def _new(size: tuple[float, float]) -> Any:

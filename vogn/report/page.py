@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from vogn.report.figures import Drawing, drawings
@@ -80,8 +80,10 @@ def html(
         ('<!doctype html>', True, False)
     """
     drawn = drawings(measurements, histories) if pictures is None else list(pictures)
-    shown = [drawing for drawing in drawn if not drawing.name.startswith(("ood_", "shift_"))]
-    curves = [drawing for drawing in shown if drawing.name == "learning_curves"]
+
+    def pictures_of(section: str) -> list[str]:
+        return [_picture(drawing) for drawing in drawn if drawing.section == section]
+
     parts = [f"<h1>{escape(title)}</h1>", _facts(facts or {})]
     parts.append("<h2>Figures</h2>")
     parts.append(_table(figures_table(measurements)))
@@ -89,13 +91,13 @@ def html(
     differences = difference_table(measurements)
     if differences is not None:
         parts += [_table(differences), _note("On the same examples; below 0 is better than the reference.")]
-    parts += [_picture(drawing) for drawing in shown if drawing not in curves]
+    parts += pictures_of("figures")
     if measurements.outside:
-        parts += _outside(measurements, [drawing for drawing in drawn if drawing.name.startswith("ood_")])
+        parts += _outside(measurements, pictures_of)
     if measurements.shift is not None:
-        parts += _shift(measurements, [drawing for drawing in drawn if drawing.name.startswith("shift_")])
-    if curves:
-        parts += ["<h2>Training</h2>", *(_picture(drawing) for drawing in curves)]
+        parts += [*_shift(measurements), *pictures_of("shift")]
+    if curves := pictures_of("training"):
+        parts += ["<h2>Training</h2>", *curves]
     if details:
         parts.append(f"<details><summary>Configuration</summary><pre>{escape(details)}</pre></details>")
     return _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(part for part in parts if part))
@@ -127,7 +129,7 @@ def _about(measurements: Measurements) -> str:
     return f"{measurements.count} examples. {note}{intervals}"
 
 
-def _outside(measurements: Measurements, pictures: Sequence[Drawing]) -> list[str]:
+def _outside(measurements: Measurements, pictures_of: Callable[[str], list[str]]) -> list[str]:
     parts = ["<h2>Inputs of another kind</h2>"]
     parts.append(
         _note(
@@ -136,24 +138,23 @@ def _outside(measurements: Measurements, pictures: Sequence[Drawing]) -> list[st
             "the familiar ones are. The best of each table is bold."
         )
     )
-    names = iter(pictures)
-    for outside in measurements.outside:
+    for number, outside in enumerate(measurements.outside, 1):
         parts.append(f"<h3>{escape(outside.name)}, {outside.count} inputs</h3>")
         if not outside.reports:
             parts.append(_note("No score of these predictors varies, so there is nothing to tell them apart by."))
             continue
         for figure, heading in (("auroc", "AUROC"), ("aupr_outside", "AUPR of the other inputs"), ("fpr95", "FPR95")):
             parts += [f"<h4>{heading}</h4>", _table(ood_table(outside, figure))]
-        parts += [_picture(next(names)), _picture(next(names))]
+        parts += pictures_of(f"outside {number}")
     return parts
 
 
-def _shift(measurements: Measurements, pictures: Sequence[Drawing]) -> list[str]:
+def _shift(measurements: Measurements) -> list[str]:
     parts = ["<h2>Images that get worse</h2>", _note("Mean over the corruptions; each by itself below.")]
     for figure, heading in (("accuracy", "Accuracy"), ("ece", "ECE"), ("nll", "NLL")):
         table = shift_table(measurements, figure)
         parts += [f"<h3>{heading}</h3>", "" if table is None else _table(table)]
-    return [*parts, *map(_picture, pictures)]
+    return parts
 
 
 def _facts(facts: Mapping[str, str]) -> str:

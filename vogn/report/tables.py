@@ -98,7 +98,7 @@ def figures_table(measurements: Measurements) -> Table:
                 )
             )
         rows.append((row.label, tuple(cells)))
-    headings = [f"{column.heading} ({column.better})" if column.better else column.heading for column in columns]
+    headings = [f"{column.heading}\n({column.better})" if column.better else column.heading for column in columns]
     return Table(("predictor", *headings), tuple(rows))
 
 
@@ -127,9 +127,7 @@ def ood_table(outside: Outside, figure: str = "auroc") -> Table:
         for name, found in report.scores.items()
     }
     best = (min if figure == "fpr95" else max)(values.values()) if len(outside.reports) > 1 else None
-    rows = [
-        (label, tuple(_score_cell(values.get((label, name)), best) for name in names)) for label in outside.reports
-    ]
+    rows = [(label, tuple(_score_cell(values.get((label, name)), best) for name in names)) for label in outside.reports]
     return Table(("predictor", *(name.replace("_", " ") for name in names)), tuple(rows))
 
 
