@@ -27,6 +27,7 @@ from vogn.report.shift import LEVELS, ShiftFigures
 
 _SHOWN_SCORES = ("mutual_information", "entropy", "max_probability", "variance")
 _MOST_POINTS = 500
+_LONGEST_NAME = 24
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,9 @@ def _outside_drawings(outside: Outside, reference: str, number: int) -> list[Dra
     histograms = _new((4 * len(shown), 3.5))
     for axes, name in zip(histograms.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         inside, strange = outside.scores[label][name]
-        ood_histogram(inside, strange, score=name.replace("_", " "), labels=("familiar", _plain(outside.name)), ax=axes)
+        ood_histogram(
+            inside, strange, score=name.replace("_", " "), labels=("familiar", _plain(_short(outside.name))), ax=axes
+        )
     curves = _new((5, 5)).subplots()
     for place, (who, scores) in enumerate(outside.scores.items()):
         score = "entropy" if "entropy" in scores else next(iter(scores))
@@ -274,6 +277,11 @@ def _slug(name: str) -> str:
 def _plain(label: str) -> str:
     """A label of which matplotlib takes no part for a formula."""
     return label.replace("$", r"\$")
+
+
+def _short(name: str) -> str:
+    """The end of a long name, which is what differs between paths; a legend must fit into its axes."""
+    return name if len(name) <= _LONGEST_NAME else f"... {name[-_LONGEST_NAME:]}"
 
 
 def _new(size: tuple[float, float]) -> Any:
