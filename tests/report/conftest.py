@@ -53,3 +53,13 @@ def measured(classifier):
     outside = {"noise <b>&": torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 0.2}
     shift = report.Shift(corruptions=("contrast", "gaussian_noise"), examples=60)
     return report.measure(predictors, x, y, outside=outside, shift=shift, bootstrap=50)
+
+
+@pytest.fixture(scope="session")
+def page(measured):
+    """The page with everything on it, and texts that would be elements if they were not escaped."""
+    facts = {"run": "runs/<img src=x onerror=alert(1)>", "data": 'npz:"a&b".npz'}
+    rows = [{"epoch": k, "train_loss": 1 / k, "train_accuracy": 0.1 * k} for k in (1, 2, 3)]
+    return report.html(
+        measured, title="A </title> <b>run</b>", facts=facts, histories={"AdamW": rows}, details="{<pre>}"
+    )

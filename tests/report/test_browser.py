@@ -3,20 +3,18 @@
 import pytest
 
 import chromium
-from vogn import report
 
 pytestmark = pytest.mark.skipif(
     chromium.executable() is None, reason="there is no chromium on the PATH; Debian: apt-get install chromium"
 )
 
 
-def test_the_page_renders_without_errors(measured, tmp_path):
-    history = {"AdamW": [{"epoch": k, "train_loss": 1 / k, "train_accuracy": 0.1 * k} for k in (1, 2, 3)]}
+def test_the_page_renders_without_errors(measured, page, tmp_path):
     path = tmp_path / "report.html"
-    path.write_text(report.html(measured, title="A <b>run</b>", facts={"data": "x"}, histories=history), "utf-8")
+    path.write_text(page, "utf-8")
     found = chromium.render(path)
     assert found.console == []
-    assert found.page["title"] == "A <b>run</b>"
+    assert found.page["title"] == "A </title> <b>run</b>"
     assert len(found.page["pictures"]) == 8
     for picture in found.page["pictures"]:
         assert picture["decoded"] and picture["width"] > 100 and picture["shown"] > 100, picture

@@ -5,11 +5,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
-import pytest
-
 from vogn import report
-
-HISTORIES = {"AdamW": [{"epoch": k, "train_loss": 1 / k, "train_accuracy": 0.1 * k} for k in (1, 2, 3)]}
 
 
 class Elements(HTMLParser):
@@ -31,12 +27,6 @@ class Elements(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.fixture(scope="module")
-def page(measured):
-    facts = {"run": "runs/<img src=x onerror=alert(1)>", "data": 'npz:"a&b".npz'}
-    return report.html(measured, title="A </title> run", facts=facts, histories=HISTORIES, details="{<pre>}")
-
-
 def test_the_page_is_well_formed_and_asks_for_nothing(page):
     elements = Elements(page)
     assert elements.open == []
@@ -51,13 +41,8 @@ def test_the_page_is_well_formed_and_asks_for_nothing(page):
 
 
 def test_what_is_given_is_escaped(page):
-    for text in (
-        "A &lt;/title&gt; run",
-        "&lt;img src=x onerror=alert(1)&gt;",
-        "npz:&quot;a&amp;b&quot;.npz",
-        "{&lt;pre&gt;}",
-    ):
-        assert text in page
+    assert "A &lt;/title&gt; &lt;b&gt;run&lt;/b&gt;" in page and "{&lt;pre&gt;}" in page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page and "npz:&quot;a&amp;b&quot;.npz" in page
     assert "mean &lt;script&gt;alert(1)&lt;/script&gt; &amp; $a$ $" in page
     assert "noise &lt;b&gt;&amp;" in page
 
