@@ -6,5 +6,5 @@ Imagenette at 32 pixels without its truck and its dog; six classes of CIFAR-10, 
 CIFAR-10 also what noise, blur, contrast and rotation do.
 
     python -m benchmarks.shift_and_ood run --data-dir DIR --budget-minutes 35
-    python -m benchmarks.shift_and_ood report --page docs/out_of_distribution.md --figure docs/corruptions.svg
+    python -m benchmarks.shift_and_ood report --page docs/out_of_distribution.md --figure docs/corruptions.png
 """

@@ -22,6 +22,8 @@ TITLES = {
     "cifar10": "CIFAR-10",
     "cifar10-open": "CIFAR-10, six classes",
 }
+STRANGE = {"mnist": ("notMNIST", "USPS"), "cifar10": ("Imagenette",), "cifar10-open": ("unknown classes",)}
+SCORES = ("max_probability", "entropy", "energy", "mutual_information", "variance")
 Figure = Callable[[Mapping[str, Any]], float]
 
 
@@ -32,8 +34,7 @@ def figures_of(task: str) -> dict[str, tuple[Figure, float, int]]:
         "NLL": (lambda way: way["test"]["nll"], -1, 3),
         "ECE": (lambda way: way["test"]["ece"], -1, 3),
     }
-    strange = {"mnist": ("notMNIST", "USPS"), "cifar10": ("Imagenette",), "cifar10-open": ("unknown classes",)}
-    for name in strange[task]:
+    for name in STRANGE[task]:
         found[f"AUROC {name}"] = (lambda way, name=name: way["outside"][name]["entropy"]["auroc"], 1, 3)
     if task == "mnist":
         found["NLL on USPS"] = (lambda way: way["outside"]["USPS"]["quality"]["nll"], -1, 3)
@@ -124,6 +125,22 @@ def difference_lines(task: str, cells: Mapping[str, Mapping[int, Mapping[str, An
     return lines
 
 
+def score_lines(task: str, cells: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[str]:
+    """AUROC of every score; those of the differences between weight samples are there with weight samples only."""
+    headings = [f"{name}: {score.replace('_', ' ')}" for name in STRANGE[task] for score in SCORES]
+    lines = [f"| AUROC of | prediction | {' | '.join(headings)} |", "|---" * (2 + len(headings)) + "|"]
+    for method, way in ways_of(cells):
+        texts = []
+        for name in STRANGE[task]:
+            for score in SCORES:
+                entries = [record[way]["outside"][name] for record in cells[method].values()]
+                shown = all(score in entry for entry in entries) and (way == "posterior" or score in SCORES[:3])
+                values = [entry[score]["auroc"] for entry in entries] if shown else []
+                texts.append(f"{mean_error(values)[0]:.3f}" if values else "")
+        lines.append(f"| {NAMES[method]} | {_way(way)} | {' | '.join(texts)} |")
+    return lines
+
+
 def text_of(results: Path) -> str:
     """All tables."""
     lines: list[str] = []
@@ -135,7 +152,7 @@ def text_of(results: Path) -> str:
         counts = ", ".join(f"{name} {count}" for name, count in record["n"].items() if count)
         seeds = sorted({seed for by_seed in cells.values() for seed in by_seed})
         lines += [f"### {TITLES[task]}", "", f"Images: {counts}; {record['epochs']} epochs; {len(seeds)} seeds.", ""]
-        lines += [*table(task, cells), "", *difference_lines(task, cells), ""]
+        lines += [*table(task, cells), "", *difference_lines(task, cells), "", *score_lines(task, cells), ""]
     return "\n".join(lines)
 
 

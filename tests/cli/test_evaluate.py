@@ -103,6 +103,7 @@ def test_bad_input(vogn, run, tmp_path):
     refused(vogn("evaluate", "run", "--ood", "npz:nowhere.npz"), "no such file")
     refused(vogn("evaluate", "run", "--ood", "digits", "--ood", "digits"), "more than once")
     refused(vogn("evaluate", "run", "--bootstrap", "1"), "--bootstrap is 1", "at least 2")
+    refused(vogn("evaluate", "run", "--output", "run"), "--output is the folder of the run")
     (tmp_path / "file").write_text("")
     refused(vogn("evaluate", "run", "--output", "file"), "file")
     assert not (tmp_path / "run" / "evaluation").exists()

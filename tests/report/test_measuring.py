@@ -77,15 +77,15 @@ def test_real_targets_get_regression_figures(regression):
     json.dumps(found.to_dict())
 
 
-def test_progress_counts_every_prediction(classifier):
+def test_progress_counts_every_prediction_and_bootstrap(classifier):
     predictors, x, y = classifier
     seen = []
     shift = report.Shift(corruptions=("blur",))
     report.measure(
-        predictors, x, y, outside={"zeros": x * 0}, shift=shift, bootstrap=0, progress=lambda *step: seen.append(step)
+        predictors, x, y, outside={"zeros": x * 0}, shift=shift, bootstrap=2, progress=lambda *step: seen.append(step)
     )
     assert [done for done, _, _ in seen] == list(range(len(seen)))
-    assert {total for _, total, _ in seen} == {len(seen)} == {2 * (1 + 1 + 1 + 5)}
+    assert {total for _, total, _ in seen} == {len(seen)} == {2 * (1 + 1 + 1 + 1 + 5)}
 
 
 def test_json_holds_everything(measured):

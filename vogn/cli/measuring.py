@@ -87,8 +87,14 @@ def evaluate_run(
     others = {name: load_other(name, session.data.preprocessing) for name in ood}
     worse = _shift(session, split) if shift else None
     folder = output or run / "evaluation"
+    if folder.resolve() == run.resolve():
+        raise UsageError("--output is the folder of the run, which has pictures of its own; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     sessions = [session, *_companions(session, console)]
+    for each in sessions:
+        if each.position.epoch < session.settings.epochs:
+            epochs = f"{each.position.epoch} of {session.settings.epochs} epochs"
+            say(console, f"{each.contender.label} has been trained for {epochs} so far")
     predictors, reference = _predictors(sessions, samples or session.settings.samples)
     with MeasuringBar(console) as bar:
         found = measure(

@@ -134,7 +134,8 @@ def measure(
         level: probability of predicted intervals of real targets, in (0, 1).
         reference: label with which the others are compared; ``None`` for the first.
         seed: of the bootstrap.
-        progress: called before every prediction with the number of those done, of all of them, and what is next.
+        progress: called before every prediction and every bootstrap with the number of steps done, of all steps, and
+            what is next.
 
     Raises:
         ValueError: for no predictors, an unknown reference, real and class targets mixed, a shift of real targets, or
@@ -157,7 +158,8 @@ def measure(
     if reference not in predictors:
         raise ValueError(f"reference={reference!r} is none of the predictors {list(predictors)}")
     others = outside or {}
-    step = _counting(len(predictors) * (1 + len(others) + (0 if shift is None else shift.predictions)), progress)
+    each = 1 + bool(bootstrap) + len(others) + (0 if shift is None else shift.predictions)
+    step = _counting(len(predictors) * each, progress)
     found = {}
     for label, predictor in predictors.items():
         step(label)
@@ -170,6 +172,8 @@ def measure(
         raise ValueError("a shift is measured for predictions of labels; leave shift= out for real targets")
     rows = []
     for label, predictive in found.items():
+        if bootstrap:
+            step(f"{label}, intervals")
         y = targets.to(predictive.mean.device)
         measured = _real(predictive, y, bootstrap, level, seed) if real else _labels(predictive, y, bootstrap, seed)
         rows.append(Measured(label, predictive, measured))
