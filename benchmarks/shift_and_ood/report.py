@@ -36,6 +36,8 @@ def figures_of(task: str) -> dict[str, tuple[Figure, float, int]]:
     }
     for name in STRANGE[task]:
         found[f"AUROC {name}"] = (lambda way, name=name: way["outside"][name]["entropy"]["auroc"], 1, 3)
+    for name in STRANGE[task]:
+        found[f"AUROC {name} (MI)"] = (lambda way, name=name: by_mutual_information(way, name), 1, 3)
     if task == "mnist":
         found["NLL on USPS"] = (lambda way: way["outside"]["USPS"]["quality"]["nll"], -1, 3)
         found["ECE on USPS"] = (lambda way: way["outside"]["USPS"]["quality"]["ece"], -1, 3)
@@ -45,19 +47,29 @@ def figures_of(task: str) -> dict[str, tuple[Figure, float, int]]:
     return found
 
 
+def by_mutual_information(way: Mapping[str, Any], name: str) -> float:
+    """AUROC of the mutual information where there are weight samples, of the entropy where it would be zero."""
+    score = "mutual_information" if way["way"] == "posterior" else "entropy"
+    return float(way["outside"][name][score]["auroc"])
+
+
 def corrupted(way: Mapping[str, Any], figure: str) -> float:
     """The mean over all corruptions and severities above 0."""
     return float(np.mean([level[figure] for levels in way["corruptions"].values() for level in levels[1:]]))
 
 
 def read(results: Path, task: str) -> dict[str, dict[int, dict[str, Any]]]:
-    """Method to seed to cell, as far as they are finished."""
+    """Method to seed to cell, as far as they are finished; every way of predicting has its name under ``"way"``."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for method in METHODS:
         for seed in range(SEEDS):
             path = cell_path(results, task, method, seed)
             if path.exists():
-                found.setdefault(method, {})[seed] = json.loads(path.read_text())
+                record = json.loads(path.read_text())
+                for way in ("mean", "posterior"):
+                    if way in record:
+                        record[way]["way"] = way
+                found.setdefault(method, {})[seed] = record
     return found
 
 

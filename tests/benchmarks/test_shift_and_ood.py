@@ -13,7 +13,7 @@ from benchmarks.shift_and_ood.one_run import METHODS, tuned_configuration
 def way(nll, auroc):
     quality = {"accuracy": 0.9, "nll": nll, "ece": 0.1}
     levels = [{"nll": nll + k, "ece": 0.1 * k} for k in range(4)]
-    entry = {"entropy": {"auroc": auroc}, "quality": quality}
+    entry = {"entropy": {"auroc": auroc}, "mutual_information": {"auroc": auroc + 0.3}, "quality": quality}
     return {
         "test": quality,
         "outside": {"notMNIST": entry, "USPS": entry},
@@ -38,6 +38,7 @@ def test_differences_are_paired_by_seed_with_students_interval(results):
     expected = ttest_1samp(gaps, 0).confidence_interval(0.95)
     assert found["kfac", "AdamW"]["NLL"] == pytest.approx((gaps.mean(), expected.low, expected.high))
     assert found["kfac", "AdamW"]["AUROC notMNIST"] == pytest.approx((-0.1, -0.1, -0.1))
+    assert found["kfac", "AdamW"]["AUROC notMNIST (MI)"] == pytest.approx((0.2, 0.2, 0.2))  # AdamW has its entropy
 
 
 def test_figures_under_corruption_leave_the_clean_images_out(results):
