@@ -38,6 +38,7 @@ def test_what_fits_is_taken_as_it_is_whatever_its_labels(save):
     x = images(6, 8)
     for arrays in (
         {"x_train": images(3, 8), "y_train": np.arange(3) + 90, "x_test": x, "y_test": np.full(6, 77)},
+        {"x_train": x},
         {"x": x},
     ):
         found, changes = load_other(save(**arrays), GREY)
@@ -102,6 +103,11 @@ def test_image_files_are_read_at_the_size_of_the_run(tmp_path):
 def test_what_cannot_be_adapted_is_refused(save, x, preprocessing, words):
     with pytest.raises(DataError, match=words):
         load_other(save(x=x), preprocessing)
+
+
+def test_empty_parts_are_refused(save):
+    with pytest.raises(DataError, match=r"\[x_test\] holds no examples"):
+        load_other(save(x_train=images(3, 8), x_test=images(0, 8)), GREY)
 
 
 def test_unknown_data():

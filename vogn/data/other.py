@@ -19,8 +19,8 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 def load_other(spec: str, preprocessing: Preprocessing) -> tuple[Tensor, list[str]]:
     """Inputs of any data set as network inputs of a run that it was not made for, to see whether the run notices.
 
-    The test part is taken, or all inputs of a source without parts; of an ``npz:FILE`` without ``x_train``, its
-    array ``x``. Labels and their number are not looked at. Image files are brought to the run's size as they are read.
+    The test part is taken, or all inputs of a source without parts; of an ``npz:FILE`` without these,
+    its array ``x``. Labels and their number are not looked at. Image files are brought to the run's size as they are read.
     Other images are resized (bilinear, with anti-aliasing), grey ones repeated in three channels, colour ones turned
     grey (ITU-R BT.601), and floating-point ones in [0, 1] taken for 8-bit ones where the run has these; whatever was
     done is said.
@@ -53,15 +53,21 @@ def _inputs(spec: str, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
     kind, _, location = spec.partition(":")
     if kind == "npz" and location:
         arrays = read_arrays(location)
-        if "x_train" not in arrays and "x_test" not in arrays:
-            return load_inputs(location), spec
+        key = next((key for key in ("x_test", "x_train") if key in arrays), None)
+        x = load_inputs(location) if key is None else arrays[key]
+        return _some(x, spec if key is None else f"{spec} [{key}]")
     shape = preprocessing.input_shape
     pictures = kind in ("imagefolder", "hf") and len(shape) == 3 and shape[1] == shape[2]
     raw: RawData = read_source(spec, shape[1] if pictures else None)
     x, part = (raw.train[0], "train") if raw.test is None else (raw.test[0], "test")
+    return _some(x, f"{spec} [{part}]")
+
+
+def _some(x: np.ndarray, name: str) -> tuple[np.ndarray, str]:
+    """Those inputs and their name, unless there are none."""
     if x.ndim == 0 or len(x) == 0:
-        raise DataError(f"{spec} [{part}] holds no examples")
-    return x, f"{spec} [{part}]"
+        raise DataError(f"{name} holds no examples")
+    return x, name
 
 
 def _as_images(x: np.ndarray, preprocessing: Preprocessing, changes: list[str], name: str) -> np.ndarray:
