@@ -19,11 +19,10 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 def load_other(spec: str, preprocessing: Preprocessing) -> tuple[Tensor, list[str]]:
     """Inputs of any data set as network inputs of a run that it was not made for, to see whether the run notices.
 
-    The test part is taken, or all inputs of a source without parts; of an ``npz:FILE`` without these,
-    its array ``x``. Labels and their number are not looked at. Image files are brought to the run's size as they are read.
-    Other images are resized (bilinear, with anti-aliasing), grey ones repeated in three channels, colour ones turned
-    grey (ITU-R BT.601), and floating-point ones in [0, 1] taken for 8-bit ones where the run has these; whatever was
-    done is said.
+    The test part is taken, or all inputs of a source without parts; of an ``npz:FILE`` without these, its array ``x``.
+    Labels and their number are not looked at. Image files are brought to the run's size as they are read. Other images
+    are resized (bilinear, with anti-aliasing), grey ones repeated in three channels, colour ones turned grey (ITU-R
+    BT.601), and floating-point ones in [0, 1] taken for 8-bit ones where the run has these; whatever was done is said.
 
     Args:
         spec: see :func:`vogn.data.load_data`.
