@@ -16,7 +16,7 @@ FLOORS = {
     "optim": 5, "predict": 5, "models": 5, "metrics": 5, "data": 5,
     "active": 6, "calibration": 6, "check": 6, "plots": 6, "rl": 6, "continual": 6,
     "sensitivity": 6, "pruning": 6, "distillation": 6,
-    "cli": 7, "interop": 7, "sklearn": 7,
+    "cli": 7, "interop": 7, "sklearn": 7, "report": 7,
     "testing": 8,
 }  # fmt: skip
 PUBLIC = ""

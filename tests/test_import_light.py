@@ -7,7 +7,8 @@ import pytest
 
 HEAVY = ("pyro", "gpytorch", "linear_operator", "matplotlib", "sklearn", "scipy", "pandas", "datasets", "PIL",
          "typer", "rich", "gymnasium", "transformers", "peft", "accelerate", "lightning", "tensorboard",
-         "torch._dynamo", "torch.distributed.fsdp", "sympy", "vogn.cli", "vogn.interop", "vogn.sklearn")  # fmt: skip
+         "torch._dynamo", "torch.distributed.fsdp", "sympy", "vogn.cli", "vogn.interop", "vogn.sklearn",
+         "vogn.report")  # fmt: skip
 
 
 @pytest.mark.parametrize("statement", ["import vogn", "import vogn.cli", "import vogn.data", "import vogn.models"])

@@ -34,11 +34,19 @@ def schedule(step: int, steps: int) -> float:
 
 
 def train(
-    row: Row, configuration: Mapping[str, Any], x: Tensor, y: Tensor, study: Study, epochs: int, seed: int
+    row: Row,
+    configuration: Mapping[str, Any],
+    x: Tensor,
+    y: Tensor,
+    study: Study,
+    epochs: int,
+    seed: int,
+    *,
+    classes: int = 10,
 ) -> tuple[nn.Module, Any, float]:
     """Train a ResNet-8; returns the model, the optimizer and the CPU seconds of the loop."""
     torch.manual_seed(seed)
-    model = build_model("resnet8", num_classes=10, in_channels=x.shape[1], width=study.width)
+    model = build_model("resnet8", num_classes=classes, in_channels=x.shape[1], width=study.width)
     optimizer = row.build(model, len(x), seed=seed, **configuration)
     rates = [group["lr"] for group in optimizer.param_groups]
     likelihood = Categorical()

@@ -166,14 +166,39 @@ def evaluate(
     run: Run,
     data: Annotated[Optional[str], typer.Option(help="Another data set with the same classes.")] = None,  # noqa: UP045
     part: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    ood: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Data of any other kind, as for --data: are they told apart? May be repeated."),
+    ] = None,
+    shift: Annotated[
+        bool, typer.Option("--shift", help="Add noise, blur, contrast and rotation, 5 severities.")
+    ] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write report.html, which opens without a network.")] = False,
     samples: Samples = None,
+    bootstrap: Annotated[int, typer.Option(help="Replicates of the intervals; 0 for none.")] = 1000,
     device: Device = None,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder for figures, pictures and report.", show_default="evaluation in the run's folder"),
+    ] = None,
 ) -> None:
-    """Accuracy, NLL, Brier score and calibration error of a run."""
+    """Measure a run beside those trained with it: figures with intervals, pictures, one page that holds all."""
     with one_line_errors():
-        from vogn.cli import commands
+        from vogn.cli.measuring import evaluate_run
 
-        commands.evaluate_run(run, data=data, part=part, samples=samples, device=device, console=Console())
+        evaluate_run(
+            run,
+            data=data,
+            part=part,
+            ood=ood or [],
+            shift=shift,
+            report=report,
+            samples=samples,
+            bootstrap=bootstrap,
+            device=device,
+            output=output,
+            console=Console(),
+        )
 
 
 @app.command()

@@ -21,13 +21,10 @@ from vogn.cli.plots import plot_learning_curves, plot_reliability
 from vogn.cli.run_folder import RunFolder, new_path, write_atomically
 from vogn.cli.screen import ProgressWatcher, results_table, say
 from vogn.cli.session import Session, open_data, rehearse, resolve_device
-from vogn.cli.settings import Settings, given_settings, reads_image_files, resumed_settings
+from vogn.cli.settings import Settings, given_settings, resumed_settings
 from vogn.cli.training import Training
-from vogn.data import Data, Preprocessing, load_inputs
-from vogn.data.splits import numbered
+from vogn.data import Data, load_inputs
 from vogn.errors import CheckpointError
-
-PARTS = ("test", "validation", "train")
 
 
 def train(given: Mapping[str, Any], *, output: Path | None, resume: Path | None, console: Console) -> list[Evaluation]:
@@ -95,22 +92,6 @@ def use_threads(threads: int | None) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "vogn.cli", *sys.argv[1:]])
 
 
-def evaluate_run(
-    run: Path, *, data: str | None, part: str, samples: int | None, device: str | None, console: Console
-) -> list[Evaluation]:
-    """Figures of a stored run on a part of its own data or of another data set with the same classes."""
-    if part not in PARTS:
-        raise UsageError(f"unknown part {part!r}; allowed are {', '.join(PARTS)}")
-    session = load_session(run, device=device)
-    split = getattr(_other_data(session, data) if data else session.data, part)
-    if len(split) == 0:
-        raise UsageError(f"{data or session.settings.data} has no {part} part")
-    rows = evaluate(session, split, samples=samples or session.settings.samples)
-    title = f"{data or session.settings.data}, {part} part, {len(split)} examples"
-    console.print(results_table(rows, title))
-    return rows
-
-
 def predict_file(
     run: Path, *, input_path: Path, output_path: Path, samples: int | None, device: str | None, console: Console
 ) -> None:
@@ -148,22 +129,6 @@ def load_session(run: Path, *, device: str | None) -> Session:
     return session
 
 
-def _other_data(session: Session, spec: str) -> Data:
-    preprocessing: Preprocessing = session.data.preprocessing
-    size = session.settings.image_size if reads_image_files(spec) else None
-    settings = Settings(data=spec, image_size=size, augment=False)
-    data = open_data(settings, preprocessing)
-    if data.num_classes != session.data.num_classes:
-        raise UsageError(
-            f"class-count mismatch: {spec} has {data.num_classes} classes, the run has {session.data.num_classes}"
-        )
-    mine, theirs = session.data.class_names, data.class_names
-    if mine != theirs and numbered(len(mine)) not in (mine, theirs):
-        pair = next((a, b) for a, b in zip(mine, theirs, strict=True) if a != b)
-        raise UsageError(f"class-name mismatch: {spec} has the class {pair[1]!r} where the run has {pair[0]!r}")
-    return data
-
-
 def _save_posterior(session: Session) -> None:
     posterior(session).save(session.folder.path / "posterior.safetensors")
 
@@ -184,4 +149,4 @@ def _headline(settings: Settings, data: Data, device: torch.device, folder: RunF
     return f"{settings.data}: {sizes} (train / validation / test), {data.num_classes} classes, {where}"
 
 
-__all__ = ["PARTS", "InterruptedRunError", "evaluate_run", "load_session", "predict_file", "train"]
+__all__ = ["InterruptedRunError", "load_session", "predict_file", "train"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from vogn.data import Split
 from vogn.likelihoods import Categorical
 from vogn.metrics import accuracy, brier, ece, nll
 from vogn.posterior import GaussianPosterior
-from vogn.predict import Predictive, predict
+from vogn.predict import BatchNormCalibration, Predictive, predict
 
 _BATCH = 512
 _CALIBRATION = 1024
@@ -91,7 +92,9 @@ def posterior(session: Session) -> GaussianPosterior:
         x, y = session.data.validation.x[:_VALIDATION], session.data.validation.y[:_VALIDATION]
         found = {}
         for temperature in TEMPERATURES:
-            probabilities = _predictive(session, trained.tempered(temperature), x, samples=_SAMPLES).mean
+            tempered = trained.tempered(temperature)
+            inputs = calibration(session, sampled=bool(tempered.sampled_blocks))
+            probabilities = _predictive(session, tempered, x, samples=_SAMPLES, calibration=inputs).mean
             if torch.isfinite(probabilities).all():
                 found[temperature] = Scores.of(probabilities, y).nll
         if not found:
@@ -108,9 +111,25 @@ def posterior(session: Session) -> GaussianPosterior:
 
 def predictive(session: Session, x: Tensor, *, samples: int | None) -> Predictive:
     """Class probabilities with the mean weights (``samples=None``) or averaged over that many weight samples."""
-    found = _predictive(session, session.posterior() if samples is None else posterior(session), x, samples=samples)
-    _require_finite(session, found.mean)
-    return found
+    return predictor(session, samples=samples)(x)
+
+
+def predictor(session: Session, *, samples: int | None) -> Callable[[Tensor], Predictive]:
+    """A function from inputs to :func:`predictive`, which builds the posterior and estimates batch norm once.
+
+    Raises:
+        DivergedError: from the function, if predictions are not finite.
+    """
+    weights = session.posterior() if samples is None else posterior(session)
+    inputs = calibration(session, sampled=samples is not None and bool(weights.sampled_blocks))
+    shared = None if inputs is None else BatchNormCalibration(inputs)
+
+    def predictions(x: Tensor) -> Predictive:
+        found = _predictive(session, weights, x, samples=samples, calibration=shared)
+        _require_finite(session, found.mean)
+        return found
+
+    return predictions
 
 
 def _require_finite(session: Session, probabilities: Tensor) -> None:
@@ -125,7 +144,9 @@ def _not_finite(session: Session) -> DivergedError:
     )
 
 
-def _predictive(session: Session, weights: GaussianPosterior, x: Tensor, *, samples: int | None) -> Predictive:
+def _predictive(
+    session: Session, weights: GaussianPosterior, x: Tensor, *, samples: int | None, calibration: Any
+) -> Predictive:
     return predict(
         session.model,
         weights,
@@ -133,7 +154,7 @@ def _predictive(session: Session, weights: GaussianPosterior, x: Tensor, *, samp
         method="mean" if samples is None else "mc",
         samples=1 if samples is None else samples,
         likelihood=Categorical(),
-        calibration=calibration(session, sampled=samples is not None and bool(weights.sampled_blocks)),
+        calibration=calibration,
         batch_size=_BATCH,
         seed=session.settings.seed,
         keep_samples=False,

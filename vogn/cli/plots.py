@@ -9,10 +9,9 @@ from typing import Any
 
 from vogn.cli.evaluation import Evaluation
 from vogn.cli.run_folder import write_atomically
-from vogn.metrics import reliability
 from vogn.optim.range_test import RangeTest
-from vogn.plots import confidence_histogram, learning_curves, reliability_diagram
 from vogn.plots.curves import METRIC_NAMES
+from vogn.report.figures import learning_curves_figure, reliability_figure
 
 
 def plot_learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
@@ -22,14 +21,7 @@ def plot_learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]],
         histories: label to rows of ``metrics.jsonl``.
         path: the PNG file.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        learning_curves(histories, metric, ax=axes)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, ncols=len(histories), loc="outside upper center")
-    _save(figure, path)
+    _save(learning_curves_figure(histories), path)
 
 
 def plot_reliability(rows: Sequence[Evaluation], path: Path) -> None:
@@ -39,19 +31,8 @@ def plot_reliability(rows: Sequence[Evaluation], path: Path) -> None:
         rows: evaluations on the same examples.
         path: the PNG file.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 6.5), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    for number, row in enumerate(rows):
-        bins, color = reliability(row.probabilities, row.targets), f"C{number}"
-        label = f"{row.label}, {row.how} (ECE {row.scores.ece:.3f})"
-        reliability_diagram(bins, label=label, color=color, ax=upper)
-        confidence_histogram(bins, color=color, ax=lower)
-    upper.set_xlabel("")
-    lower.margins(y=0.2)
-    figure.legend(fontsize=8, loc="outside upper left")
-    _save(figure, path)
+    named = [(f"{row.label}, {row.how}", row.probabilities, row.targets) for row in rows]
+    _save(reliability_figure(named), path)
 
 
 def plot_range_test(found: RangeTest, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -14,6 +15,9 @@ from vogn.cli.contenders import RECIPES, Recipe
 from vogn.cli.evaluation import Evaluation
 from vogn.cli.session import Session
 from vogn.optim import METHODS
+from vogn.report.tables import Table as Figures
+
+_FIGURE_WIDTH = 12
 
 
 def say(console: Console, text: str) -> None:
@@ -131,6 +135,68 @@ def results_table(rows: Sequence[Evaluation], title: str) -> Table:
             cells.append(f"[bold]{text}[/bold]" if value == best[name] and len(rows) > 1 else text)
         table.add_row(row.label, row.how, *cells)
     return table
+
+
+class MeasuringBar:
+    """A progress bar over predictions, with what is predicted next; nothing where there is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("measuring"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.task = self.progress.add_task("", total=None)
+
+    def __enter__(self) -> MeasuringBar:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def __call__(self, done: int, total: int, about: str) -> None:
+        """Move the bar."""
+        self.progress.update(self.task, completed=done, total=total, description=about)
+
+
+def figure_tables(table: Figures, title: str, width: int) -> list[Table]:
+    """A table of figures for a terminal, cut into several where it is too wide.
+
+    Args:
+        table: the figures; those that are best are bold.
+        title: above the first one.
+        width: of the terminal, in characters.
+    """
+    labels = max(len(label) for label, _ in table.rows)
+    columns = max(1, (width - labels - 4) // _FIGURE_WIDTH)
+    count = len(table.headings) - 1
+    found = []
+    for start in range(0, count, columns):
+        part = Table(title=Text(title) if start == 0 else None, box=box.SIMPLE_HEAD)
+        part.add_column(table.headings[0], no_wrap=labels < width // 2)
+        chosen = slice(start, start + columns)
+        for heading in table.headings[1:][chosen]:
+            part.add_column(Text(heading), justify="right")
+        for label, cells in table.rows:
+            texts = []
+            for cell in cells[chosen]:
+                text = Text(cell.text, style="bold" if cell.best else "")
+                if cell.interval and count == 2:
+                    text.append(f" ({cell.interval})", style="dim")
+                texts.append(text)
+            part.add_row(Text(label), *texts)
+        found.append(part)
+    return found
 
 
 def methods_table() -> Table:

@@ -7,6 +7,7 @@ from vogn.data.indexed import Indexed
 from vogn.data.loading import SOURCES, load_data
 from vogn.data.npz import load_inputs
 from vogn.data.order import epoch_batches, epoch_order
+from vogn.data.other import load_other
 from vogn.data.preprocessing import Preprocessing
 from vogn.data.splits import Data, Split, stratified_parts
 
@@ -25,6 +26,7 @@ __all__ = [
     "epoch_order",
     "load_data",
     "load_inputs",
+    "load_other",
     "standard_augmentation",
     "stratified_parts",
 ]

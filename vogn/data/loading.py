@@ -64,7 +64,7 @@ def load_data(
         DataError: anything wrong with the description, the file or its contents, in one line.
         MissingExtraError: the source needs a library that is not installed.
     """
-    raw = _read(spec, image_size)
+    raw = read_source(spec, image_size)
     parts = _label_parts(raw, spec)
     wanted = num_classes if num_classes is not None or raw.class_names is None else len(raw.class_names)
     count = class_count(parts["train"][1], wanted=wanted, name=f"{spec} [train]")
@@ -86,7 +86,8 @@ def load_data(
     )
 
 
-def _read(spec: str, image_size: int | None) -> RawData:
+def read_source(spec: str, image_size: int | None) -> RawData:
+    """What stands behind a description, as its source has it."""
     kind, _, location = spec.partition(":")
     allowed = ", ".join(f"{name}:{rest}" if rest else name for name, (rest, _) in SOURCES.items())
     if kind not in SOURCES or bool(SOURCES[kind][0]) != bool(location):

@@ -40,7 +40,7 @@ class Preprocessing:
     def fit(cls, x: np.ndarray, *, name: str) -> Preprocessing:
         """Fit to raw training inputs ``x``; ``name`` stands for them in messages."""
         eight_bit = x.dtype == np.uint8 and x.ndim > 2
-        raw = _to_channels_first(_as_floats(x, eight_bit=eight_bit, name=name), name=name)
+        raw = channels_first(_as_floats(x, eight_bit=eight_bit, name=name), name=name)
         axes = (0, 2, 3) if raw.ndim == 4 else (0,)
         with np.errstate(over="ignore", invalid="ignore"):
             mean, std = raw.mean(axis=axes, dtype=np.float64), raw.std(axis=axes, dtype=np.float64)
@@ -61,7 +61,7 @@ class Preprocessing:
         if self.eight_bit != (x.dtype == np.uint8 and x.ndim > 2):
             wanted = "8-bit integers (uint8)" if self.eight_bit else "floating-point numbers"
             raise DataError(f"{name} holds {x.dtype}, but the training inputs were {wanted}; use the same units")
-        raw = _to_channels_first(_as_floats(x, eight_bit=self.eight_bit, name=name), name=name)
+        raw = channels_first(_as_floats(x, eight_bit=self.eight_bit, name=name), name=name)
         if tuple(raw.shape[1:]) != self.input_shape:
             raise DataError(
                 f"{name} has examples of shape {tuple(raw.shape[1:])}, but the training inputs have {self.input_shape}"
@@ -119,7 +119,8 @@ def _as_floats(x: np.ndarray, *, eight_bit: bool, name: str) -> np.ndarray:
     return floats
 
 
-def _to_channels_first(x: np.ndarray, *, name: str) -> np.ndarray:
+def channels_first(x: np.ndarray, *, name: str) -> np.ndarray:
+    """Images as ``(N, C, H, W)``, features as they are."""
     if x.ndim > 1 and 0 in x.shape[1:]:
         raise DataError(f"{name} has shape {x.shape}: its examples are empty")
     if x.ndim == 2:
