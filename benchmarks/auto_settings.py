@@ -101,6 +101,7 @@ def search(
     data: tuple[Tensor, Tensor],
     batch: int,
     seed: int,
+    steps: int = 100,
 ) -> Found:
     """Set and return learning rate and damping of a search that trains on four fifths of the data and compares on the
     rest; the run has all of them again."""
@@ -109,7 +110,8 @@ def search(
     count = len(order) // HELD_OUT
     outside, inside = (TensorDataset(*(tensor[part] for tensor in data)) for part in (order[:count], order[count:]))
     loader = DataLoader(inside, batch_size=batch, shuffle=True)
-    found = vogn.damping_search(optimizer, model, likelihood, loader, held_out=DataLoader(outside, batch_size=256))
+    held_out = DataLoader(outside, batch_size=256)
+    found = vogn.damping_search(optimizer, model, likelihood, loader, held_out=held_out, steps=steps)
     for group in optimizer.param_groups:
         group.update(lr=found.suggestion, damping=found.damping)
     return {"lr": found.suggestion, "damping": found.damping}
@@ -194,7 +196,7 @@ def regress(
     )
     if configuration is None:
         tuner = vogn.PriorTuner(optimizer, every=5 * epoch, start=epochs // 2 * epoch)
-        chosen = search(optimizer, model, likelihood, (x, y), BATCH, seed)
+        chosen = search(optimizer, model, likelihood, (x, y), BATCH, seed, STEPS // 5)
     else:
         chosen = {"lr": configuration["lr"]}
         for group in optimizer.param_groups:

@@ -366,3 +366,23 @@ def test_illegal_noise_raises(noise):
 def test_illegal_initial_noise_raises():
     with pytest.raises(ValueError, match="initial=0"):
         Gaussian("learn", initial=0.0)
+
+
+def test_a_learnable_noise_follows_the_residuals():
+    """All at once it is the most likely one; in shares it is an average of squares; a fixed one stays."""
+    f, y = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[1.5], [1.0], [4.0]])
+    square = (0.25 + 1.0 + 0.0) / 3
+    learned = Gaussian("learn", initial=2.0)
+    learned.follow(f, y, 0.25)
+    assert float(learned.noise.detach()) ** 2 == pytest.approx(0.75 * 4.0 + 0.25 * square, rel=1e-6)
+    learned.follow(f, y)
+    assert float(learned.noise.detach()) ** 2 == pytest.approx(square, rel=1e-6) and learned.log_noise.requires_grad
+    losses = []
+    for factor in (0.9, 1.0, 1.1):
+        losses.append(float(Gaussian(factor * square**0.5).terms(f, y).mean()))
+    assert min(losses) == losses[1] == pytest.approx(float(learned.terms(f, y).mean().detach()), rel=1e-6)
+    learned.follow(f, f)  # no residual: a noise of zero would be useless
+    assert float(learned.noise.detach()) ** 2 == pytest.approx(square, rel=1e-6)
+    fixed = Gaussian(0.3)
+    fixed.follow(f, y)
+    assert fixed.noise == 0.3

@@ -28,6 +28,7 @@ def loader(n=120, seed=0):
 
 
 def network():
+    torch.manual_seed(0)  # of dropout
     return fill(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 3))).float()
 
 
@@ -121,3 +122,20 @@ def test_what_cannot_be_searched_is_refused():
             vogn.damping_search(opt, model, Categorical(), loader(), steps=20, **options)
     with pytest.raises(RangeTestError, match="the loss does not fall"):
         vogn.damping_search(optimizer(model), model, lambda o, y: Categorical()(o, y) * 0.0 + 1.0, loader(), steps=20)
+
+
+def test_a_learned_noise_is_that_of_the_residuals_wherever_losses_are_compared():
+    """The copy's noise follows in training, and is the held-out examples' own in the comparison; the user's stays."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    x = normal(80, 2, seed=1, dtype=torch.float32)
+    y = x.sum(1, keepdim=True) + 0.05 * normal(80, 1, seed=2, dtype=torch.float32)
+    likelihood = vogn.likelihoods.Gaussian("learn", initial=2.0)
+    residual = float((model(x) - y).square().mean().sqrt())
+    found = losses_on(copy.deepcopy(model), copy.deepcopy(likelihood), [(x[:50], y[:50]), (x[50:], y[50:])], x.device)
+    assert np.mean(found) == pytest.approx(np.log(residual) + 0.5 + 0.5 * np.log(2 * np.pi), rel=1e-5)
+    opt = vogn.VOGN(model, ess=80.0, weight_decay=1e-3)
+    halves = [(x[:40], y[:40])], [(x[40:], y[40:])]
+    test = vogn.learning_rate_range_test(opt, model, likelihood, halves[0], steps=60, held_out=halves[1])
+    assert float(likelihood.log_noise.exp()) == pytest.approx(2.0)
+    assert min(test.losses) < np.log(2.0) + 0.5 * np.log(2 * np.pi)  # below what the first noise allows at best

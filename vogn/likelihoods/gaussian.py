@@ -62,6 +62,24 @@ class Gaussian(Likelihood):
     def _constant(self) -> float | Tensor:
         return self._fixed if self.log_noise is None else self.log_noise.detach().exp()
 
+    @torch.no_grad()
+    def follow(self, outputs: Tensor, targets: Tensor, share: float = 1.0) -> None:
+        """Move the square of a learnable noise towards the mean squared residual; a fixed noise stays.
+
+        With ``share=1`` the noise is the most likely one for these outputs; with a small share, step after step, an
+        average over batches. A noise that would become zero or is not finite stays as it is.
+
+        Args:
+            outputs, targets: as in the call.
+            share: of these residuals in the average, in (0, 1].
+        """
+        if self.log_noise is None:
+            return
+        seen = (at_least_float32(outputs) - targets).square().mean()
+        square = torch.lerp(self.log_noise.exp().square(), seen.to(self.log_noise), share)
+        if bool(square.isfinite() & (square > 0)):
+            self.log_noise.copy_(0.5 * square.log())
+
     def check_shapes(self, outputs: Tensor, targets: Tensor) -> None:
         """See :meth:`Likelihood.check_shapes`."""
         check_outputs(outputs, 1, "(N,) or (N, ..., K)")

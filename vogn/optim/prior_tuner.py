@@ -18,6 +18,7 @@ from vogn.optim.blocks import BlockTable
 from vogn.optim.methods import sets_groups
 from vogn.posterior import PosteriorBlock
 from vogn.posterior.evidence import stationary_precision
+from vogn.posterior.precision_sums import exactly_damped
 
 HALVINGS = 24
 """Of the interval in which a precision is sought: a relative error below 1e-5."""
@@ -155,7 +156,10 @@ class PriorTuner:
 
 
 def _with_curvature(table: BlockTable, block: Block, ess: float) -> PosteriorBlock:
-    """A block as the posterior sees it, without a copy of its state."""
+    """A block with the sum of curvature and prior that factored damping stands for, without a copy of its state.
+
+    Factored damping adds more than the prior, and so counts too many effective parameters.
+    """
     if not table.known(block):
         raise MissingCurvatureError(
             f"block {block.name!r} has no curvature yet, so that its evidence is not known: tune later, "
@@ -168,7 +172,8 @@ def _with_curvature(table: BlockTable, block: Block, ess: float) -> PosteriorBlo
                 "choose another structure for this block"
             )
     state = table.gathered(block)["curvature"]
-    return PosteriorBlock(block.name, block.layout, block.structure, state, shift=0.0, ess=ess, sampled=False)
+    own = PosteriorBlock(block.name, block.layout, block.structure, state, shift=0.0, ess=ess, sampled=False)
+    return exactly_damped(own)
 
 
 def layer_groups(model: nn.Module) -> list[dict[str, Any]]:

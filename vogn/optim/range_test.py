@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from vogn.capture.objective import Objective
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError, RangeTestError
+from vogn.likelihoods import Gaussian
 from vogn.optim.base import NaturalGradient
 from vogn.optim.calling import outputs_of
 from vogn.optim.methods import sets_groups
@@ -32,6 +33,8 @@ STOP_FACTOR = 4.0
 """The sweep, or a run, ends where a running mean of the loss is so many times its smallest value (above zero loss)."""
 WARM_UP, END = 0.1, 0.25
 """Shares of a short run: in which the rate rises, and whose losses count."""
+NOISE_SHARE = 0.1
+"""A learnable noise follows the residuals of so many batches: their share in its average."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ def learning_rate_range_test(
     way up (in logarithms): to the left learning is slow, to the right steps are too long, at first for a long run and
     then for the short test. Where nothing diverges (a KL clip makes long steps harmless) the range ends with a full
     Newton step.
+
+    A learnable noise (:class:`vogn.likelihoods.Gaussian`) follows the residuals meanwhile, in the copy.
 
     Because a rate that rises at every step says little about a long run, the choice is then compared with its
     neighbours (half a decade apart) by short runs of ``steps`` steps, with warm-up and cosine decay: as long as their
@@ -174,21 +179,25 @@ def losses_on(
 ) -> list[float]:
     """Losses of a copy in evaluation mode, of every term where the likelihood tells them, else of every batch.
 
+    A learnable noise is set to the residuals of all these examples: another value would hide their differences.
+
     Raises:
         ValueError: if the loader is empty or its batches are no pairs.
     """
     model.eval()
-    terms = getattr(likelihood, "terms", likelihood)
-    found: list[float] = []
+    seen: list[tuple[Tensor, Any]] = []
     with torch.no_grad():
         for batch in loader:
             inputs, targets = tree_map(
                 lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, _pair(batch, "(inputs, targets)")
             )
-            found += terms(outputs_of(model, inputs), targets).reshape(-1).tolist()
-    if not found:
-        raise ValueError("held_out has no examples (or is an iterator that can be gone through only once)")
-    return found
+            seen.append((outputs_of(model, inputs), targets))
+        if not seen:
+            raise ValueError("held_out has no examples (or is an iterator that can be gone through only once)")
+        if isinstance(likelihood, Gaussian):
+            likelihood.follow(torch.cat([outputs for outputs, _ in seen]), torch.cat([targets for _, targets in seen]))
+        terms = getattr(likelihood, "terms", likelihood)
+        return [value for outputs, targets in seen for value in terms(outputs, targets).reshape(-1).tolist()]
 
 
 def copies(*originals: Any) -> Any:
@@ -270,9 +279,12 @@ def _step(
     optimizer.zero_grad()
     for _ in range(samples):
         with optimizer.sampled_params(indices), torch.enable_grad():
-            loss = likelihood(outputs_of(model, inputs), targets)
+            outputs = outputs_of(model, inputs)
+            loss = likelihood(outputs, targets)
             loss.backward()
         total += loss.item()
+        if isinstance(likelihood, Gaussian):
+            likelihood.follow(outputs.detach(), targets, NOISE_SHARE)
     type(optimizer).step(optimizer)  # a scheduler's patch of the instance would step the original
     return total / samples
 
