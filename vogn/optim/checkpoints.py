@@ -82,6 +82,8 @@ def _fixed_sizes(block: Block, state: Mapping[str, Tensor]) -> dict[str, tuple[i
     """Shapes by state key, without the dimensions whose length depends on the data."""
     sizes = {}
     for key, tensor in state.items():
+        if key in block.structure.EARLIER:
+            continue
         shape = list(tensor.shape)
         if shape and key in block.structure.GROWS:
             del shape[block.structure.GROWS[key]]
