@@ -67,7 +67,7 @@ class ContinualMethod(ABC):
 
     @abstractmethod
     def penalty(self) -> Tensor:
-        """What forgetting costs at the present weights, a scalar in nats; a constant zero in the first task."""
+        """What forgetting costs at the present weights, a scalar in nats; in the first task zero, or a prior alone."""
 
     @abstractmethod
     def after_task(self, loader: Loader) -> None:
