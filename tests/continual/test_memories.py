@@ -118,7 +118,7 @@ def test_fromp_is_the_written_formula(heads):
     for task in tasks:
         select_head(model, task.head)
         weights = {n: p.detach() for n, p in model.named_parameters()}
-        slopes = jacrev(lambda w: functional_call(model, w, (task.x_train,)))(weights)
+        slopes = jacrev(lambda w, x=task.x_train: functional_call(model, w, (x,)))(weights)
         p = model(task.x_train).softmax(-1).detach()
         hessian = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
         for n, slope in slopes.items():
