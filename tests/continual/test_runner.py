@@ -112,6 +112,35 @@ def test_dropout_goes_on_with_the_same_noise_and_the_global_state_is_left_alone(
     assert again.model.training
 
 
+@pytest.mark.parametrize("name", ["ewc", "vcl", "fromp"])
+def test_frozen_batch_norm_keeps_the_statistics_of_the_first_task(name, tmp_path):
+    """The same after task 1 as without freezing, then unchanged; and a killed run still ends with the same bits."""
+
+    def learner():
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double()
+        options = {"samples": 0, "lr": 0.02} if name == "vcl" else {"optimizer": adam(0.02)}
+        return CONTINUAL_METHODS[name].build(model, Categorical(), **options)
+
+    def statistics(tasks, **options):
+        method = learner()
+        run_tasks(method, classification(tasks=tasks), epochs=2, batch_size=12, **options)
+        return [method.model[1].running_mean.clone(), method.model[1].running_var.clone()]
+
+    first, frozen, running = statistics(1), statistics(2, batchnorm="freeze"), statistics(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, frozen, strict=True))
+    assert not torch.equal(first[0], running[0])
+    options = {"batchnorm": "freeze", "folder": tmp_path, "checkpoint_every": 1}
+    with pytest.raises(Killed):
+        run(learner(), watcher=KillAfter(batches=6), **options)
+    again, whole = learner(), learner()
+    assert run(again, **options) == run(whole, batchnorm="freeze")
+    for a, b in zip(weights(whole), weights(again), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(CheckpointError, match="batchnorm freeze, this one running"):
+        run(learner(), folder=tmp_path)
+
+
 def test_a_run_that_is_asked_to_stop_has_written_where_it_stood(tmp_path):
     wanted = run(build("ewc"))
     asked = iter([False] * 5 + [True])
@@ -149,8 +178,12 @@ def test_folders_of_another_run_and_damaged_ones(tmp_path):
 
 
 def test_what_is_refused():
-    for options, match in (({"epochs": 0}, "epochs=0"), ({"batch_size": 0}, "batch_size=0"),
-                           ({"checkpoint_every": 0}, "checkpoint_every=0")):  # fmt: skip
+    for options, match in (
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"checkpoint_every": 0}, "checkpoint_every=0"),
+        ({"batchnorm": "x"}, "batchnorm='x'"),
+    ):
         with pytest.raises(ValueError, match=match):
             run(build("ewc"), **options)
     with pytest.raises(ValueError, match="asks for head 1"):
@@ -178,7 +211,7 @@ def test_the_bar_is_told_about_every_batch_and_task(monkeypatch):
     assert [f["accuracy"] for f in seen if "accuracy" in f] == pytest.approx(result.averages)
 
 
-@pytest.mark.parametrize("method", ["vogn", "von", "ivon", "kfac"])
+@pytest.mark.parametrize("method", ["vogn", "von", "ivon", "kfac", "slang"])
 @pytest.mark.parametrize("variational", [True, False])
 def test_the_posterior_grows_with_every_task_in_both_modes(method, variational):
     if method == "ivon" and not variational:

@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vogn.continual.checkpoint import read_checkpoint, write_checkpoint
 from vogn.continual.errors import StoppedError
@@ -22,6 +23,7 @@ from vogn.continual.watching import Silent, Watcher
 from vogn.data import epoch_batches
 from vogn.errors import CheckpointError
 
+BatchNormPolicy = Literal["running", "freeze"]
 TEST_BATCH = 512
 EPOCHS_PER_TASK = 1_000_000
 """Epochs are numbered through all tasks, so that no two have the same order of examples."""
@@ -54,6 +56,7 @@ def run_tasks(
     batch_size: int = 64,
     seed: int = 0,
     folder: str | Path | None = None,
+    batchnorm: BatchNormPolicy = "running",
     checkpoint_every: int = 200,
     watcher: Watcher | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -73,6 +76,9 @@ def run_tasks(
         batch_size: >= 1.
         seed: >= 0.
         folder: made if need be; ``None`` keeps nothing.
+        batchnorm: ``"running"``: every task is trained in training mode and leaves its running statistics, with which
+            the earlier tasks are tested too; ``"freeze"``: the statistics of the first task are used, and kept, in all
+            later ones. The same without batch norm.
         checkpoint_every: batches, >= 1.
         watcher: looks on, for example :func:`vogn.continual.progress_bar`.
         should_stop: asked after every batch; where it says yes, a checkpoint is written.
@@ -90,11 +96,13 @@ def run_tasks(
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("checkpoint_every", checkpoint_every)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
+    if batchnorm not in ("running", "freeze"):
+        raise ValueError(f"batchnorm={batchnorm!r}: choose 'running' or 'freeze'")
     check_tasks(tasks)
     for task in tasks:
         select_head(method.model, task.head)
     path = None if folder is None else Path(folder) / "checkpoint.pt"
-    run = _Run(method, tasks, epochs, batch_size, seed, path, watcher or Silent())
+    run = _Run(method, tasks, epochs, batch_size, seed, batchnorm, path, watcher or Silent())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         run.begin()
@@ -116,11 +124,12 @@ class _Run:
         epochs: int,
         batch_size: int,
         seed: int,
+        batchnorm: BatchNormPolicy,
         path: Path | None,
         watcher: Watcher,
     ) -> None:
         self.method, self.tasks, self.epochs = method, tasks, epochs
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.batchnorm = batch_size, seed, batchnorm
         self.path, self.watcher = path, watcher
         self.position = Position()
         self.optimizer: torch.optim.Optimizer | None = None
@@ -147,6 +156,10 @@ class _Run:
             self.method.begin_task(len(task.x_train))
             self.optimizer = self.method.optimizer()
         self.method.model.train()
+        if self.batchnorm == "freeze" and position.task > 0:
+            for module in self.method.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
         while position.epoch < self.epochs:
             number = position.task * EPOCHS_PER_TASK + position.epoch
             batches = epoch_batches(len(task.x_train), self.batch_size, self.seed, number)
@@ -222,6 +235,7 @@ class _Run:
                 "epochs": self.epochs,
                 "batch size": self.batch_size,
                 "seed": self.seed,
+                "batchnorm": self.batchnorm,
                 "tasks": [[t.name, t.head, t.outputs, _digest(t.x_train), _digest(t.y_train)] for t in self.tasks],
                 "weights": {name: list(p.shape) for name, p in self.method.model.named_parameters()},
             }

@@ -28,7 +28,7 @@ class VariationalContinualLearning(ContinualMethod):
     Args:
         model: see :class:`ContinualMethod`.
         likelihood: of all tasks.
-        method: name in :data:`vogn.METHODS`: ``"vogn"``, ``"von"``, ``"ivon"`` or ``"kfac"``.
+        method: name in :data:`vogn.METHODS`: ``"vogn"``, ``"von"``, ``"ivon"``, ``"kfac"`` or ``"slang"``.
         prior_precision: of the first prior ``N(0, I / prior_precision)``, > 0.
         temperature: of the data, > 0: ``ess = examples / temperature``. Below 1 earlier tasks are kept more firmly and
             every posterior is narrower.
@@ -56,7 +56,7 @@ class VariationalContinualLearning(ContinualMethod):
     ) -> None:
         super().__init__(model, likelihood)
         if method not in METHODS:
-            raise ValueError(f"method={method!r} is unknown; choose 'vogn', 'von', 'ivon' or 'kfac'")
+            raise ValueError(f"method={method!r} is unknown; choose 'vogn', 'von', 'ivon', 'kfac' or 'slang'")
         for name, value in (("prior_precision", prior_precision), ("temperature", temperature)):
             if not 0 < value < float("inf"):
                 raise ValueError(f"{name}={value} must be a positive finite number")

@@ -27,7 +27,8 @@ def use_as_prior(optimizer: NaturalGradient, posterior: GaussianPosterior) -> No
     ``opt.posterior()`` all have the precision ``ess C + P``: what is learnt from all data.
 
     Diagonal and dense curvature add exactly. A sum of Kronecker products is none: steps, samples and the next posterior
-    have the nearest product to ``C + E``, the prior's gradient is exact. Blocks that are no longer sampled (norm
+    have the nearest product to ``C + E``, the prior's gradient is exact; so it is with a diagonal plus low rank, which
+    keeps the best columns of the sum and its exact diagonal. Blocks that are no longer sampled (norm
     parameters of some methods) have no prior, and start where the model is.
 
     Args:
@@ -105,7 +106,7 @@ def _check_method(optimizer: NaturalGradient) -> None:
     if not solves or not plain or sets_groups(optimizer) or not any(isinstance(s, Prior) for s in optimizer.chain):
         raise UnsupportedObservationError(
             f"{name} does not step by (C + weight_decay)^-1 (gradient + prior), so a posterior cannot be its prior; "
-            "use VOGN, VON, IVON or KFAC"
+            "use VOGN, VON, IVON, KFAC or SLANG"
         )
     if any(group["sampled"] and group["ess"] is None for group in optimizer.param_groups):
         raise ValueError("a posterior as prior needs the effective sample size: pass ess=len(train_set)")

@@ -202,7 +202,8 @@ class Structure(ABC):
             factor: >= 0.
         """
         raise UnsupportedObservationError(
-            f"{type(self).__name__} cannot start from the posterior of earlier data; use Diagonal, Dense or Kronecker"
+            f"{type(self).__name__} cannot start from the posterior of earlier data; use Diagonal, Dense, Kronecker or "
+            "DiagonalLowRank"
         )
 
     def earlier_product(self, state: State, v: Tensor) -> Tensor:
