@@ -69,6 +69,18 @@ def test_every_method_runs_with_one_head_and_with_several(name, heads):
         assert any(slope is not None and bool(slope.any()) for slope in slopes)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_layers_stay(name):
+    method = build(name)
+    with torch.no_grad():
+        frozen = method.model[0].weight.clone()
+    method.model[0].requires_grad_(False)
+    options = {"samples": 2, "lr": 0.02} if name.startswith("vcl") else {}
+    method = CONTINUAL_METHODS[name].build(method.model, Categorical(), **options)
+    run(method)
+    assert torch.equal(method.model[0].weight, frozen) and not method.model[0].weight.requires_grad
+
+
 KILLS = [{"batches": 8}, {"tasks": 2}]
 EARLY = [{"batches": 2}, {"batches": 3}, {"tasks": 1}, {"tasks": 3}]
 
@@ -186,6 +198,9 @@ def test_what_is_refused():
     ):
         with pytest.raises(ValueError, match=match):
             run(build("ewc"), **options)
+    narrow = online_ewc(nn.Linear(4, 2).double(), Categorical())
+    with pytest.raises(DataError, match="task 'task 0' has 3 classes, but head 0 of the model has 2 outputs"):
+        run(narrow)
     with pytest.raises(ValueError, match="asks for head 1"):
         run_tasks(build("ewc"), classification(heads=3, tasks=3))
     with pytest.raises(DataError, match="no tasks"):
@@ -211,11 +226,13 @@ def test_the_bar_is_told_about_every_batch_and_task(monkeypatch):
     assert [f["accuracy"] for f in seen if "accuracy" in f] == pytest.approx(result.averages)
 
 
-@pytest.mark.parametrize("method", ["vogn", "von", "ivon", "kfac", "slang"])
-@pytest.mark.parametrize("variational", [True, False])
+VARIATIONAL = [(method, True) for method in ("vogn", "von", "ivon", "kfac", "slang")]
+DETERMINISTIC = [(method, False) for method in ("vogn", "von", "kfac", "slang")]
+
+
+@pytest.mark.parametrize(("method", "variational"), VARIATIONAL + DETERMINISTIC)
 def test_the_posterior_grows_with_every_task_in_both_modes(method, variational):
-    if method == "ivon" and not variational:
-        pytest.skip("its evidence is weight noise")
+    """IVON learns from weight noise alone."""
     options = {"initial_curvature": 0.1} if method == "ivon" else {}
     learner = VariationalContinualLearning(
         network(), Categorical(), method=method, lr=0.02, samples=2, variational=variational, **options

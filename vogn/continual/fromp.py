@@ -83,7 +83,8 @@ class FROMP(ContinualMethod):
     def after_task(self, loader: Loader) -> None:
         """Choose memorable examples, add the task's curvature, and take all kernels anew."""
         batches, head = self.batches(loader), selected_head(self.model)
-        found = laplace(self.model, self.likelihood, batches, structure="diagonal", fisher="ggn")
+        names = list(self.weights())
+        found = laplace(self.model, self.likelihood, batches, structure="diagonal", fisher="ggn", subset=names)
         for block in found.blocks:
             for name, values in block.layout.unpack(block.ess * block.state["c"]).items():
                 self.curvature[name] = self.curvature[name] + values.to(self.curvature[name])

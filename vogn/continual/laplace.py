@@ -93,7 +93,7 @@ class OnlineLaplace(ContinualMethod):
         """Measure the curvature of the task at the present weights, which become the centre."""
         found = laplace(
             self.model, self.likelihood, self.batches(loader), structure=self.structure, fisher=self.fisher,
-            seed=self.seed + self._tasks,
+            subset=list(self.weights()), seed=self.seed + self._tasks,
         )  # fmt: skip
         self._tasks += 1
         self.centre = self.copy_of_weights()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vogn.continual.checkpoint import read_checkpoint, write_checkpoint
@@ -20,7 +20,7 @@ from vogn.continual.result import ContinualResult
 from vogn.continual.tasks import Task, check_tasks
 from vogn.continual.training import train_step
 from vogn.continual.watching import Silent, Watcher
-from vogn.data import epoch_batches
+from vogn.data import DataError, epoch_batches
 from vogn.errors import CheckpointError
 
 BatchNormPolicy = Literal["running", "freeze"]
@@ -89,7 +89,7 @@ def run_tasks(
     Raises:
         StoppedError: if ``should_stop`` said so.
         CheckpointError: if the folder's checkpoint is damaged or of another run.
-        DataError: if the tasks do not make one sequence.
+        DataError: if the tasks do not make one sequence, or a head has fewer outputs than its task.
         ValueError: if a number is out of range, or the model lacks a head.
         NonFiniteStatisticsError: if training diverges.
     """
@@ -100,7 +100,7 @@ def run_tasks(
         raise ValueError(f"batchnorm={batchnorm!r}: choose 'running' or 'freeze'")
     check_tasks(tasks)
     for task in tasks:
-        select_head(method.model, task.head)
+        _check_head(method.model, task)
     path = None if folder is None else Path(folder) / "checkpoint.pt"
     run = _Run(method, tasks, epochs, batch_size, seed, batchnorm, path, watcher or Silent())
     with torch.random.fork_rng(devices=[]):
@@ -132,6 +132,7 @@ class _Run:
         self.batch_size, self.seed, self.batchnorm = batch_size, seed, batchnorm
         self.path, self.watcher = path, watcher
         self.position = Position()
+        self.description = self._description()
         self.optimizer: torch.optim.Optimizer | None = None
 
     def begin(self) -> None:
@@ -193,7 +194,7 @@ class _Run:
         if self.path is None:
             return
         content = {
-            "run": self._fingerprint(),
+            "run": self.description,
             "position": dict(vars(self.position)),
             "model": self.method.model.state_dict(),
             "method": self.method.state_dict(),
@@ -203,9 +204,9 @@ class _Run:
         write_checkpoint(self.path, content)
 
     def _restore(self, content: dict[str, Any]) -> None:
-        if content.get("run") != self._fingerprint():
+        if content.get("run") != self.description:
             raise CheckpointError(
-                f"{self.path} is of another run: {_difference(content.get('run'), self._fingerprint())}; give the same "
+                f"{self.path} is of another run: {_difference(content.get('run'), self.description)}; give the same "
                 "arguments, or another folder"
             )
         self.position = Position(**content["position"])
@@ -220,7 +221,7 @@ class _Run:
     def _accuracies(self) -> list[float]:
         return [accuracy(self.method, task) for task in self.tasks]
 
-    def _fingerprint(self) -> str:
+    def _description(self) -> str:
         """What must be the same for a checkpoint to fit, as JSON."""
         settings = {
             name: value
@@ -251,14 +252,32 @@ def accuracy(method: ContinualMethod, task: Task) -> float:
     return right / len(task.x_test)
 
 
+def _check_head(model: nn.Module, task: Task) -> None:
+    """The model has the task's head, and it is wide enough.
+
+    Raises:
+        ValueError: if there is no such head.
+        DataError: if it has fewer outputs than the task.
+    """
+    with torch.no_grad(), evaluating(model, task.head):
+        width = model(task.x_train[:2]).shape[-1]
+    if width < task.outputs:
+        raise DataError(
+            f"task {task.name!r} has {task.outputs} classes, but head {task.head} of the model has {width} outputs: "
+            "build the model with more"
+        )
+
+
 def _digest(tensor: Tensor) -> list[float]:
-    """Numbers that tell data apart: the length, a sum, and one that knows the order."""
-    flat = tensor.detach().double().flatten()
-    return [float(len(tensor)), float(flat.sum()), float(flat @ torch.linspace(0, 1, len(flat)).to(flat))]
+    """Numbers that tell data apart: the length, the sum, and one of some elements that knows their order."""
+    flat = tensor.detach().flatten()
+    some = flat[:: max(1, len(flat) // 10_000)].double()
+    ranks = torch.linspace(0, 1, len(some)).to(some)
+    return [float(len(tensor)), float(flat.sum(dtype=torch.float64)), float(some @ ranks)]
 
 
 def _difference(theirs: Any, mine: str) -> str:
-    """The first entry of two fingerprints that differs."""
+    """The first entry of two descriptions that differs."""
     try:
         one, other = json.loads(theirs), json.loads(mine)
         key = next(key for key in other if one.get(key) != other[key])
