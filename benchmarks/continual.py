@@ -141,8 +141,17 @@ def summary(arguments: argparse.Namespace) -> dict[str, Any]:
             figures = {key: mean_error([r.metrics[key] for r in results]) for key in results[0].metrics}
             curve = [mean_error(values) for values in zip(*(r.averages for r in results), strict=True)]
             seconds = mean_error([record["seconds"] for record in records if record is not None])
-            tables.setdefault(benchmark, {})[method] = {"options": options, **figures, "curve": curve, "cpu s": seconds}
+            row = {"options": options, **figures, "curve": curve, "cpu s": seconds}
+            tables.setdefault(benchmark, {})[method] = row | {"validation": looked_at(arguments, benchmark, method)}
     return {"command": command(MODULE), "environment": environment(), "benchmarks": tables}
+
+
+def looked_at(arguments: argparse.Namespace, benchmark: str, method: str) -> list[dict[str, Any]]:
+    """The grid, with average accuracies on the validation parts with seed 0."""
+    if len(GRIDS[method]) == 1:
+        return []
+    cells = [(planned(arguments, benchmark, method, options, 0)[0], options) for options in GRIDS[method]]
+    return [{**options, "average_accuracy": accuracy_of(path)} for path, options in cells]
 
 
 def chosen(arguments: argparse.Namespace, benchmark: str, method: str) -> dict[str, Any]:
