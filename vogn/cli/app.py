@@ -179,7 +179,7 @@ def continual(
     epochs: Annotated[int | None, option("Passes over each task.", default=20)] = None,
     batch_size: Annotated[int | None, option("Examples per step.", default=64)] = None,
     lr: Annotated[float | None, option("Learning rate.", default="the method's; Adam 0.001")] = None,
-    strength: Annotated[float | None, option("Of penalties.", default="the method's")] = None,
+    strength: Annotated[float | None, option("Of penalties.", default="the method's, found on digits")] = None,
     hidden: Annotated[str | None, option("Widths of the hidden layers, with commas.", default="100,100")] = None,
     seed: Annotated[int | None, option("Of everything random.", default=0)] = None,
     checkpoint_every: Annotated[int | None, option("Batches between checkpoints.", default=200)] = None,

@@ -52,10 +52,11 @@ class ContinualSettings:
         methods: names in :data:`vogn.continual.CONTINUAL_METHODS`.
         data: ``digits`` or ``npz:FILE``; its classes are permuted or split.
         scenario: ``task``, ``domain`` or ``class``.
-        tasks: number of permutations, or classes per task of a split.
+        tasks: number of permutations.
+        classes_per_task: of a split.
         epochs, batch_size, seed: of every run.
         lr: learning rate; ``None`` is the method's (Adam: 1e-3).
-        strength: of penalties; ``None`` is the recipe's.
+        strength: of penalties; ``None`` is that of :attr:`vogn.continual.ContinualInfo.recipe`.
         hidden: widths of the perceptron's hidden layers.
         checkpoint_every: batches.
 
