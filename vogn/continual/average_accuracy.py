@@ -14,6 +14,6 @@ def average_accuracy(matrix: Matrix) -> float:
     Raises:
         ValueError: if it is no accuracy matrix.
 
-    Source: Lopez-Paz, Ranzato (2017), "Gradient Episodic Memory for Continual Learning", eq. 2.
+    Source: Lopez-Paz, Ranzato (2017), "Gradient Episodic Memory for Continual Learning".
     """
     return float(checked(matrix)[-1].mean())

@@ -19,7 +19,7 @@ def backward_transfer(matrix: Matrix) -> float:
     Raises:
         ValueError: if it is no accuracy matrix.
 
-    Source: Lopez-Paz, Ranzato (2017), eq. 3.
+    Source: Lopez-Paz, Ranzato (2017).
     """
     found = checked(matrix)
     return float((found[-1] - np.diag(found))[:-1].mean()) if len(found) > 1 else 0.0

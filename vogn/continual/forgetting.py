@@ -18,7 +18,7 @@ def forgetting(matrix: Matrix) -> float:
     Raises:
         ValueError: if it is no accuracy matrix.
 
-    Source: Chaudhry et al. (2018), "Riemannian Walk for Incremental Learning", section 3.
+    Source: Chaudhry et al. (2018), "Riemannian Walk for Incremental Learning".
     """
     found = checked(matrix)
     last = len(found) - 1

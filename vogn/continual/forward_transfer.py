@@ -23,7 +23,7 @@ def forward_transfer(matrix: Matrix, baseline: Sequence[float] | np.ndarray) -> 
     Raises:
         ValueError: if it is no accuracy matrix, or the baseline has another length.
 
-    Source: Lopez-Paz, Ranzato (2017), eq. 4.
+    Source: Lopez-Paz, Ranzato (2017).
     """
     found, before = checked(matrix), np.asarray(baseline, dtype=np.float64)
     if before.shape != (len(found),):

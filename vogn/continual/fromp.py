@@ -38,7 +38,7 @@ class FROMP(ContinualMethod):
         ValueError: if a number is out of range.
         TypeError: for another likelihood.
 
-    Source: Pan et al. (2020), "Continual Deep Learning by Functional Regularisation of Memorable Past", eqs. 6 to 9,
+    Source: Pan et al. (2020), "Continual Deep Learning by Functional Regularisation of Memorable Past",
     and the authors' code for the covariance and the jitter.
     """
 

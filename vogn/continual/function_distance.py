@@ -32,7 +32,7 @@ class FunctionDistance(ContinualMethod):
     Raises:
         ValueError: if a number is out of range.
 
-    Source: Benjamin, Rolnick, Kording (2019), "Measuring and Regularizing Networks in Function Space", section 3.2.
+    Source: Benjamin, Rolnick, Kording (2019), "Measuring and Regularizing Networks in Function Space".
     """
 
     def __init__(

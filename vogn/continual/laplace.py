@@ -42,7 +42,7 @@ class OnlineLaplace(ContinualMethod):
         ValueError: if a number is out of range.
 
     Source: Ritter, Botev, Barber (2018), "Online Structured Laplace Approximations for Overcoming Catastrophic
-    Forgetting", sections 2 and 3.
+    Forgetting".
     """
 
     def __init__(
@@ -138,8 +138,8 @@ def online_ewc(
     Args:
         model, likelihood, strength, decay, fisher, prior_precision, seed, optimizer: see :class:`OnlineLaplace`.
 
-    Source: Kirkpatrick et al. (2017), "Overcoming Catastrophic Forgetting in Neural Networks", eq. 3; Huszár (2018);
-    Schwarz et al. (2018), "Progress & Compress", section 3.
+    Source: Kirkpatrick et al. (2017), "Overcoming Catastrophic Forgetting in Neural Networks"; Huszár (2018);
+    Schwarz et al. (2018), "Progress & Compress".
     """
     return OnlineLaplace(
         model, likelihood, structure="diagonal", fisher=fisher, strength=strength, decay=decay,
@@ -163,7 +163,7 @@ def kronecker_laplace(
     Args:
         model, likelihood, strength, prior_precision, combine, fisher, seed, optimizer: see :class:`OnlineLaplace`.
 
-    Source: Ritter, Botev, Barber (2018), section 3.
+    Source: Ritter, Botev, Barber (2018).
     """
     return OnlineLaplace(
         model, likelihood, structure="kronecker", fisher=fisher, strength=strength, prior_precision=prior_precision,

@@ -66,7 +66,7 @@ def most_uncertain(
         head: of the task.
         probabilities: from inputs to class probabilities ``(N, K)``.
 
-    Source: Pan et al. (2020), section 3.2.
+    Source: Pan et al. (2020).
     """
     x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
     scores = torch.cat([(p * (1 - p)).sum(-1) for p in (probabilities(inputs) for inputs, _ in batches)])

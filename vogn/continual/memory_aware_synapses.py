@@ -20,7 +20,7 @@ class MemoryAwareSynapses(ImportancePenalty):
     Args:
         model, likelihood, strength, optimizer: see :class:`ImportancePenalty`; ``lambda`` in the paper.
 
-    Source: Aljundi et al. (2018), "Memory Aware Synapses: Learning what (not) to forget", section 4.1.
+    Source: Aljundi et al. (2018), "Memory Aware Synapses: Learning what (not) to forget".
     """
 
     def measure(self, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

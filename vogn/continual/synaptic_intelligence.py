@@ -27,7 +27,7 @@ class SynapticIntelligence(ImportancePenalty):
     Raises:
         ValueError: if a number is out of range.
 
-    Source: Zenke, Poole, Ganguli (2017), "Continual Learning Through Synaptic Intelligence", eqs. 3 to 5.
+    Source: Zenke, Poole, Ganguli (2017), "Continual Learning Through Synaptic Intelligence".
     """
 
     def __init__(

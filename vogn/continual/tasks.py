@@ -163,7 +163,7 @@ def split_tasks(
         DataError: for data that :class:`Task` refuses, or a task without examples.
         ValueError: for an unknown scenario, a class that is in two tasks, or ``per_task < 2``.
 
-    Source: Zenke, Poole, Ganguli (2017), section 5.2; van de Ven and Tolias (2019), "Three Scenarios for Continual
+    Source: Zenke, Poole, Ganguli (2017); van de Ven and Tolias (2019), "Three Scenarios for Continual
     Learning".
     """
     if scenario not in SCENARIOS:

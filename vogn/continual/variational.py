@@ -39,7 +39,7 @@ class VariationalContinualLearning(ContinualMethod):
     Raises:
         ValueError: for an unknown method or a number out of range.
 
-    Source: Nguyen, Li, Bui, Turner (2018), "Variational Continual Learning"; Osawa et al. (2019), section 4.4.
+    Source: Nguyen, Li, Bui, Turner (2018), "Variational Continual Learning"; Osawa et al. (2019).
     """
 
     def __init__(

@@ -28,8 +28,9 @@ def use_as_prior(optimizer: NaturalGradient, posterior: GaussianPosterior) -> No
 
     Diagonal and dense curvature add exactly. A sum of Kronecker products is none: steps, samples and the next posterior
     have the nearest product to ``C + E``, the prior's gradient is exact; so it is with a diagonal plus low rank, which
-    keeps the best columns of the sum and its exact diagonal. Blocks that are no longer sampled (norm
-    parameters of some methods) have no prior, and start where the model is.
+    keeps the best columns of the sum and its exact diagonal. Factored damping (:class:`vogn.KFAC`'s default) is read as
+    the sum of curvature and prior that it stands for. Blocks that are not sampled (norm parameters of some methods)
+    have no prior, and start where the model is.
 
     Args:
         optimizer: built on the model whose weights are to move, with the method, blocks and structures of the posterior
@@ -59,8 +60,8 @@ def use_as_prior(optimizer: NaturalGradient, posterior: GaussianPosterior) -> No
         ...         opt.step()
         ...     posterior = opt.posterior()
 
-    Source: Nguyen, Li, Bui, Turner (2018), "Variational Continual Learning", eq. 3; Osawa et al. (2019), "Practical
-    Deep Learning with Bayesian Principles", section 4.4, for natural gradients.
+    Source: Nguyen, Li, Bui, Turner (2018), "Variational Continual Learning"; Osawa et al. (2019), "Practical
+    Deep Learning with Bayesian Principles", for natural gradients.
     """
     optimizer._contexts.require_mean("use_as_prior()")
     _check_method(optimizer)
@@ -117,6 +118,7 @@ def _pairs(table: BlockTable, posterior: GaussianPosterior) -> dict[Block, Poste
 
     Raises:
         ValueError: naming the first block that has no match.
+        UnsupportedObservationError: naming a block whose structure cannot have earlier data.
     """
     known = {block.name: block for block in posterior.blocks}
     found = {}
@@ -128,6 +130,11 @@ def _pairs(table: BlockTable, posterior: GaussianPosterior) -> dict[Block, Poste
             raise ValueError(
                 f"block {block.name!r} of the optimizer is {kind.__name__} of {block.layout.names}; the posterior has "
                 f"{has}: use the method, the partition and the model that it was made with"
+            )
+        if other.sampled and not block.structure.EARLIER:
+            raise UnsupportedObservationError(
+                f"block {block.name!r}: {kind.__name__} cannot start from the posterior of earlier data; use Diagonal, "
+                "Dense, Kronecker or DiagonalLowRank"
             )
         if other.sampled != bool(group["sampled"]):
             raise ValueError(f"block {block.name!r} is sampled in one of optimizer and posterior only; use one norms=")
