@@ -9,7 +9,7 @@ from torch import nn
 
 import vogn
 from tiny_models import batch, fill, normal
-from vogn.errors import UnsupportedObservationError
+from vogn.errors import CheckpointError, UnsupportedObservationError
 from vogn.likelihoods import Categorical, Gaussian
 from vogn.optim.prior_handover import use_as_prior
 from vogn.structures import Dense, DiagonalLowRank, Kronecker
@@ -210,6 +210,22 @@ def test_a_checkpoint_goes_on_bit_for_bit(method):
     steps(again, model, 3, seed=3)
     for a, b in zip(whole, model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_checkpoints_with_and_without_a_prior_are_not_confused():
+    """Loading one into an optimizer without that prior would drop the prior's gradient silently."""
+    model = network()
+    options = {"lr": 0.05, "ess": 40.0, "weight_decay": 0.05}
+    plain = steps(vogn.VOGN(model, **options), model, 2)
+    later = vogn.VOGN(model, **options)
+    use_as_prior(later, plain.posterior())
+    steps(later, model, 1)
+    with pytest.raises(CheckpointError, match="with vogn.continual.use_as_prior before load_state_dict"):
+        vogn.VOGN(model, **options).load_state_dict(later.state_dict())
+    fresh = vogn.VOGN(model, **options)
+    use_as_prior(fresh, plain.posterior())
+    with pytest.raises(CheckpointError, match="as its prior, the checkpoint has not"):
+        fresh.load_state_dict(plain.state_dict())
 
 
 def test_what_is_refused():

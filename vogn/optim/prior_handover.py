@@ -30,7 +30,8 @@ def use_as_prior(optimizer: NaturalGradient, posterior: GaussianPosterior) -> No
     have the nearest product to ``C + E``, the prior's gradient is exact; so it is with a diagonal plus low rank, which
     keeps the best columns of the sum and its exact diagonal. Factored damping (:class:`vogn.KFAC`'s default) is read as
     the sum of curvature and prior that it stands for. Blocks that are not sampled (norm parameters of some methods)
-    have no prior, and start where the model is.
+    have no prior, and start where the model is. ``ess`` and the weight decay must stay as they are from here on: ``E``
+    is per example.
 
     Args:
         optimizer: built on the model whose weights are to move, with the method, blocks and structures of the posterior
