@@ -261,6 +261,19 @@ def test_variational_predictions_average_over_the_posterior():
     torch.testing.assert_close(learner.outputs(x), learner.model.eval()(x).detach())
 
 
+def test_the_optimizer_has_the_temperature_and_the_prior_once():
+    """``ess = N / T`` and a prior of the given precision, in later tasks too, whatever their size."""
+    learner = VariationalContinualLearning(network(), Categorical(), lr=0.02, prior_precision=3.0, temperature=0.5)
+    for examples in (24, 6):
+        task = classification()[0]
+        learner.begin_task(examples)
+        optimizer = learner.optimizer()
+        group = optimizer.param_groups[0]
+        assert group["ess"] == 2 * examples and group["ess"] * group["weight_decay"] == pytest.approx(3.0)
+        vogn.continual.train_step(learner, optimizer, task.x_train[:examples], task.y_train[:examples])
+        learner.after_task([])
+
+
 def test_variational_ranges_and_order_of_calls():
     for options, match in (
         ({"method": "sgd"}, "method='sgd'"),

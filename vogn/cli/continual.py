@@ -150,6 +150,7 @@ def continual(
         kind = str(chosen.get("benchmark", ContinualSettings.benchmark)).partition("-")[0]
         chosen.setdefault("scenario", SCENARIO_OF.get(kind, "domain"))
         settings = ContinualSettings(**chosen)
+        _check_used(settings, chosen)
     tasks = tasks_of(settings)
     if resume is None:
         folder = RunFolder.create(output or new_path(Settings(data=settings.data), f"continual-{kind}"))
@@ -180,6 +181,21 @@ def continual(
             say(console, f"{name}: average accuracy {results[name].metrics['average_accuracy']:.4f}")
     _report(settings, folder, results, console)
     return results
+
+
+def _check_used(settings: ContinualSettings, chosen: Mapping[str, Any]) -> None:
+    """No option was given that would do nothing.
+
+    Raises:
+        UsageError: naming it.
+    """
+    permuted = settings.benchmark.startswith("permuted")
+    if "tasks" in chosen and not permuted:
+        raise UsageError("--tasks goes with permuted-digits; a split has as many as --classes-per-task makes")
+    if "classes_per_task" in chosen and permuted:
+        raise UsageError("--classes-per-task goes with split-digits")
+    if "strength" in chosen and not any(CONTINUAL_METHODS[name].strength for name in settings.methods):
+        raise UsageError(f"--strength goes with penalties; {', '.join(settings.methods)} have none")
 
 
 def tasks_of(settings: ContinualSettings) -> list[Task]:
