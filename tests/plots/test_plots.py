@@ -44,6 +44,8 @@ def calls(predictions, scores):
         "regression_intervals": lambda ax: plots.regression_intervals(x, x, x - 1, x + 1, targets=x, ax=ax),
         "learning_curves": lambda ax: plots.learning_curves({"a": ROWS}, ax=ax),
         "severity_curves": lambda ax: plots.severity_curves({"a": [1, 0.9, 0.8, 0.7, 0.6, 0.5]}, ax=ax),
+        "task_curves": lambda ax: plots.task_curves({"a": [1.0, 0.8]}, ax=ax),
+        "accuracy_heatmap": lambda ax: plots.accuracy_heatmap([[1.0, 0.5], [0.8, 0.9]], ax=ax),
     }
 
 
@@ -164,6 +166,16 @@ def test_severity_curves_show_values_and_intervals():
     assert band(ax) == ([0, 2, 4], [0.85, 0.7, 0.6], [0.95, 0.85, 0.8])
 
 
+def test_task_curves_and_matrices_show_their_numbers():
+    ends = [[0.85, 0.95], [0.7, 0.85]]
+    ax = plots.task_curves({"a": [0.9, 0.8], "b": [0.7, 0.6]}, intervals={"a": ends})
+    assert [list(line.get_ydata()) for line in ax.lines] == [[0.9, 0.8], [0.7, 0.6]]
+    assert ax.lines[0].get_xdata().tolist() == [1, 2] and band(ax) == ([1, 2], [0.85, 0.7], [0.95, 0.85])
+    ax = plots.accuracy_heatmap([[0.9, 0.2], [0.4, 1.0]])
+    assert ax.images[0].get_array().tolist() == [[0.9, 0.2], [0.4, 1.0]]
+    assert [text.get_text() for text in ax.texts] == ["90", "20", "40", "100"]
+
+
 def test_illegal_input_raises(predictions, scores):
     p, y = predictions
     x = torch.ones(4)
@@ -177,6 +189,9 @@ def test_illegal_input_raises(predictions, scores):
         (lambda: plots.regression_intervals(x, x, x, x * math.nan), "high or x hold NaN"),
         (lambda: plots.learning_curves({"a": ROWS}, "perplexity"), "no row has train_perplexity"),
         (lambda: plots.severity_curves({}), "no figures"),
+        (lambda: plots.task_curves({}), "no averages"),
+        (lambda: plots.task_curves({"a": [1.0], "b": [1.0, 0.5]}), "different numbers of tasks"),
+        (lambda: plots.accuracy_heatmap([[1.0, 0.5]]), "square"),
         (lambda: plots.severity_curves({"a": [1.0]}), "'a' has 1 values for 6 severities"),
         (lambda: plots.severity_curves({"a": [1.0]}, severities=(0,), intervals={"b": [[0, 1]]}), r"\['b'\]"),
     ]:

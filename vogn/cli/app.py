@@ -162,6 +162,54 @@ def tune(
 
 
 @app.command()
+def continual(
+    benchmark: Annotated[
+        str | None, option("permuted-digits or split-digits.", default="permuted-digits")
+    ] = None,
+    method: Annotated[
+        str | None,
+        option("One method or several, with commas; see the documentation.", default="six of them"),
+    ] = None,
+    data: Annotated[str | None, option("digits or npz:FILE: whose pixels or classes.", default="digits")] = None,
+    scenario: Annotated[
+        str | None, option("task (a head each), domain (shared outputs) or class.", default="domain")
+    ] = None,
+    tasks: Annotated[int | None, option("Number of permutations.", default=5)] = None,
+    classes_per_task: Annotated[int | None, option("Of a split.", default=2)] = None,
+    epochs: Annotated[int | None, option("Passes over each task.", default=20)] = None,
+    batch_size: Annotated[int | None, option("Examples per step.", default=64)] = None,
+    lr: Annotated[float | None, option("Learning rate.", default="the method's; Adam 0.001")] = None,
+    strength: Annotated[float | None, option("Of penalties.", default="the method's, found on digits")] = None,
+    hidden: Annotated[str | None, option("Widths of the hidden layers, with commas.", default="100,100")] = None,
+    seed: Annotated[int | None, option("Of everything random.", default=0)] = None,
+    checkpoint_every: Annotated[int | None, option("Batches between checkpoints.", default=200)] = None,
+    output: options.Output = None,
+    resume: Annotated[Path | None, option("Continue the run in this folder.")] = None,
+) -> None:
+    """Learn tasks one after the other; end with accuracies, transfer and forgetting of every method."""
+    with one_line_errors():
+        from vogn.cli.continual import continual
+        from vogn.cli.options import names, whole_numbers
+
+        given = {
+            "benchmark": benchmark,
+            "methods": names(method),
+            "data": data,
+            "scenario": scenario,
+            "tasks": tasks,
+            "classes_per_task": classes_per_task,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "strength": strength,
+            "hidden": whole_numbers("--hidden", hidden),
+            "seed": seed,
+            "checkpoint_every": checkpoint_every,
+        }
+        continual(given, output=output, resume=resume, console=Console())
+
+
+@app.command()
 def evaluate(
     run: Run,
     data: Annotated[Optional[str], typer.Option(help="Another data set with the same classes.")] = None,  # noqa: UP045

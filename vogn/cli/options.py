@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vogn.cli.errors import UsageError
 from vogn.cli.settings import Settings
 
 _DEFAULTS = Settings()
@@ -15,6 +16,23 @@ _DEFAULTS = Settings()
 def option(text: str, *names: str, default: object = None) -> Any:
     """An option whose absence is ``None``; the default stands in its help."""
     return typer.Option(*names, help=text if default is None else f"{text} \\[default: {default}]", show_default=False)
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+    """Names with commas between them, in lower case."""
+    return None if text is None else tuple(word.strip().lower() for word in text.split(",") if word.strip())
+
+
+def whole_numbers(option_name: str, text: str | None) -> tuple[int, ...] | None:
+    """Whole numbers with commas between them.
+
+    Raises:
+        UsageError: naming the option, if there is something else.
+    """
+    try:
+        return None if text is None else tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{option_name} {text!r} must be whole numbers with commas, such as 100,100") from error
 
 
 Method = Annotated[str | None, option("See `vogn methods`.", default=_DEFAULTS.method)]

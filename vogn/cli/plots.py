@@ -9,7 +9,9 @@ from typing import Any
 
 from vogn.cli.evaluation import Evaluation
 from vogn.cli.run_folder import write_atomically
+from vogn.continual import ContinualResult
 from vogn.optim.range_test import RangeTest
+from vogn.plots import accuracy_heatmap, task_curves
 from vogn.plots.curves import METRIC_NAMES
 from vogn.report.figures import learning_curves_figure, reliability_figure
 
@@ -22,6 +24,16 @@ def plot_learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]],
         path: the PNG file.
     """
     _save(learning_curves_figure(histories), path)
+
+
+def plot_tasks(results: Mapping[str, ContinualResult], folder: Path) -> None:
+    """``average_accuracy.png`` of all methods and ``accuracy_matrix_NAME.png`` of each."""
+    curves = task_curves({name: result.averages for name, result in results.items()})
+    _save(curves.figure, folder / "average_accuracy.png")
+    for name, result in results.items():
+        axes = accuracy_heatmap(result.matrix)
+        axes.set_title(name, fontsize=9)
+        _save(axes.figure, folder / f"accuracy_matrix_{name}.png")
 
 
 def plot_reliability(rows: Sequence[Evaluation], path: Path) -> None:

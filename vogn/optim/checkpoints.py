@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vogn.capture.partition import Block
 from vogn.errors import CheckpointError
+from vogn.optim.steps import EarlierPosterior
 from vogn.structures import structure_to_dict
 
 if TYPE_CHECKING:
@@ -57,8 +58,10 @@ def check_checkpoint(optimizer: NaturalGradient, blocks: list[Block], state_dict
         for group, saved in zip(optimizer.param_groups, groups, strict=True)
         for parameter, key in zip(group["params"], saved["params"], strict=True)
     }
-    for block in blocks:
-        _check_block(block, state_dict["state"].get(keys[block.parameters[0]]))
+    entries = {block: state_dict["state"].get(keys[block.parameters[0]]) for block in blocks}
+    for block, entry in entries.items():
+        _check_block(block, entry)
+    _check_prior(optimizer, entries)
 
 
 def _check_block(block: Block, entry: Any) -> None:
@@ -78,10 +81,26 @@ def _check_block(block: Block, entry: Any) -> None:
         )
 
 
+def _check_prior(optimizer: NaturalGradient, entries: Mapping[Block, Any]) -> None:
+    """Both have the posterior of earlier data as their prior, or neither."""
+    found = [(block, entry["curvature"]) for block, entry in entries.items() if entry is not None]
+    saved = any(key in curvature for block, curvature in found for key in block.structure.EARLIER)
+    mine = any(isinstance(step, EarlierPosterior) for step in optimizer.chain)
+    if saved and not mine:
+        raise CheckpointError(
+            "the checkpoint was written by an optimizer whose prior is the posterior of earlier data: give it to this "
+            "one with vogn.continual.use_as_prior before load_state_dict"
+        )
+    if mine and found and not saved:
+        raise CheckpointError("this optimizer has the posterior of earlier data as its prior, the checkpoint has not")
+
+
 def _fixed_sizes(block: Block, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Shapes by state key, without the dimensions whose length depends on the data."""
     sizes = {}
     for key, tensor in state.items():
+        if key in block.structure.EARLIER:
+            continue
         shape = list(tensor.shape)
         if shape and key in block.structure.GROWS:
             del shape[block.structure.GROWS[key]]

@@ -47,7 +47,11 @@ def posterior_of(optimizer: NaturalGradient, table: BlockTable, collector: Colle
                 name=block.name,
                 layout=block.layout,
                 structure=block.structure,
-                state=table.gathered(block)["curvature"],
+                state={
+                    key: tensor
+                    for key, tensor in table.gathered(block)["curvature"].items()
+                    if key not in block.structure.EARLIER  # it is in C
+                },
                 shift=float(group["weight_decay"]),
                 ess=float(group["ess"] or math.inf),
                 sampled=bool(group["sampled"]),

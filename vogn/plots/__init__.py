@@ -8,8 +8,10 @@ from vogn.plots.curves import learning_curves, severity_curves
 from vogn.plots.regression_intervals import regression_intervals
 from vogn.plots.reliability_diagram import confidence_histogram, quantile_diagram, reliability_diagram
 from vogn.plots.selection import ood_histogram, ood_roc_curve, risk_coverage_curve
+from vogn.plots.task_curves import accuracy_heatmap, task_curves
 
 __all__ = [
+    "accuracy_heatmap",
     "confidence_histogram",
     "learning_curves",
     "ood_histogram",
@@ -19,4 +21,5 @@ __all__ = [
     "reliability_diagram",
     "risk_coverage_curve",
     "severity_curves",
+    "task_curves",
 ]

@@ -11,7 +11,6 @@ from torch import Tensor
 from vogn.errors import NotPositiveDefiniteError, UnsupportedObservationError
 from vogn.linalg.conjugate_gradient import conjugate_gradient
 from vogn.linalg.nearest_kronecker import nearest_kronecker
-from vogn.linalg.sides import compose, is_diagonal
 from vogn.posterior.block import PosteriorBlock
 from vogn.structures import Dense, Diagonal, Kronecker
 from vogn.types import State
@@ -107,12 +106,10 @@ def _dense(terms: Sequence[Term], ess: float) -> Total:
 def _kronecker(terms: Sequence[Term], ess: float) -> Total:
     """The nearest product; the mean by conjugate gradients on the sum of all of them."""
     found = _curvatures(terms)
-    sides = [
-        torch.stack([_side(block.state[values], block.state[basis]) for _, block in found])
-        for values, basis in (("y", "QS"), ("x", "QA"))
-    ]
+    pairs = [block.structure.factors(block.state) for _, block in found if isinstance(block.structure, Kronecker)]
+    sides = [torch.stack(side) for side in zip(*pairs, strict=True)]
     factors = torch.tensor([factor / ess for factor, _ in found], dtype=torch.float64, device=sides[0].device)
-    s, a = nearest_kronecker(factors, *sides)
+    s, a = nearest_kronecker(factors, sides[0], sides[1])
     state = found[0][1].structure.refresh({"S": s, "A": a})
 
     def product(v: Tensor) -> Tensor:
@@ -124,11 +121,6 @@ def _kronecker(terms: Sequence[Term], ess: float) -> Total:
         )
 
     return Total(state, solve)
-
-
-def _side(values: Tensor, basis: Tensor) -> Tensor:
-    """The factor with these eigenvalues, in the shape of its basis."""
-    return values.unsqueeze(-2) if is_diagonal(basis) else compose(values, basis)
 
 
 RULES: dict[type, Callable[[Sequence[Term], float], Total]] = {

@@ -51,6 +51,7 @@ class Structure(ABC):
             Processes that hold shards of the parameters then hold these shards of the state.
         READ_BY_OBSERVE: state keys whose numbers :meth:`observe` reads; of the others it may read the shape. A process
             that owns the block sends them to all.
+        EARLIER: state keys that :meth:`with_earlier` adds; empty for families that cannot have earlier data.
     """
 
     OBSERVES: ClassVar[frozenset[str]] = frozenset({"rows"})
@@ -61,6 +62,7 @@ class Structure(ABC):
     GROWS: ClassVar[dict[str, int]] = {}
     ELEMENTWISE: ClassVar[bool] = False
     READ_BY_OBSERVE: ClassVar[tuple[str, ...]] = ()
+    EARLIER: ClassVar[tuple[str, ...]] = ()
 
     @property
     def reads(self) -> frozenset[str]:
@@ -188,6 +190,25 @@ class Structure(ABC):
                 )
             return float(shift)
         return shift
+
+    def with_earlier(self, state: State, other: State, factor: float) -> State:
+        """The state with earlier data, whose curvature ``E = factor C_other`` comes to everything that is observed.
+
+        ``C`` is then the average of the evidence plus ``E``, and starts as what it was plus ``E``.
+
+        Args:
+            state: of this structure, without earlier data.
+            other: a state of the same structure, of a block of the same shape.
+            factor: >= 0.
+        """
+        raise UnsupportedObservationError(
+            f"{type(self).__name__} cannot start from the posterior of earlier data; use Diagonal, Dense, Kronecker or "
+            "DiagonalLowRank"
+        )
+
+    def earlier_product(self, state: State, v: Tensor) -> Tensor:
+        """``E v`` with the curvature of the earlier data; zero without them."""
+        return torch.zeros_like(v)
 
     def fits(self, shape: Shape) -> bool:
         """Whether a block of this shape is affordable; if not, the optimizer uses its stated fallback structure."""

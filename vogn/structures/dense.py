@@ -18,6 +18,7 @@ from vogn.linalg.cholesky import (
 )
 from vogn.linalg.rows import AnyRows
 from vogn.structures.base import Shift, Structure
+from vogn.structures.earlier import kept, with_earlier
 from vogn.structures.evidence import blend
 from vogn.types import Observation, Shape, State
 
@@ -53,6 +54,7 @@ class Dense(Structure):
         {"shift", "tensor_shift", "apply", "sample", "logdet", "inverse_diagonal", "eigenvalue_bounds"}
     )
     DEGREE: ClassVar[dict[str, int]] = {"rows": 2, "probe": 1}
+    EARLIER: ClassVar[tuple[str, ...]] = ("earlier",)
 
     def __post_init__(self) -> None:
         self._check_option("negative", self.negative, ("raise", "retract"))
@@ -74,14 +76,26 @@ class Dense(Structure):
 
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """``decay C + weight C_hat``, or the retraction for probes."""
-        if "probe" not in observation:
-            return {"C": blend(state["C"], observation["rows"], decay, weight)}
-        if self.negative == "raise":
-            return {"C": blend(state["C"], observation["probe"], decay, weight)}
-        delta = blend(self._flat(observation["probe"]), self._flat(state["C"]), weight, decay - 1.0)
+        channel = "probe" if "probe" in observation else "rows"
+        evidence = with_earlier(observation[channel], state, "earlier")
+        if channel == "rows" or self.negative == "raise":
+            return {"C": blend(state["C"], evidence, decay, weight)} | kept(state, self.EARLIER)
+        delta = blend(self._flat(evidence), self._flat(state["C"]), weight, decay - 1.0)
         half = torch.linalg.solve_triangular(self._root(state, shift), delta, upper=False)
         new = torch.addmm(self._flat(state["C"]) + delta, half.T, half, alpha=0.5)
-        return {"C": new.view_as(state["C"])}
+        return {"C": new.view_as(state["C"])} | kept(state, self.EARLIER)
+
+    def with_earlier(self, state: State, other: State, factor: float) -> State:
+        """See :meth:`Structure.with_earlier`."""
+        earlier = factor * other["C"]
+        return state | {"C": state["C"] + earlier, "earlier": earlier}
+
+    def earlier_product(self, state: State, v: Tensor) -> Tensor:
+        """``E v``."""
+        if "earlier" not in state:
+            return torch.zeros_like(v)
+        matrix = self._flat(state["earlier"])
+        return (v.reshape(-1, matrix.shape[0]) @ matrix).reshape(v.shape)
 
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """Two triangular solves after a Cholesky factorisation."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vogn.linalg.rows import AnyRows
 from vogn.structures.base import Negative, Shift, Structure
+from vogn.structures.earlier import kept, with_earlier
 from vogn.structures.evidence import absorb, blend, require_positive_without_shift
 from vogn.types import Observation, Shape, State
 
@@ -39,6 +40,7 @@ class Diagonal(Structure):
     )
     DEGREE: ClassVar[dict[str, int]] = {"rows": 2, "probe": 1}
     ELEMENTWISE: ClassVar[bool] = True
+    EARLIER: ClassVar[tuple[str, ...]] = ("earlier",)
 
     def __post_init__(self) -> None:
         self._check_option("negative", self.negative, ("raise", "retract", "clamp", "abs"))
@@ -58,9 +60,20 @@ class Diagonal(Structure):
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """``decay c + weight c_hat``; probes follow ``negative``."""
         if "probe" in observation:
-            h = observation["probe"]
-            return {"c": absorb(state["c"], h, decay=decay, weight=weight, shift=shift, negative=self.negative)}
-        return {"c": blend(state["c"], observation["rows"], decay, weight)}
+            h = with_earlier(observation["probe"], state, "earlier")
+            c = absorb(state["c"], h, decay=decay, weight=weight, shift=shift, negative=self.negative)
+        else:
+            c = blend(state["c"], with_earlier(observation["rows"], state, "earlier"), decay, weight)
+        return {"c": c} | kept(state, self.EARLIER)
+
+    def with_earlier(self, state: State, other: State, factor: float) -> State:
+        """See :meth:`Structure.with_earlier`."""
+        earlier = factor * other["c"]
+        return state | {"c": state["c"] + earlier, "earlier": earlier}
+
+    def earlier_product(self, state: State, v: Tensor) -> Tensor:
+        """``e v``."""
+        return state["earlier"] * v if "earlier" in state else torch.zeros_like(v)
 
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """``v / (c^exponent + shift)``; under a root, negative ``c`` counts as zero."""

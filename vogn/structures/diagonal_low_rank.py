@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from vogn.linalg.compression import compress_rows
+from vogn.linalg.low_rank import apply, compress
 from vogn.linalg.packed_rows import LEAVES, pack, unpack
 from vogn.linalg.rows import AnyRows
 from vogn.structures.base import Shift
 from vogn.structures.columns import ColumnStructure
+from vogn.structures.earlier import kept
 from vogn.types import Observation, Shape, State
 
 
@@ -41,6 +43,7 @@ class DiagonalLowRank(ColumnStructure):
 
     rank: int = 10
 
+    EARLIER: ClassVar[tuple[str, ...]] = ("earlier_U", "earlier_d")
     DEGREE: ClassVar[dict[str, int]] = LEAVES
     SUPPORTS: ClassVar[frozenset[str]] = frozenset(
         {"shift", "tensor_shift", "apply", "sample", "logdet", "inverse_diagonal", "eigenvalue_bounds"}
@@ -67,8 +70,31 @@ class DiagonalLowRank(ColumnStructure):
         old = state["U"].reshape(state["d"].numel(), -1)
         layers = unpack(observation)
         u, rest = compress_rows(old, layers, decay=decay, weight=weight, rank=old.shape[1])
-        return {"U": u.view_as(state["U"]), "d": rest.view_as(state["d"]).add_(state["d"], alpha=decay)}
+        new = {"U": u.view_as(state["U"]), "d": rest.view_as(state["d"]).add_(state["d"], alpha=decay)}
+        if "earlier_U" not in state:
+            return new
+        new |= kept(state, self.EARLIER)
+        return new | _added(new, state["earlier_U"], state["earlier_d"], weight)
+
+    def with_earlier(self, state: State, other: State, factor: float) -> State:
+        """See :meth:`Structure.with_earlier`; what the columns cannot hold of a sum goes to the diagonal."""
+        u, d = factor**0.5 * other["U"], factor * other["d"]
+        return state | _added(state, u, d, 1.0) | {"earlier_U": u, "earlier_d": d}
+
+    def earlier_product(self, state: State, v: Tensor) -> Tensor:
+        """``d_E v + U_E U_E^T v``."""
+        if "earlier_U" not in state:
+            return torch.zeros_like(v)
+        d = state["earlier_d"].flatten()
+        return apply(d, state["earlier_U"].reshape(len(d), -1), v.reshape(-1, len(d))).reshape(v.shape)
 
     def flat(self, state: State, shift: Shift) -> tuple[Tensor, Tensor]:
         """See :meth:`ColumnStructure.flat`."""
         return state["d"] + shift, state["U"].reshape(state["d"].numel(), -1)
+
+
+def _added(state: State, u: Tensor, d: Tensor, weight: float) -> State:
+    """``C + weight (diag(d) + U U^T)`` in the columns that the state has; its diagonal is exact."""
+    old = state["U"].reshape(state["d"].numel(), -1)
+    new, rest = compress(old, u.reshape(len(old), -1).T, decay=1.0, weight=weight, rank=old.shape[1])
+    return {"U": new.view_as(state["U"]), "d": rest.view_as(state["d"]) + state["d"] + weight * d}

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vogn.linalg.factors import Sharing, kronecker_factors
+from vogn.linalg.nearest_kronecker import nearest_kronecker
 from vogn.linalg.rows import AnyRows
 from vogn.linalg.sides import (
     compose,
@@ -79,6 +80,7 @@ class Kronecker(Structure):
     )
     DEGREE: ClassVar[dict[str, int]] = {"A": 0, "S": 2, "positions": 0}
     REFRESHED: ClassVar[tuple[str, ...]] = ("QA", "x", "QS", "y")
+    EARLIER: ClassVar[tuple[str, ...]] = ("earlier_S", "earlier_A")
 
     def __post_init__(self) -> None:
         self._check_option("damping", self.damping, ("exact", "factored"))
@@ -109,10 +111,31 @@ class Kronecker(Structure):
         return state | {key: blend(state[key], new[key], decay, weight) for key in ("A", "S")}
 
     def refresh(self, state: State) -> State:
-        """Eigendecompositions of both factors."""
-        x, qa = decompose(state["A"])
-        y, qs = decompose(state["S"])
+        """Eigendecompositions of both factors; with earlier data, of the product nearest to the sum of both."""
+        s, a = state["S"], state["A"]
+        if "earlier_S" in state:
+            both = torch.stack([s, state["earlier_S"]]), torch.stack([a, state["earlier_A"]])
+            s, a = nearest_kronecker(s.new_ones(2), *both)
+        x, qa = decompose(a)
+        y, qs = decompose(s)
         return state | {"QA": qa, "x": x, "QS": qs, "y": y}
+
+    def with_earlier(self, state: State, other: State, factor: float) -> State:
+        """See :meth:`Structure.with_earlier`; ``C`` is the Kronecker product nearest to the sum."""
+        s, a = self.factors(other)
+        return self.refresh(state | {"earlier_S": factor * s, "earlier_A": a})
+
+    def earlier_product(self, state: State, v: Tensor) -> Tensor:
+        """``E_S v E_A``."""
+        if "earlier_S" not in state:
+            return torch.zeros_like(v)
+        return multiply(v, state["earlier_S"], state["earlier_A"])
+
+    def factors(self, state: State) -> tuple[Tensor, Tensor]:
+        """``S`` and ``A`` of the last :meth:`refresh`, in the shapes of their bases."""
+        sides = ((state["y"], state["QS"]), (state["x"], state["QA"]))
+        s, a = (values.unsqueeze(-2) if is_diagonal(basis) else compose(values, basis) for values, basis in sides)
+        return s, a
 
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """Division in the eigenbasis; between the inverses of two damped factors."""

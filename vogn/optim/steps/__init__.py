@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vogn.optim.steps.base import BlockView, Scope, Step, StepContext
 from vogn.optim.steps.clip import ClipElements, ClipKL
+from vogn.optim.steps.earlier import EarlierPosterior
 from vogn.optim.steps.kalman import KalmanSchedule
 from vogn.optim.steps.levenberg_marquardt import LevenbergMarquardt
 from vogn.optim.steps.momentum import Momentum
@@ -17,6 +18,7 @@ __all__ = [
     "BlockView",
     "ClipElements",
     "ClipKL",
+    "EarlierPosterior",
     "KalmanSchedule",
     "LevenbergMarquardt",
     "Momentum",

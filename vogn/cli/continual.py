@@ -1,0 +1,249 @@
+"""`vogn continual`: methods side by side on a sequence of tasks, resumable."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from vogn.cli.errors import InterruptedRunError, UsageError
+from vogn.cli.interruption import Interruption
+from vogn.cli.plots import plot_tasks
+from vogn.cli.run_folder import RunFolder, new_path, read_json_object, versions
+from vogn.cli.screen import say
+from vogn.cli.settings import Settings
+from vogn.continual import (
+    CONTINUAL_METHODS,
+    SCENARIOS,
+    ContinualMethod,
+    ContinualResult,
+    MultiHead,
+    StoppedError,
+    Task,
+    adam,
+    permuted_tasks,
+    progress_bar,
+    run_tasks,
+    split_tasks,
+)
+from vogn.data import load_data
+from vogn.errors import CheckpointError
+from vogn.likelihoods import Categorical
+from vogn.models import mlp
+
+SCENARIO_OF = {"permuted": "domain", "split": "domain"}
+"""Kind of benchmark to its default scenario."""
+BENCHMARKS = tuple(f"{kind}-digits" for kind in SCENARIO_OF)
+
+
+@dataclass(frozen=True)
+class ContinualSettings:
+    """What the command line fixes.
+
+    Args:
+        benchmark: ``permuted-digits`` or ``split-digits``.
+        methods: names in :data:`vogn.continual.CONTINUAL_METHODS`.
+        data: ``digits`` or ``npz:FILE``; its classes are permuted or split.
+        scenario: ``task``, ``domain`` or ``class``.
+        tasks: number of permutations.
+        classes_per_task: of a split.
+        epochs, batch_size, seed: of every run.
+        lr: learning rate; ``None`` is the method's (Adam: 1e-3).
+        strength: of penalties; ``None`` is that of :attr:`vogn.continual.ContinualInfo.recipe`.
+        hidden: widths of the perceptron's hidden layers.
+        checkpoint_every: batches.
+
+    Raises:
+        UsageError: naming what is out of range.
+    """
+
+    benchmark: str = "permuted-digits"
+    methods: tuple[str, ...] = ("finetune", "ewc", "vcl", "vcl-kfac", "kronecker", "replay")
+    data: str = "digits"
+    scenario: str = "domain"
+    tasks: int = 5
+    classes_per_task: int = 2
+    epochs: int = 20
+    batch_size: int = 64
+    lr: float | None = None
+    strength: float | None = None
+    hidden: tuple[int, ...] = (100, 100)
+    seed: int = 0
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        if self.benchmark not in BENCHMARKS:
+            raise UsageError(
+                f"unknown benchmark {self.benchmark!r}; allowed are {', '.join(BENCHMARKS)} (--data npz:FILE gives "
+                "other data to the same tasks)"
+            )
+        if self.scenario not in SCENARIOS:
+            raise UsageError(f"unknown scenario {self.scenario!r}; allowed are {', '.join(SCENARIOS)}")
+        if self.scenario == "class" and self.benchmark.startswith("permuted"):
+            raise UsageError("permuted tasks share their classes: --scenario domain or task")
+        unknown = [name for name in self.methods if name not in CONTINUAL_METHODS]
+        if unknown or not self.methods:
+            raise UsageError(f"unknown methods {', '.join(unknown)}; allowed are {', '.join(CONTINUAL_METHODS)}")
+        if len(set(self.methods)) != len(self.methods):
+            raise UsageError(f"--method names one twice: {', '.join(self.methods)}")
+        for name in ("tasks", "epochs", "batch_size", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        if self.classes_per_task < 2:
+            raise UsageError(f"--classes-per-task {self.classes_per_task} must be at least 2")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} must be at least 0")
+        if not self.hidden or min(self.hidden) < 1:
+            raise UsageError("--hidden needs widths of at least 1, such as 100,100")
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise UsageError(f"--lr {self.lr} must be a positive number")
+        if self.strength is not None and not 0 <= self.strength < float("inf"):
+            raise UsageError(f"--strength {self.strength} must be a number >= 0")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ContinualSettings:
+        """Undoes ``asdict`` after a passage through JSON.
+
+        Raises:
+            CheckpointError: if it is no such thing.
+        """
+        try:
+            lists = {name: tuple(data[name]) for name in ("methods", "hidden")}
+            return cls(**{field.name: data[field.name] for field in fields(cls)} | lists)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"these are not the settings of a continual run: {error}") from error
+
+
+def continual(
+    given: Mapping[str, Any], *, output: Path | None, resume: Path | None, console: Console
+) -> dict[str, ContinualResult]:
+    """Run every method over the tasks; a table, plots and ``results.json`` at the end.
+
+    Args:
+        given: fields of :class:`ContinualSettings` that the command line gave; ``None`` for the others.
+        output: folder of a new run; ``None`` makes a name.
+        resume: folder of a run to continue; excludes all settings.
+        console: where to write.
+
+    Returns:
+        Method to result.
+
+    Raises:
+        UsageError: for settings that do not fit.
+        InterruptedRunError: after a signal; checkpoints are written.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if resume is not None:
+        if output is not None or chosen:
+            raise UsageError("--resume continues a run as it is: it excludes --output and all settings")
+        folder = RunFolder.open(resume)
+        content = read_json_object(folder.path / "config.json")
+        settings = ContinualSettings.from_dict(content.get("continual", {}))
+    else:
+        kind = str(chosen.get("benchmark", ContinualSettings.benchmark)).partition("-")[0]
+        chosen.setdefault("scenario", SCENARIO_OF.get(kind, "domain"))
+        settings = ContinualSettings(**chosen)
+        _check_used(settings, chosen)
+    tasks = tasks_of(settings)
+    if resume is None:
+        folder = RunFolder.create(output or new_path(Settings(data=settings.data), f"continual-{kind}"))
+        folder.write_json("config.json", {"continual": asdict(settings), "versions": versions()})
+    say(console, f"{settings.benchmark}, {len(tasks)} tasks, scenario {settings.scenario}, in {folder.path}")
+    results: dict[str, ContinualResult] = {}
+    with folder.locked(), Interruption() as interruption:
+        for name in settings.methods:
+            method = method_of(settings, name, tasks)
+            with progress_bar(len(tasks), name) as watcher:
+                try:
+                    results[name] = run_tasks(
+                        method,
+                        tasks,
+                        epochs=settings.epochs,
+                        batch_size=settings.batch_size,
+                        seed=settings.seed,
+                        folder=folder.path / name,
+                        checkpoint_every=settings.checkpoint_every,
+                        watcher=watcher,
+                        should_stop=lambda: interruption.signal_number is not None,
+                    )
+                except StoppedError as error:
+                    again = f"vogn continual --resume {shlex.quote(str(folder.path))}"
+                    raise InterruptedRunError(
+                        f"{name}: {error}. Continue with: {again}", interruption.signal_number or 0
+                    ) from error
+            say(console, f"{name}: average accuracy {results[name].metrics['average_accuracy']:.4f}")
+    _report(settings, folder, results, console)
+    return results
+
+
+def _check_used(settings: ContinualSettings, chosen: Mapping[str, Any]) -> None:
+    """No option was given that would do nothing.
+
+    Raises:
+        UsageError: naming it.
+    """
+    permuted = settings.benchmark.startswith("permuted")
+    if "tasks" in chosen and not permuted:
+        raise UsageError("--tasks goes with permuted-digits; a split has as many as --classes-per-task makes")
+    if "classes_per_task" in chosen and permuted:
+        raise UsageError("--classes-per-task goes with split-digits")
+    if "strength" in chosen and not any(CONTINUAL_METHODS[name].strength for name in settings.methods):
+        raise UsageError(f"--strength goes with penalties; {', '.join(settings.methods)} have none")
+
+
+def tasks_of(settings: ContinualSettings) -> list[Task]:
+    """The tasks of a benchmark. The split of the data has its own fixed seed: runs share a test set."""
+    data = load_data(settings.data, augment=False)
+    arrays = (data.train.x.flatten(1), data.train.y, data.test.x.flatten(1), data.test.y)
+    scenario: Any = settings.scenario
+    if settings.benchmark.startswith("permuted"):
+        return permuted_tasks(*arrays, tasks=settings.tasks, scenario=scenario, seed=settings.seed)
+    return split_tasks(*arrays, per_task=settings.classes_per_task, scenario=scenario)
+
+
+def method_of(settings: ContinualSettings, name: str, tasks: list[Task]) -> ContinualMethod:
+    """The method on a new perceptron, the same for all methods."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = _network(settings, tasks)
+    info = CONTINUAL_METHODS[name]
+    options = dict(info.recipe)
+    if info.penalised:
+        options["optimizer"] = adam(settings.lr or 1e-3)
+    elif settings.lr is not None:
+        options["lr"] = settings.lr
+    if settings.strength is not None and info.strength:
+        options[info.strength] = settings.strength
+    return info.build(model, Categorical(), **options)
+
+
+def _network(settings: ContinualSettings, tasks: list[Task]) -> nn.Module:
+    sizes = (tasks[0].x_train.shape[1], *settings.hidden)
+    if settings.scenario == "task":
+        body = nn.Sequential(mlp(sizes), nn.ReLU())
+        return MultiHead(body, settings.hidden[-1], [task.outputs for task in tasks])
+    return mlp((*sizes, tasks[0].outputs))
+
+
+def _report(
+    settings: ContinualSettings, folder: RunFolder, results: Mapping[str, ContinualResult], console: Console
+) -> None:
+    content = {name: result.to_dict() for name, result in results.items()}
+    folder.write_json("results.json", {"continual": asdict(settings), "results": content})
+    plot_tasks(results, folder.path)
+    table = Table(title=f"{settings.benchmark}, test parts of {len(next(iter(results.values())).tasks)} tasks")
+    table.add_column("method")
+    metrics = next(iter(results.values())).metrics
+    for key in metrics:
+        table.add_column(key.replace("_", " "), justify="right")
+    for name, result in results.items():
+        table.add_row(name, *(f"{value:.4f}" for value in result.metrics.values()))
+    console.print(table)
+    say(console, f"Everything is in {folder.path}")
