@@ -14,6 +14,7 @@ from tiny_models import OPTIONS, batch, fill
 from vogn.errors import NonFiniteStatisticsError
 from vogn.likelihoods import Categorical
 from vogn.linalg.joining import join, split
+from vogn.optim.steps.each import subtract_each
 
 METHODS = ("ivon", "vadam", "vogn")
 ALONE = -1
@@ -137,3 +138,14 @@ def test_join_and_split():
     assert join(parts).data_ptr() == vector.data_ptr()  # in a row: no copy
     assert join(parts[::-1]).flatten().tolist() == [7, 8, 0, 1, 2, 3, 0, 1, 2, 3, 4, 5]
     assert join(parts[1:]).flatten().tolist() == [0, 1, 2, 3, 7, 8]
+
+
+@pytest.mark.parametrize("rates", [(0.0, 0.0), (0.1, 0.1), (0.0, 0.3)])
+def test_a_step_is_new_memory_whatever_the_rate(rates):
+    """Means are views of the weights, into which the result is copied."""
+    means = [torch.arange(6.0).view(2, 3).mT, torch.ones(2)]
+    updates = [torch.full((3, 2), 2.0), torch.tensor([1.0, torch.inf])]
+    found = subtract_each(means, updates, rates)
+    for mean, update, rate, new in zip(means, updates, rates, found, strict=True):
+        assert new.untyped_storage().data_ptr() != mean.untyped_storage().data_ptr()
+        torch.testing.assert_close(new, mean - rate * update, equal_nan=True)

@@ -12,7 +12,7 @@ from vogn.capture.bundles import Bundle
 from vogn.errors import NonFiniteStatisticsError, in_block
 from vogn.linalg.noise import fill_normal
 from vogn.optim.steps import BlockView, Step, StepContext
-from vogn.optim.steps.each import add_each, alike, total_each
+from vogn.optim.steps.each import alike, subtract_each, total_each
 from vogn.structures.base import Structure
 from vogn.types import Observation, Shape, State
 
@@ -116,4 +116,4 @@ def natural_gradient_step(context: StepContext, steps: Sequence[Step], rates: Se
     updates = [block.gradient for block in context.blocks]
     for step in steps:
         updates = step(updates, context)
-    return add_each([block.mean for block in context.blocks], updates, [-rate for rate in rates])
+    return subtract_each([block.mean for block in context.blocks], updates, rates)

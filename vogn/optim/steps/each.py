@@ -23,6 +23,13 @@ def add_each(tensors: Sequence[Tensor], others: Sequence[Tensor], alphas: Sequen
     ]
 
 
+def subtract_each(tensors: Sequence[Tensor], others: Sequence[Tensor], alphas: Sequence[float]) -> list[Tensor]:
+    """``tensor - alpha * other``, in new memory, with the NaN of ``0 * inf``."""
+    if len(set(alphas)) == 1 and alike([*tensors, *others]):
+        return list(torch._foreach_sub(list(tensors), list(others), alpha=alphas[0]))
+    return [tensor.sub(other, alpha=alpha) for tensor, other, alpha in zip(tensors, others, alphas, strict=True)]
+
+
 def lerp_each(tensors: Sequence[Tensor], ends: Sequence[Tensor], weights: Sequence[float]) -> list[Tensor]:
     """``tensor + weight * (end - tensor)``."""
     if len(set(weights)) == 1 and alike([*tensors, *ends]):
