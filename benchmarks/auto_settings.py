@@ -1,7 +1,7 @@
 """How far is a run that nobody tuned from one that somebody did?
 
-"auto": ``ess`` counted from the data, the command line's temperature, prior and damping of the method (for regression
-temperature 1 and a prior precision of 1 to begin with), the learning rate of a range test,
+"auto": ``ess`` counted from the data, the command line's temperature and prior of the method (for regression
+temperature 1 and a prior precision of 1 to begin with), learning rate and damping of a search on held-out examples,
 ``initial_curvature="auto"``, and the prior from the evidence: of the head alone in residual networks, whose other
 weights stand before norms and have no scale; of every layer in perceptrons; both from the middle of the run on. "by
 hand": the configuration that the classification study has tuned for this method and seed; for regression the best of

@@ -13,8 +13,8 @@ import vogn
 from tiny_models import OPTIONS, batch, fill
 from vogn.errors import NonFiniteStatisticsError
 from vogn.likelihoods import Categorical
+from vogn.linalg.each import subtract_each
 from vogn.linalg.joining import join, split
-from vogn.optim.steps.each import subtract_each
 
 METHODS = ("ivon", "vadam", "vogn")
 ALONE = -1

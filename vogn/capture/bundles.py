@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -89,10 +88,10 @@ class Bundles:
 
     def __init__(
         self,
-        group_of: Mapping[Block, Any] = MappingProxyType({}),
-        placement: Mapping[Block, Placement] = MappingProxyType({}),
+        group_of: Mapping[Block, Any],
+        placement: Mapping[Block, Placement],
         *,
-        elementwise: bool = True,
+        elementwise: bool,
     ) -> None:
         self._keys: dict[Block, Hashable] = {}
         for block, group in group_of.items():

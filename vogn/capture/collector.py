@@ -65,7 +65,7 @@ class Collector:
         bundles: Bundles | None = None,
     ) -> None:
         self.blocks = list(blocks)
-        self.bundles = bundles or Bundles()
+        self.bundles = bundles or Bundles({}, {}, elementwise=False)
         self.statistics = tuple(statistics)
         self.state_of = state_of
         self.gradient_of = gradient_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -17,6 +18,9 @@ from vogn.cli.session import Session
 from vogn.optim import METHODS
 from vogn.report.tables import Table as Figures
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _FIGURE_WIDTH = 12
 
 
@@ -25,7 +29,26 @@ def say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-class ProgressWatcher:
+class Bar:
+    """A progress bar that is shown inside ``with``.
+
+    Attributes:
+        progress: rich's.
+    """
+
+    progress: Progress
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+
+class ProgressWatcher(Bar):
     """A progress bar with epoch, loss, accuracy and time left; one line per epoch where there is no terminal."""
 
     def __init__(self, console: Console, label: str) -> None:
@@ -43,15 +66,6 @@ class ProgressWatcher:
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task(label, total=None, epoch="-", loss=float("nan"), accuracy=float("nan"))
-
-    def __enter__(self) -> ProgressWatcher:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
 
     def batch_done(self, session: Session, done: int, total: int) -> None:
         """Move the bar."""
@@ -77,7 +91,7 @@ class ProgressWatcher:
         say(self.console, f"{self.label}  epoch {row['epoch']}/{session.settings.epochs}  {figures}")
 
 
-class RangeTestBar:
+class RangeTestBar(Bar):
     """A progress bar with learning rate and loss; nothing where there is no terminal.
 
     Args:
@@ -98,15 +112,6 @@ class RangeTestBar:
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task(label, total=steps, lr=float("nan"), loss=float("nan"))
-
-    def __enter__(self) -> RangeTestBar:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
 
     def __call__(self, number: int, rate: float, loss: float) -> None:
         """Move the bar."""
@@ -137,7 +142,7 @@ def results_table(rows: Sequence[Evaluation], title: str) -> Table:
     return table
 
 
-class MeasuringBar:
+class MeasuringBar(Bar):
     """A progress bar over predictions, with what is predicted next; nothing where there is no terminal."""
 
     def __init__(self, console: Console) -> None:
@@ -154,15 +159,6 @@ class MeasuringBar:
             transient=True,
         )
         self.task = self.progress.add_task("", total=None)
-
-    def __enter__(self) -> MeasuringBar:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
 
     def __call__(self, done: int, total: int, about: str) -> None:
         """Move the bar."""

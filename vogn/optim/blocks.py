@@ -16,9 +16,9 @@ from vogn.capture.partition import Block, Partition, partition
 from vogn.capture.selection import Selection
 from vogn.distributed import Placement, Replicas, Unanimity, is_sharded, own_shard
 from vogn.errors import UnsupportedObservationError
+from vogn.linalg.each import nonzero_each, numbers
 from vogn.optim.placing import placements
 from vogn.optim.steps import Step
-from vogn.optim.steps.each import nonzero_each, numbers
 from vogn.structures.base import Structure
 from vogn.types import State
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vogn.capture.bundles import Bundle
 from vogn.errors import NonFiniteStatisticsError, in_block
+from vogn.linalg.each import alike, subtract_each, total_each
 from vogn.linalg.noise import fill_normal
 from vogn.optim.steps import BlockView, Step, StepContext
-from vogn.optim.steps.each import alike, subtract_each, total_each
 from vogn.structures.base import Structure
 from vogn.types import Observation, Shape, State
 

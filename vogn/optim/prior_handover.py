@@ -14,7 +14,7 @@ from vogn.optim.methods import sets_groups
 from vogn.optim.steps import EarlierPosterior, Prior, Solve
 from vogn.optim.steps.earlier import PRIOR_MEAN
 from vogn.posterior import GaussianPosterior, PosteriorBlock
-from vogn.posterior.precision_sums import exactly_damped
+from vogn.posterior.block import exactly_damped
 
 
 @torch.no_grad()

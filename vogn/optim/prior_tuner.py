@@ -17,8 +17,8 @@ from vogn.optim.base import NaturalGradient
 from vogn.optim.blocks import BlockTable
 from vogn.optim.methods import sets_groups
 from vogn.posterior import PosteriorBlock
+from vogn.posterior.block import exactly_damped
 from vogn.posterior.evidence import stationary_precision
-from vogn.posterior.precision_sums import exactly_damped
 
 HALVINGS = 24
 """Of the interval in which a precision is sought: a relative error below 1e-5."""

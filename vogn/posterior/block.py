@@ -13,7 +13,7 @@ from torch import Tensor
 from vogn.errors import NotPositiveDefiniteError, UnsupportedObservationError, in_block
 from vogn.linalg.layout import Layout, layout_from_dict
 from vogn.linalg.noise import normal
-from vogn.structures import structure_from_dict, structure_to_dict
+from vogn.structures import Kronecker, structure_from_dict, structure_to_dict
 from vogn.structures.base import Structure
 from vogn.types import State
 
@@ -177,3 +177,10 @@ class PosteriorBlock:
     def precision_matrix(self) -> Tensor:
         """``Lambda``, ``(D, D)`` in the row-major order of the block. For tests and small models."""
         return self.ess * self.structure.to_dense(self.state, self.shift)
+
+
+def exactly_damped(block: PosteriorBlock) -> PosteriorBlock:
+    """The block whose prior is added to the curvature as it is: factored damping only stands for that sum."""
+    if isinstance(block.structure, Kronecker) and block.structure.damping != "exact":
+        return replace(block, structure=replace(block.structure, damping="exact"))
+    return block

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from vogn.errors import NotPositiveDefiniteError, in_block
-from vogn.posterior.block import PosteriorBlock
+from vogn.posterior.block import PosteriorBlock, exactly_damped
 from vogn.posterior.ensemble import check_same_parameters
 from vogn.posterior.gaussian import GaussianPosterior
-from vogn.posterior.precision_sums import Term, exactly_damped, sum_of_terms
+from vogn.posterior.precision_sums import Term, sum_of_terms
 from vogn.posterior.prior import Prior
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -48,13 +48,6 @@ class Total:
 
     state: State
     solve: Callable[[PosteriorBlock, Tensor], Tensor]
-
-
-def exactly_damped(block: PosteriorBlock) -> PosteriorBlock:
-    """The block whose prior is added to the curvature as it is: factored damping only stands for that sum."""
-    if isinstance(block.structure, Kronecker) and block.structure.damping != "exact":
-        return replace(block, structure=replace(block.structure, damping="exact"))
-    return block
 
 
 def sum_of_terms(terms: Sequence[Term], ess: float) -> Total:

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vogn.linalg.each import scale_each
 from vogn.optim.steps.base import Scope, Step, StepContext
-from vogn.optim.steps.each import scale_each
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from vogn.linalg.each import lerp_each
 from vogn.optim.steps.base import BlockView, Scope, Step, StepContext
-from vogn.optim.steps.each import lerp_each
 
 
 @dataclass(frozen=True)

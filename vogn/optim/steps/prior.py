@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from vogn.linalg.each import add_each
 from vogn.optim.steps.base import Scope, Step, StepContext
-from vogn.optim.steps.each import add_each
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The same arithmetic on the tensors of all blocks, in one call where they are alike."""
+"""The same arithmetic on many tensors, in one call where they are alike."""
 
 from __future__ import annotations
 
