@@ -11,9 +11,9 @@ from tiny_models import OPTIONS, batch, fill
 from vogn.likelihoods import Categorical, Gaussian
 
 
-def run(scale, *, steps=2, likelihood=None, options=None, scaler=None, weight=1.0):
+def run(scale, *, steps=2, likelihood=None, options=None, scaler=None, weight=1.0, method="vogn", logged=False):
     model = fill(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)))
-    opt = vogn.VOGN(model, **(OPTIONS | (options or {})))
+    opt = vogn.METHODS[method].build(model, **(OPTIONS | (options or {})))
     opt.grad_scaler = scaler
     likelihood = likelihood or Categorical()
     with warnings.catch_warnings(record=True) as caught:
@@ -23,6 +23,8 @@ def run(scale, *, steps=2, likelihood=None, options=None, scaler=None, weight=1.
             y = y if isinstance(likelihood, Categorical) else x
             opt.zero_grad()
             with opt.sampled_params():
+                if logged:
+                    likelihood(model(x), y)
                 (scale * likelihood(model(x), y, weight=weight)).backward()
             opt.step()
     return [str(found.message) for found in caught if "times that of the mean loss" in str(found.message)]
@@ -52,3 +54,11 @@ def test_with_a_scaler_there_is_nothing_to_notice():
             return 1024.0
 
     assert not run(1024.0, scaler=Scaler())
+
+
+@pytest.mark.parametrize("method", ["kfac", "vogn"])
+def test_passes_of_our_own_and_losses_without_a_backward_are_not_looked_at(method):
+    """K-FAC draws labels and goes back through the outputs itself, with the sum of 40 gradients."""
+    assert not run(1.0, method=method, logged=True)
+    (message,) = run(1024.0, method=method, logged=True)
+    assert "is 1024 times" in message

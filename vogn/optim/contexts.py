@@ -111,13 +111,15 @@ def _clones(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 def _displace(offsets: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Add the offset of every parameter, in the wider one of both dtypes."""
-    plain = [pair for pair in offsets if pair[0].dtype == pair[1].dtype and not is_sharded(pair[0])]
-    if plain:
-        torch._foreach_add_([parameter for parameter, _ in plain], [offset for _, offset in plain])
-    done = {id(parameter) for parameter, _ in plain}
+    plain: tuple[list[Tensor], list[Tensor]] = [], []
     for parameter, offset in offsets:
-        if id(parameter) not in done:
+        if parameter.dtype == offset.dtype and not is_sharded(parameter):
+            plain[0].append(parameter)
+            plain[1].append(offset)
+        else:
             parameter.copy_(parameter + offset)
+    if plain[0]:
+        torch._foreach_add_(*plain)
 
 
 def _gradient_marks(parameters: Iterable[Tensor]) -> list[tuple[int, int] | None]:
