@@ -3,11 +3,12 @@
 "auto": ``ess`` counted from the data, the command line's temperature and prior of the method (for regression
 temperature 1 and a prior precision of 1 to begin with), learning rate and damping of a search on held-out examples,
 ``initial_curvature="auto"``, and the prior from the evidence: of the head alone in residual networks, whose other
-weights stand before norms and have no scale; of every layer in perceptrons; both from the middle of the run on. "by
-hand": the configuration that the classification study has tuned for this method and seed; for regression the best of
-four (learning rate, prior) on a validation part of the first split. Both are variational, see the same batches from the
-same initial weights and differ in nothing else. Sizes of images are reduced, epochs fewer than the configurations were
-tuned for; perceptrons are trained for 2000 steps.
+weights stand before norms and have no scale; of every layer in perceptrons, whose dense curvature over all data is
+measured for it; both from the middle of the run on. "by hand": the configuration that the classification study has
+tuned for this method and seed; for regression the best of four (learning rate, prior) on a validation part of the first
+split. Both are variational, see the same batches from the same initial weights and differ in nothing else. Images are
+3000 for training and 3000 for testing, epochs fewer than the configurations were tuned for; perceptrons are trained for
+2000 steps.
 
     python -m benchmarks.auto_settings run --data-dir DIR --budget-minutes 25
     python -m benchmarks.auto_settings report
@@ -48,8 +49,8 @@ RESULTS = Path(__file__).parent / "results" / "auto_settings"
 TUNED = Path(__file__).parent / "results" / "classification"
 SIZES = {
     "digits": replace(REDUCED["digits"], epochs=6, samples=8, calibration=256),
-    "mnist": replace(REDUCED["mnist"], train=1000, test=1000, epochs=4, samples=8),
-    "cifar10": replace(REDUCED["cifar10"], train=1000, test=1000, epochs=4, samples=8),
+    "mnist": replace(REDUCED["mnist"], train=3000, test=3000, epochs=4, samples=8),
+    "cifar10": replace(REDUCED["cifar10"], train=3000, test=3000, epochs=6, samples=8),
 }
 REGRESSIONS = ("boston", "concrete", "energy", "yacht")
 METHODS = ("kfac", "vogn")
@@ -195,7 +196,13 @@ def regress(
         groups=vogn.layer_groups(model),
     )
     if configuration is None:
-        tuner = vogn.PriorTuner(optimizer, every=5 * epoch, start=epochs // 2 * epoch)
+        batches = [(x, y)]
+        tuner = vogn.PriorTuner(
+            optimizer,
+            every=5 * epoch,
+            start=epochs // 2 * epoch,
+            measure=lambda: vogn.laplace(model, likelihood, batches, structure="dense"),
+        )
         chosen = search(optimizer, model, likelihood, (x, y), BATCH, seed, STEPS // 5)
     else:
         chosen = {"lr": configuration["lr"]}

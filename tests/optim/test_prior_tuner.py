@@ -231,3 +231,44 @@ def test_a_structure_without_an_inverse_diagonal_is_named():
         pytest.fail("take another structure for this test")
     with pytest.raises(UnsupportedObservationError, match="block 'weight': SketchedGram has no diagonal of its inver"):
         vogn.PriorTuner(opt, every=1).tune()
+
+
+@pytest.mark.parametrize("variational", [False, True], ids=["deterministic", "variational"])
+def test_the_curvature_can_be_measured_instead(variational):
+    """VOGN's diagonal misses MacKay's precision; the dense curvature of all data finds it at the same mean."""
+    delta, mean = mackay()
+    model = fill(nn.Linear(D, 1, bias=False).double())
+    opt = vogn.VOGN(model, lr=0.1, ess=N, weight_decay=delta / N, fisher="ggn", variational=variational)
+    loop(model, opt, vogn.PriorTuner(opt, every=1000), 3)
+    with torch.no_grad():
+        model.weight.copy_(mean)
+    (tracked,) = vogn.PriorTuner(opt, every=1).tune().values()
+    random = torch.get_rng_state()
+
+    def measured():
+        return vogn.laplace(model, Gaussian(noise=NOISE), [(X, Y)], structure="dense", prior_precision=7.0)
+
+    (found,) = vogn.PriorTuner(opt, every=1, measure=measured).tune().values()
+    assert found == pytest.approx(delta, rel=1e-4) == opt.param_groups[0]["weight_decay"] * N
+    assert tracked != pytest.approx(delta, rel=1e-3)
+    assert torch.equal(random, torch.get_rng_state()) and torch.equal(model.weight.detach(), mean)
+    loop(model, opt, vogn.PriorTuner(opt, every=1000), 1)
+
+
+def test_what_is_measured_must_fit_the_groups():
+    model = fill(Two().double())
+    opt = vogn.VOGN(model, lr=0.1, ess=N, groups=vogn.layer_groups(model))
+    loop(model, opt, vogn.PriorTuner(opt, every=1000), 1)
+
+    def tuner(**options):
+        return vogn.PriorTuner(
+            opt, every=1, measure=lambda: vogn.laplace(model, Gaussian(noise=NOISE), [(X, Y)], **options)
+        )
+
+    before = [group["weight_decay"] for group in opt.param_groups]
+    with pytest.raises(ValueError, match=r"holds 'useless.weight' too, which is in another group"):
+        tuner(structure="dense", partition="model").tune()
+    with pytest.raises(ValueError, match=r"no curvature of 'useful.weight'"):
+        tuner(subset=["useless.*"]).tune()
+    assert [group["weight_decay"] for group in opt.param_groups] == before
+    assert set(tuner(structure="dense").tune()) == {0, 1}

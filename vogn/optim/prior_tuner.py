@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from vogn.errors import MissingCurvatureError, UnsupportedObservationError, in_b
 from vogn.optim.base import NaturalGradient
 from vogn.optim.blocks import BlockTable
 from vogn.optim.methods import sets_groups
-from vogn.posterior import PosteriorBlock
+from vogn.posterior import GaussianPosterior, PosteriorBlock
 from vogn.posterior.block import exactly_damped
 from vogn.posterior.evidence import stationary_precision
 
@@ -40,9 +40,13 @@ class PriorTuner:
     Weights in front of a normalisation layer have no scale: the network is the same whatever their length, and the
     evidence only asks for shorter ones. Leave them out with ``only``.
 
+    The tracked curvature counts more parameters as determined than the data do: its structure leaves correlations out,
+    and in variational mode it is an average over sampled weights. Where the network is small enough, let the tuner look
+    at all data in a better structure (``measure``).
+
     It keeps nothing and draws nothing: ``weight_decay`` is in the checkpoint, and when it is due follows from the
     number of steps. One tuning costs about 25 times the diagonal of an inverse: from a few plain steps (diagonal) to a
-    few tens of factorisations (Kronecker).
+    few tens of factorisations (Kronecker); and what ``measure`` costs.
 
     Args:
         optimizer: whose groups are tuned: those that are sampled, in either mode. ``groups=layer_groups(model)`` gives
@@ -55,10 +59,13 @@ class PriorTuner:
         bounds: smallest and largest precision.
         only: patterns of parameter names (``"classifier.*"``, as in ``structure``): groups that hold a parameter which
             none of them matches keep their prior. ``None`` tunes all groups.
+        measure: returns a posterior of the present weights, whose curvature is used instead of the tracked one:
+            ``lambda: vogn.laplace(model, likelihood, loader, structure="dense")``. Called at every tuning; its prior
+            does not matter, its blocks must not span groups.
 
     Raises:
-        ValueError: if a number is out of range, no group is left to tune, a group has no ``ess``, or the method sets
-            ``weight_decay`` itself.
+        ValueError: if a number is out of range, no group is left to tune, a group has no ``ess``, the method sets
+            ``weight_decay`` itself, or what is measured does not fit the groups.
         UnsupportedObservationError: naming the block, if its structure has no inverse diagonal.
 
     Example:
@@ -92,6 +99,7 @@ class PriorTuner:
         temperature: float = 1.0,
         bounds: tuple[float, float] = (1e-4, 1e6),
         only: Sequence[str] | None = None,
+        measure: Callable[[], GaussianPosterior] | None = None,
     ) -> None:
         start = every if start is None else start
         if int(every) != every or every < 1:
@@ -107,6 +115,7 @@ class PriorTuner:
         self.optimizer, self.every, self.start = optimizer, every, start
         self.temperature, self.bounds = temperature, bounds
         self.only = None if only is None else tuple(only)
+        self.measure = measure
         if not any(map(self._wanted, optimizer.param_groups)):
             raise ValueError(
                 f"only={only}: no sampled group has nothing but such parameters; give them a group of their own "
@@ -135,6 +144,10 @@ class PriorTuner:
         """
         self.optimizer._contexts.require_mean("tuning the prior")
         table, _ = self.optimizer._build()
+        measured = None
+        if self.measure is not None:
+            with torch.enable_grad():
+                measured = self.measure().sampled_blocks
         found: dict[int, float] = {}
         for number, group in enumerate(self.optimizer.param_groups):
             members = [block for block, owner in table if owner is group]
@@ -143,7 +156,10 @@ class PriorTuner:
             if group["ess"] is None:
                 raise ValueError("the prior's precision is weight_decay * ess: set ess=len(train_set)")
             ess = float(group["ess"]) * self.temperature
-            blocks = [_with_curvature(table, block, ess) for block in members]
+            if measured is None:
+                blocks = [_with_curvature(table, block, ess) for block in members]
+            else:
+                blocks = _of_group(measured, group["param_names"])
             length = sum(float(whole(p.detach()).double().square().sum()) for b in members for p in b.parameters)
             found[number] = stationary_precision(blocks, length, bounds=self.bounds, halvings=HALVINGS)
             group["weight_decay"] = found[number] / ess
@@ -153,6 +169,24 @@ class PriorTuner:
         """Whether the group is one of those that are tuned."""
         names = group["param_names"] if self.only is not None else ()
         return bool(group["sampled"]) and all(any(matches(key, [n]) for key in self.only or ()) for n in names)
+
+
+def _of_group(measured: Sequence[PosteriorBlock], names: Sequence[str]) -> list[PosteriorBlock]:
+    """The measured blocks of a group's parameters."""
+    blocks = [block for block in measured if set(block.layout.names) & set(names)]
+    for block in blocks:
+        others = sorted(set(block.layout.names) - set(names))
+        if others:
+            raise ValueError(
+                f"the measured block {block.name!r} holds {others[0]!r} too, which is in another group: measure with a "
+                "block for every layer, or train with one group"
+            )
+    missing = sorted(set(names).difference(*(block.layout.names for block in blocks)))
+    if missing:
+        raise ValueError(
+            f"what is measured has no curvature of {missing[0]!r}: use subset='all', or leave it out by only="
+        )
+    return blocks
 
 
 def _with_curvature(table: BlockTable, block: Block, ess: float) -> PosteriorBlock:

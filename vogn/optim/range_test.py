@@ -22,7 +22,7 @@ from vogn.likelihoods import Gaussian
 from vogn.optim.base import NaturalGradient
 from vogn.optim.calling import outputs_of
 from vogn.optim.methods import sets_groups
-from vogn.optim.range_choice import choose, climb, smoothed
+from vogn.optim.range_choice import STRIDE, choose, climb, smoothed
 
 Watch = Callable[[int, float, float], None]
 Batch = tuple[Any, Any, Tensor | None]
@@ -33,6 +33,8 @@ STOP_FACTOR = 4.0
 """The sweep, or a run, ends where a running mean of the loss is so many times its smallest value (above zero loss)."""
 WARM_UP, END = 0.1, 0.25
 """Shares of a short run: in which the rate rises, and whose losses count."""
+CAUTION = math.sqrt(STRIDE)
+"""A rate that is larger than the sweep's choice has only won short runs, and long ones stand less: half a step back."""
 NOISE_SHARE = 0.1
 """A learnable noise follows the residuals of so many batches: their share in its average."""
 
@@ -48,7 +50,7 @@ class RangeTest:
         suggestion: the learning rate to train with (the peak, where a schedule follows).
         diverged: whether the loss grew beyond bounds before the largest rate.
         runs: rate and final loss (infinite where it failed) of every short run, by rate; empty without them.
-        final: the losses at the end of the run that was chosen, which were compared with those of others.
+        final: the losses at the end of the best short run, which were compared with those of others.
     """
 
     rates: tuple[float, ...]
@@ -91,7 +93,8 @@ def learning_rate_range_test(
 
     Because a rate that rises at every step says little about a long run, the choice is then compared with its
     neighbours (half a decade apart) by short runs of ``steps`` steps, with warm-up and cosine decay: as long as their
-    losses in the last quarter are lower, beyond the scatter of the differences, the neighbour is chosen. With
+    losses in the last quarter are lower, beyond the scatter of the differences, the neighbour is chosen. From one that
+    is larger than the sweep's choice it is half a step back again: a short run stands more than a long one. With
     ``held_out`` examples the losses that are compared are theirs, at the mean of the weights after the run: training
     losses prefer rates that fit fast, and do not see that they fit too much.
 
@@ -169,8 +172,9 @@ def learning_rate_range_test(
     choice = choose(rates, losses)
     found = RangeTest(tuple(rates), tuple(losses), tuple(smoothed(losses)), choice, diverged)
     if runs:
-        choice, tried, final = climb(choice, ends, smallest, largest)
-        found = replace(found, suggestion=choice, runs=tried, final=tuple(final))
+        best, tried, final = climb(choice, ends, smallest, largest)
+        best = best / CAUTION if best > choice else best
+        found = replace(found, suggestion=best, runs=tried, final=tuple(final))
     return found
 
 
