@@ -9,5 +9,5 @@ images. Digits: five-fold cross-validation, tuned inside the training part of ea
     python -m benchmarks.classification run --data mnist --data-dir DIR --jobs 2 --budget-minutes 60
     python -m benchmarks.classification report --data mnist
 
-``--full`` runs the full sizes (about a day of CPU); without it the reduced sizes that the README reports.
+``--full`` runs the full sizes (about a day of CPU); without it the reduced sizes that docs/results.md reports.
 """

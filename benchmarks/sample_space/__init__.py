@@ -12,5 +12,5 @@ order for every method). Test figures are of that configuration.
     python -m benchmarks.sample_space report
     python -m benchmarks.sample_space report --curves
 
-``--form full`` runs the full sizes (about two hours of CPU); ``reduced`` is what the README reports.
+``--form full`` runs the full sizes (about two hours of CPU); ``reduced`` is what docs/results.md reports.
 """
