@@ -62,6 +62,10 @@ def our_row(method: str, variational: bool, *, examples: int = 0, **options: Any
     )
 
 
+QUARTER = "kfac 10/100, a quarter (deterministic)"
+"""Statistics on the first quarter of the batch."""
+
+
 def mode_name(method: str, mode: str) -> str:
     """Name of a registry row."""
     return f"{method} ({mode})"
@@ -86,6 +90,7 @@ def rows_of(case: Case) -> dict[str, Row]:
         **registry_rows(case),
         "kfac 10/100 (variational)": our_row("kfac", True, **schedule),
         "kfac 10/100 (deterministic)": our_row("kfac", False, **schedule),
+        QUARTER: our_row("kfac", False, curvature_examples=case.shape[0] // 4, **schedule),
         "ekfac 10/100 (variational)": our_row("ekfac", True, **schedule),
         "slang rank 8 (variational)": our_row("slang", True, rank=8),
         "fngd frozen (deterministic)": our_row("fngd", False, examples=case.shape[0], freeze_after=1),
@@ -102,6 +107,7 @@ FOCUS = (
     "vogn (deterministic)",
     "kfac 10/100 (variational)",
     "kfac 10/100 (deterministic)",
+    QUARTER,
     "slang rank 8 (variational)",
     "ivon-opt",
 )

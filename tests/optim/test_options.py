@@ -188,8 +188,14 @@ LEGAL = {
     "vadam": [],
     "ivon": [{"clip_radius": 0.1}, {"clip_radius": math.inf}, {"rescale_lr": False}],
     "evon": [{"clip_radius": 0.1}, {"basis_decay": 0.0}, {"rescale_lr": False}],
-    "kfac": [{"factored": False}, {"kfac_approx": "reduce"}, {"kl_clip": None}, {"fisher": "ggn"}],
-    "ekfac": [{"kl_clip": None}, {"fisher": "empirical"}],
+    "kfac": [
+        {"factored": False},
+        {"kfac_approx": "reduce"},
+        {"kl_clip": None},
+        {"fisher": "ggn"},
+        {"curvature_examples": 2},
+    ],
+    "ekfac": [{"kl_clip": None}, {"fisher": "empirical"}, {"curvature_examples": 2}],
     "slang": [{"rank": 1}, {"rank": 100}, {"partition": "layer"}, {"anneal_power": 0.51}, {"fisher": "mc"}],
     "fngd": [
         {"share": "mean"},

@@ -28,6 +28,8 @@ class EKFAC(NaturalGradient):
         damping: in the step only.
         fisher: ``"mc"`` (sampled labels), ``"empirical"`` or ``"ggn"``.
         ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
+        curvature_examples: measure the curvature on the first so many examples of every batch, which must be in random
+            order; ``None`` measures all. Cheaper factors, noisier by the square root of the share.
         kfac_approx: weight sharing over positions in the factors of the basis: ``"expand"`` or ``"reduce"``.
         structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
             see :class:`NaturalGradient`.
@@ -52,6 +54,7 @@ class EKFAC(NaturalGradient):
         curvature_decay: float = 0.95,
         fisher: Literal["mc", "empirical", "ggn"] = "mc",
         ggn_samples: int | None = None,
+        curvature_examples: int | None = None,
         kfac_approx: Literal["expand", "reduce"] = "expand",
         kl_clip: float | None = 1e-2,
         refresh_every: int = 10,
@@ -64,7 +67,7 @@ class EKFAC(NaturalGradient):
         super().__init__(
             params,
             make_selection(structure, EigenKronecker(sharing=kfac_approx)),
-            fisher_statistic(fisher, ggn_samples),
+            fisher_statistic(fisher, ggn_samples, curvature_examples),
             lr=lr,
             ess=ess,
             weight_decay=weight_decay,

@@ -79,6 +79,8 @@ class KFAC(NaturalGradient):
         fisher: ``"mc"`` (sampled labels, as in the paper), ``"empirical"`` or ``"ggn"``.
         ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
         factored: ``True`` damps the factors (pi correction); ``False`` adds the shift to the product exactly.
+        curvature_examples: measure the curvature on the first so many examples of every batch, which must be in random
+            order; ``None`` measures all. Cheaper factors, noisier by the square root of the share.
         kfac_approx: weight sharing over positions: ``"expand"`` or ``"reduce"``.
         structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
             see :class:`NaturalGradient`.
@@ -103,6 +105,7 @@ class KFAC(NaturalGradient):
         curvature_decay: float = 0.95,
         fisher: Literal["mc", "empirical", "ggn"] = "mc",
         ggn_samples: int | None = None,
+        curvature_examples: int | None = None,
         factored: bool = True,
         kfac_approx: Literal["expand", "reduce"] = "expand",
         kl_clip: float | None = 1e-2,
@@ -116,7 +119,7 @@ class KFAC(NaturalGradient):
         super().__init__(
             params,
             make_selection(structure, Kronecker(damping="factored" if factored else "exact", sharing=kfac_approx)),
-            fisher_statistic(fisher, ggn_samples),
+            fisher_statistic(fisher, ggn_samples, curvature_examples),
             lr=lr,
             ess=ess,
             weight_decay=weight_decay,
