@@ -107,7 +107,6 @@ FOCUS = (
     "vogn (deterministic)",
     "kfac 10/100 (variational)",
     "kfac 10/100 (deterministic)",
-    QUARTER,
     "slang rank 8 (variational)",
     "ivon-opt",
 )
