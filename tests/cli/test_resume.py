@@ -87,6 +87,18 @@ def test_resumed_equals_uninterrupted(vogn, tiny, tmp_path, monkeypatch, options
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_run_on_a_relative_path_goes_on_in_another_folder(vogn, tiny, tmp_path, monkeypatch):
+    relative = f"npz:{os.path.relpath(tiny.removeprefix('npz:'), tmp_path)}"
+    options = ["--data", relative, *TINY, "--model", "mlp", "--output", "run"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps=6)
+        assert vogn("train", *options).code == 143
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert vogn("train", "--resume", tmp_path / "run", "--data", tiny).code == 0  # the same file in other words
+    assert vogn("evaluate", tmp_path / "run").code == 0
+
+
 def test_a_comparison_stopped_in_its_second_run_goes_on_there(vogn, tiny, tmp_path, monkeypatch):
     arguments = ["train", "--data", tiny, *TINY, "--compare", "--model", "mlp"]
     assert vogn(*arguments, "--output", "whole").code == 0

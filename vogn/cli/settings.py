@@ -9,6 +9,7 @@ from typing import Any
 
 from vogn.cli.errors import UsageError
 from vogn.cli.schedule import SCHEDULES
+from vogn.data.loading import absolute
 from vogn.optim.sample_size import effective_sample_size
 
 
@@ -119,8 +120,9 @@ REPLACEABLE_ON_RESUME = ("device", "threads", "checkpoint_every")
 
 
 def given_settings(given: Mapping[str, Any]) -> Settings:
-    """Defaults overlaid with what the command line gave (``None`` means not given)."""
-    return Settings(**{name: value for name, value in given.items() if value is not None})
+    """Defaults overlaid with what the command line gave (``None`` means not given); paths of data become absolute."""
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    return replace(settings, data=absolute(settings.data))
 
 
 def resumed_settings(stored: Settings, given: Mapping[str, Any], *, where: str) -> Settings:
@@ -131,6 +133,8 @@ def resumed_settings(stored: Settings, given: Mapping[str, Any], *, where: str) 
     """
     changes = {}
     for name, value in given.items():
+        if name == "data" and value is not None:
+            value = absolute(value)
         if value is None or value == getattr(stored, name):
             continue
         if name not in REPLACEABLE_ON_RESUME:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +32,13 @@ SOURCES: dict[str, tuple[str, Source]] = {
     "hf": ("NAME", load_huggingface),
 }
 """Kind to (what follows the colon, reader). Help texts, error messages and tests iterate it."""
+
+
+def absolute(spec: str) -> str:
+    """The same description, with the full path of a file or folder: it holds in every working directory."""
+    kind, colon, location = spec.partition(":")
+    is_path = kind in ("npz", "imagefolder") or (kind == "hf" and Path(location).exists())
+    return f"{kind}:{Path(location).absolute()}" if colon and location and is_path else spec
 
 
 def load_data(
