@@ -86,9 +86,7 @@ def network_intervals(steps: int = 600) -> None:
         axes.set_title(f"variational={variational}")
         width = (high - low).flatten()
         inside, outside = width[(places.abs() - 1.25).abs().flatten() < 0.5].mean(), width[[0, -1]].mean()
-        print(
-            f"variational={variational!s:5}  mean width of 90 % intervals: {inside:.2f} at the data, {outside:.2f} at +-4"
-        )
+        print(f"variational={variational!s:5}  width of 90 % intervals: {inside:.2f} at the data, {outside:.2f} at +-4")
         assert outside > 2 * inside, "intervals should widen away from the data"
     figure.savefig("regression_intervals.png", dpi=80)
     print("drawn in regression_intervals.png")
