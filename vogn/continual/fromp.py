@@ -94,17 +94,17 @@ class FROMP(ContinualMethod):
 
     def _root(self, memory: Memory) -> Tensor:
         """The kernel's root at the present weights, in double precision; the memory's probabilities are taken too."""
-        weights = self.copy_of_weights()
-        with evaluating(self.model, memory.head):
-            outputs, slopes = jacobian(self.model, weights, memory.inputs)
-        p = outputs.detach().softmax(-1)
-        memory.outputs = p
-        softmax_slope = (torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)).double()
-        kernel = p.new_zeros((p.shape[1], len(p), len(p)), dtype=torch.float64)
-        for name, slope in slopes.items():
-            rows = (softmax_slope @ slope.detach().double().flatten(2)).transpose(0, 1)
-            covariance = 1.0 / (self.curvature[name].double().flatten() + self.prior_precision)
-            kernel += rows * covariance @ rows.mT
+        weights = {f"model.{name}": value for name, value in self.copy_of_weights().items()}
+        with torch.no_grad(), evaluating(self.model, memory.head):
+            memory.outputs = self.model(memory.inputs).softmax(-1)
+        count, classes = memory.outputs.shape
+        kernel = memory.outputs.new_zeros((classes, count, count), dtype=torch.float64)
+        for label in range(classes):  # one after the other: all slopes at once would not fit into memory
+            with evaluating(self.model, memory.head):
+                _, slopes = jacobian(_Probability(self.model, label), weights, memory.inputs)
+            for name, curvature in self.curvature.items():
+                rows = slopes[f"model.{name}"].detach().double().flatten(1)
+                kernel[label] += rows / (curvature.double().flatten() + self.prior_precision) @ rows.T
         kernel.diagonal(dim1=-2, dim2=-1).add_(self.jitter)
         return torch.linalg.cholesky(kernel)
 
@@ -118,3 +118,15 @@ class FROMP(ContinualMethod):
         super().load_state_dict(state)
         self.curvature, self.roots = dict(state["curvature"]), list(state["roots"])
         self.memories = memories_from_state(state["memories"])
+
+
+class _Probability(nn.Module):
+    """The probability of one class, ``(N, 1)``."""
+
+    def __init__(self, model: nn.Module, label: int) -> None:
+        super().__init__()
+        self.model, self.label = model, label
+
+    def forward(self, x: Tensor) -> Tensor:
+        probability: Tensor = self.model(x).softmax(-1)[:, self.label : self.label + 1]
+        return probability

@@ -14,7 +14,7 @@ from vogn.continual.method import ContinualMethod, Loader, OptimizerFactory
 from vogn.continual.posterior_state import posterior_from_state, posterior_state
 from vogn.likelihoods import Likelihood
 from vogn.optim.laplace import laplace
-from vogn.posterior import GaussianPosterior
+from vogn.posterior import GaussianPosterior, PosteriorBlock
 
 Combine = Literal["list", "nearest"]
 
@@ -85,8 +85,7 @@ class OnlineLaplace(ContinualMethod):
             factor = 0.5 * self.strength * weight
             for block in posterior.blocks if factor else ():
                 vector = block.layout.pack({name: moved[name].to(_dtype(block.state)) for name in block.layout.names})
-                product = block.structure.apply(block.state, vector, 0.0)
-                total = total + factor * block.ess * (vector * product).sum().to(total)
+                total = total + factor * block.ess * _QuadraticForm.apply(vector, block).to(total)
         return total
 
     def after_task(self, loader: Loader) -> None:
@@ -169,6 +168,24 @@ def kronecker_laplace(
         model, likelihood, structure="kronecker", fisher=fisher, strength=strength, prior_precision=prior_precision,
         combine=combine, seed=seed, optimizer=optimizer,
     )  # fmt: skip
+
+
+class _QuadraticForm(torch.autograd.Function):
+    """``v^T C v``, whose gradient ``2 C v`` reuses the product: ``C`` is symmetric."""
+
+    @staticmethod
+    def forward(context: Any, vector: Tensor, block: PosteriorBlock) -> Tensor:
+        product = block.structure.apply(block.state, vector, 0.0)
+        context.save_for_backward(vector, product)
+        context.block = block
+        return (vector * product).sum()
+
+    @staticmethod
+    def backward(context: Any, slope: Tensor) -> tuple[Tensor, None]:
+        vector, product = context.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated again
+            product = context.block.structure.apply(context.block.state, vector, 0.0)
+        return 2.0 * slope * product, None
 
 
 def _dtype(state: Mapping[str, Tensor]) -> torch.dtype:

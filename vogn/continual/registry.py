@@ -11,6 +11,7 @@ from torch import nn
 
 from vogn.continual.fromp import FROMP
 from vogn.continual.function_distance import FunctionDistance
+from vogn.continual.kpriors import KPriors
 from vogn.continual.laplace import kronecker_laplace, online_ewc
 from vogn.continual.memory_aware_synapses import MemoryAwareSynapses
 from vogn.continual.method import ContinualMethod
@@ -95,6 +96,12 @@ CONTINUAL_METHODS: dict[str, ContinualInfo] = {
         "outputs on memorable inputs, in the posterior's metric",
         "Pan et al. 2020",
         recipe={"strength": 100.0, "memory": 40},
+    ),
+    "kpriors": ContinualInfo(
+        KPriors,
+        "outputs on memorable inputs, and weights",
+        "Khan, Swaroop 2021",
+        recipe={"strength": 1.0, "memory": 40},
     ),
     "replay": ContinualInfo(
         Replay, "losses of stored examples", "Robins 1995", strength="", recipe={"memory": 40}

@@ -24,6 +24,7 @@ from vogn.data import DataError, epoch_batches
 from vogn.errors import CheckpointError
 
 BatchNormPolicy = Literal["running", "freeze"]
+BATCHNORM_POLICIES: tuple[BatchNormPolicy, ...] = ("running", "freeze")
 TEST_BATCH = 512
 EPOCHS_PER_TASK = 1_000_000
 """Epochs are numbered through all tasks, so that no two have the same order of examples."""
@@ -96,7 +97,7 @@ def run_tasks(
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("checkpoint_every", checkpoint_every)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
-    if batchnorm not in ("running", "freeze"):
+    if batchnorm not in BATCHNORM_POLICIES:
         raise ValueError(f"batchnorm={batchnorm!r}: choose 'running' or 'freeze'")
     check_tasks(tasks)
     for task in tasks:
