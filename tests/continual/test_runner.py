@@ -39,7 +39,7 @@ class KillAfter:
 
 def build(name, heads=1):
     options = {"samples": 2, "lr": 0.02} if name.startswith("vcl") else {"optimizer": adam(0.02)}
-    if name in ("replay", "l2", "fromp"):
+    if name in ("replay", "l2", "fromp", "kpriors"):
         options["memory"] = 6
     return CONTINUAL_METHODS[name].build(network(heads), Categorical(), **options)
 
