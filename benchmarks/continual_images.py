@@ -170,8 +170,8 @@ def cell(settings: dict[str, Any], data_dir: Path, path: Path) -> None:
     scratch = path.with_suffix(".run")
     started = time.process_time()
     found = run_tasks(
-        method, tasks, epochs=settings["epochs"], batch_size=settings["batch_size"], seed=settings["seed"], folder=scratch,
-        checkpoint_every=5000,
+        method, tasks, epochs=settings["epochs"], batch_size=settings["batch_size"], seed=settings["seed"],
+        folder=scratch, checkpoint_every=5000,
     )  # fmt: skip
     write_cell(path, {"settings": settings, "result": found.to_dict(), "seconds": time.process_time() - started})
     (scratch / "checkpoint.pt").unlink()

@@ -83,7 +83,8 @@ def test_the_written_formula_with_a_part_of_the_inputs(heads):
         select_head(model, task.head)
         olds.append(model(memory.inputs).softmax(-1).detach())
     shake(model, 0.5)
-    wanted = PRIOR / 2 * sum(float((p.detach() - q).square().sum()) for p, q in zip(model.parameters(), old_weights, strict=True))
+    moved = [p.detach() - old for p, old in zip(model.parameters(), old_weights, strict=True)]
+    wanted = PRIOR / 2 * sum(float(difference.square().sum()) for difference in moved)
     for task, memory, old in zip(tasks, method.memories, olds, strict=True):
         select_head(model, task.head)
         new = model(memory.inputs).softmax(-1).detach()

@@ -61,14 +61,14 @@ class ContinualPlugin:
             raise ValueError("the strategy trains another model than the method of the plugin: give both the same")
         if {name: p.shape for name, p in self.method.weights().items()} != self._shapes:
             raise ValueError(
-                "the model's parameters have changed since the plugin was made: build it with all its outputs "
-                "(no growing heads such as IncrementalClassifier); vogn.continual.MultiHead has all heads from the start"
+                "the model's parameters have changed since the plugin was made: give it all outputs from the start "
+                "(vogn.continual.MultiHead), no growing heads such as IncrementalClassifier"
             )
         if hasattr(strategy.experience, "is_first_subexp"):
             raise ValueError("an experience of an online stream is a part of a task: give the plugin whole experiences")
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            if torch.distributed.get_world_size() > 1:
-                raise RuntimeError("ContinualPlugin runs in one process: the methods' measures are not reduced")
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if distributed and torch.distributed.get_world_size() > 1:
+            raise RuntimeError("ContinualPlugin runs in one process: what the methods measure is not reduced")
         self._select(strategy.experience.task_labels if self._multi_head else [])
         self.method.begin_task(len(strategy.experience.dataset))
         if isinstance(self.method, VariationalContinualLearning):
