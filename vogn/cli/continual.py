@@ -250,7 +250,7 @@ def _check_used(settings: ContinualSettings, chosen: Mapping[str, Any]) -> None:
     if "batchnorm" in chosen and settings.norm != "batch":
         raise UsageError("--batchnorm goes with --norm batch; other norms keep no statistics")
     if "strength" in chosen and not any(CONTINUAL_METHODS[name].strength for name in settings.methods):
-        raise UsageError(f"--strength goes with penalties; {', '.join(settings.methods)} have none")
+        raise UsageError(f"--strength goes with penalties and priors; {', '.join(settings.methods)} have none")
 
 
 def tasks_of(settings: ContinualSettings) -> list[Task]:

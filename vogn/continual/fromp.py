@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vogn.continual.heads import evaluating, selected_head
 from vogn.continual.memory import Memory, check_size, memories_from_state, most_uncertain
 from vogn.continual.method import ContinualMethod, Loader, OptimizerFactory
+from vogn.continual.ranges import check_not_negative, check_positive
 from vogn.likelihoods import Categorical, Likelihood
 from vogn.optim.laplace import laplace
 from vogn.predict import jacobian
@@ -57,11 +58,8 @@ class FROMP(ContinualMethod):
         if not isinstance(likelihood, Categorical):
             raise TypeError(f"FROMP regularises class probabilities: give Categorical, not {type(likelihood).__name__}")
         check_size(memory)
-        for name, value in (("prior_precision", prior_precision), ("jitter", jitter)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name}={value} must be a positive finite number")
-        if not 0 <= strength < float("inf"):
-            raise ValueError(f"strength={strength} must be a finite number >= 0")
+        check_positive(prior_precision=prior_precision, jitter=jitter)
+        check_not_negative(strength=strength)
         self.memory, self.strength = memory, strength
         self.prior_precision, self.jitter = prior_precision, jitter
         self.memories: list[Memory] = []

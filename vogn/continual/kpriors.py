@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vogn.continual.heads import evaluating, selected_head
 from vogn.continual.memory import Memory, check_size, memories_from_state, most_uncertain
 from vogn.continual.method import ContinualMethod, Loader, OptimizerFactory
+from vogn.continual.ranges import check_not_negative
 from vogn.likelihoods import Categorical, Likelihood
 
 
@@ -55,9 +56,7 @@ class KPriors(ContinualMethod):
         if not isinstance(likelihood, Categorical):
             raise TypeError(f"KPriors compares class probabilities: give Categorical, not {type(likelihood).__name__}")
         check_size(memory)
-        for name, value in (("strength", strength), ("prior_precision", prior_precision)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name}={value} must be a finite number >= 0")
+        check_not_negative(strength=strength, prior_precision=prior_precision)
         self.memory, self.strength, self.prior_precision = memory, strength, prior_precision
         self.memories: list[Memory] = []
         self.centre = {name: torch.zeros_like(p) for name, p in self.copy_of_weights().items()}

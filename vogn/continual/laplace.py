@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vogn.capture.selection import StructureOption
 from vogn.continual.method import ContinualMethod, Loader, OptimizerFactory
 from vogn.continual.posterior_state import posterior_from_state, posterior_state
+from vogn.continual.ranges import check_not_negative
 from vogn.likelihoods import Likelihood
 from vogn.optim.laplace import laplace
 from vogn.posterior import GaussianPosterior, PosteriorBlock
@@ -60,11 +61,9 @@ class OnlineLaplace(ContinualMethod):
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(model, likelihood, optimizer=optimizer)
-        for name, value, high in (
-            ("strength", strength, float("inf")), ("decay", decay, 1.0), ("prior_precision", prior_precision, 1e300)
-        ):  # fmt: skip
-            if not 0 <= value <= high or value == float("inf"):
-                raise ValueError(f"{name}={value} is out of range: it must be finite and in [0, {high:g}]")
+        check_not_negative(strength=strength, prior_precision=prior_precision)
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay={decay} must lie in [0, 1]")
         if combine not in ("list", "nearest"):
             raise ValueError(f"combine={combine!r}: choose 'list' or 'nearest'")
         self.structure, self.fisher, self.seed = structure, fisher, seed

@@ -54,7 +54,6 @@ CONTINUAL_METHODS: dict[str, ContinualInfo] = {
         "VOGN, the diagonal posterior becomes the prior",
         "Nguyen et al. 2018; Osawa et al. 2019",
         penalised=False,
-        strength="",
         recipe={"temperature": 0.1, "prior_precision": 10.0},
     ),
     "vcl-kfac": ContinualInfo(
@@ -62,7 +61,6 @@ CONTINUAL_METHODS: dict[str, ContinualInfo] = {
         "noisy K-FAC, the Kronecker-factored posterior becomes the prior",
         "Zhang et al. 2018, as a prior",
         penalised=False,
-        strength="",
     ),
     "ewc": ContinualInfo(
         online_ewc,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vogn.continual.method import ContinualMethod, Loader
 from vogn.continual.posterior_state import posterior_from_state, posterior_state
+from vogn.continual.ranges import check_not_negative, check_positive
 from vogn.errors import UnsupportedObservationError
 from vogn.likelihoods import Likelihood
 from vogn.optim.base import NaturalGradient
@@ -65,11 +66,8 @@ class VariationalContinualLearning(ContinualMethod):
         super().__init__(model, likelihood)
         if method not in HANDOVER:
             raise ValueError(f"method={method!r} is unknown; choose {', '.join(HANDOVER)}")
-        for name, value in (("prior_precision", prior_precision), ("temperature", temperature)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name}={value} must be a positive finite number")
-        if not 0 <= strength < float("inf"):
-            raise ValueError(f"strength={strength} must be a finite number >= 0")
+        check_positive(prior_precision=prior_precision, temperature=temperature)
+        check_not_negative(strength=strength)
         if samples < 0:
             raise ValueError(f"samples={samples} must be at least 0 (0: predict with the mean)")
         self.method, self.options = method, options
