@@ -179,6 +179,8 @@ def test_folders_of_another_run_and_damaged_ones(tmp_path):
             run(build("ewc"), folder=tmp_path, **options)
     with pytest.raises(CheckpointError, match="strength"):
         run(online_ewc(network(), Categorical(), strength=2.0), folder=tmp_path)
+    with pytest.raises(CheckpointError, match="lr=0.02.*lr=0.05"):
+        run(online_ewc(network(), Categorical(), optimizer=adam(0.05)), folder=tmp_path)
     with pytest.raises(CheckpointError, match="its tasks are others"):
         run_tasks(build("ewc"), classification(tasks=4), epochs=2, batch_size=12, folder=tmp_path)
     with pytest.raises(CheckpointError, match="has method OnlineLaplace, this one Replay"):
