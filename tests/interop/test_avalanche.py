@@ -166,6 +166,23 @@ def test_what_does_not_fit_is_refused(monkeypatch):
         strategy.train(experiences(1)[0])
 
 
+def test_an_experience_that_was_broken_off_can_be_trained_again():
+    method = build("vcl", 1)
+    sgd = torch.optim.SGD(method.model.parameters(), lr=0.1)
+    strategy = Naive(method.model, sgd, [ContinualPlugin(method)])
+    experience = experiences(1)[0]
+    right, strategy.criterion = strategy.criterion, lambda outputs, targets: 1 / 0
+    before = [p.detach().clone() for p in method.model.parameters()]
+    with pytest.raises(ZeroDivisionError):
+        strategy.train(experience)
+    strategy.criterion = right
+    strategy.call("before_training_exp")  # the sample of the broken pass is gone
+    for p, q in zip(method.model.parameters(), before, strict=True):
+        assert torch.equal(p, q)
+    strategy.train(experience)
+    assert strategy.optimizer is sgd and method.posterior is not None
+
+
 def test_a_diverged_loss_is_an_error():
     method = build("ewc", 1)
     strategy = Naive(method.model, torch.optim.SGD(method.model.parameters(), lr=0.1), [ContinualPlugin(method)])

@@ -51,12 +51,13 @@ class ContinualPlugin:
         self._training = False
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """The task begins.
+        """The task begins; after an error within an experience, anew from the weights that it has left.
 
         Raises:
             ValueError: if the strategy has another model, the model has grown, or the experience is a part of one.
             RuntimeError: if several processes train.
         """
+        self._give_back(strategy)  # an experience that was broken off
         if strategy.model is not self.method.model:
             raise ValueError("the strategy trains another model than the method of the plugin: give both the same")
         if {name: p.shape for name, p in self.method.weights().items()} != self._shapes:
@@ -115,9 +116,7 @@ class ContinualPlugin:
         device = next(self.method.model.parameters()).device
         self._select(strategy.experience.task_labels if self._multi_head else [])
         self.method.after_task([(batch[0].to(device), batch[1].to(device)) for batch in loader])
-        if self._own is not None:
-            strategy.optimizer, self._own, self._replaced = self._replaced, None, None
-        self._training = False
+        self._give_back(strategy)
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         """The head of the batch."""
@@ -130,6 +129,13 @@ class ContinualPlugin:
             return
         if method.samples and method.posterior is not None:
             strategy.mb_output = method.outputs(strategy.mb_x).clamp_min(torch.finfo(torch.float32).tiny).log()
+
+    def _give_back(self, strategy: Any) -> None:
+        """The strategy has its own optimizer again; an open weight sample is dropped."""
+        if self._own is not None:
+            self._own.close()
+            strategy.optimizer, self._own, self._replaced = self._replaced, None, None
+        self._training = False
 
     def _labels(self, strategy: Any) -> list[int]:
         """Task labels of the batch; none for a model with one head."""
