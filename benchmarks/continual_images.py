@@ -91,7 +91,7 @@ def grids(**changes: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         "fromp": memory(100.0, 1000.0),
         "kpriors": memory(0.1, 1.0),
         "replay": [{"memory": 40}],
-        "joint": [{}],
+        "joint": [{"batch_size": 256}],
     } | changes
 
 

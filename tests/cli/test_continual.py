@@ -70,6 +70,17 @@ def test_images_of_a_file_are_flat_for_a_perceptron(vogn, grey, tmp_path, benchm
     assert saved["model"]["1.weight"].shape == (6, 64)
 
 
+@pytest.mark.parametrize(("benchmark", "strength"), [("permuted-digits", 100.0), ("permuted-mnist", 10.0)])
+def test_recipes_of_digits_and_of_images(benchmark, strength):
+    from vogn.cli.continual import ContinualSettings, method_of, tasks_of
+
+    settings = ContinualSettings(benchmark=benchmark, data="digits", tasks=2, hidden=(5,))
+    tasks = tasks_of(settings)
+    assert method_of(settings, "ewc", tasks).strength == strength
+    assert method_of(ContinualSettings(**{**vars(settings), "strength": 7.0}), "vcl", tasks).strength == 7.0
+    assert method_of(settings, "vcl", tasks).prior_precision == (10.0 if "digits" in benchmark else 100.0)
+
+
 @pytest.mark.parametrize("norm", ["frn", "group", "batch"])
 def test_convolutions_with_a_head_for_each_task(vogn, grey, tmp_path, norm):
     options = ["--data", grey, "--method", "ewc", "--epochs", "1", "--norm", norm]

@@ -184,7 +184,7 @@ def continual(
     epochs: Annotated[int | None, option("Passes over each task.", default="20 on digits, else 10")] = None,
     batch_size: Annotated[int | None, option("Examples per step.", default="64; MNIST: 128")] = None,
     lr: Annotated[float | None, option("Learning rate.", default="the method's; Adam 0.001")] = None,
-    strength: Annotated[float | None, option("Of penalties, priors.", default="the method's, found on digits")] = None,
+    strength: Annotated[float | None, option("Of penalties and priors.", default="the method's recipe")] = None,
     hidden: Annotated[
         str | None, option("Widths of the hidden layers, with commas.", default="100,100; split-mnist: 256,256")
     ] = None,

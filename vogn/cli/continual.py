@@ -84,7 +84,7 @@ class ContinualSettings:
         classes_per_task: of a split.
         epochs, batch_size, seed: of every run.
         lr: learning rate; ``None`` is the method's (Adam: 1e-3).
-        strength: of penalties; ``None`` is that of :attr:`vogn.continual.ContinualInfo.recipe`.
+        strength: of penalties and priors; ``None`` is that of the recipes in :class:`vogn.continual.ContinualInfo`.
         hidden: widths of the perceptron's hidden layers.
         norm: of the convolutional network: ``frn``, ``group`` or ``batch``.
         batchnorm: see :func:`vogn.continual.run_tasks`.
@@ -284,6 +284,8 @@ def method_of(settings: ContinualSettings, name: str, tasks: list[Task]) -> Cont
         model = _network(settings, tasks)
     info = CONTINUAL_METHODS[name]
     options = dict(info.recipe)
+    if BENCHMARKS[settings.benchmark].data != "digits":
+        options |= info.image_recipe
     if info.penalised:
         options["optimizer"] = adam(settings.lr or 1e-3)
     elif settings.lr is not None:
