@@ -47,6 +47,51 @@ def test_split_classes_in_every_scenario(vogn, tiny, tmp_path, scenario):
     assert ("heads.1.bias" in saved["model"]) == (scenario == "task")
 
 
+@pytest.fixture
+def grey(tmp_path):
+    """Twelve digits of every class as 8-bit images, the last two for tests."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    chosen = np.concatenate([np.flatnonzero(digits.target == k)[:12] for k in range(10)])  # in the order of the classes
+    x, y, tested = (16 * digits.images[chosen]).astype(np.uint8), digits.target[chosen], np.arange(120) % 12 >= 10
+    np.savez(tmp_path / "grey.npz", x_train=x[~tested], y_train=y[~tested], x_test=x[tested], y_test=y[tested])
+    return f"npz:{tmp_path / 'grey.npz'}"
+
+
+@pytest.mark.parametrize(("benchmark", "count"), [("permuted-mnist", 10), ("split-mnist", 5)])
+def test_images_of_a_file_are_flat_for_a_perceptron(vogn, grey, tmp_path, benchmark, count):
+    options = ["--data", grey, "--examples", "80", "--method", "kpriors", "--hidden", "6", "--epochs", "1"]
+    outcome = vogn("continual", "--benchmark", benchmark, *options, "--output", "run")
+    assert outcome.code == 0, outcome.err
+    assert len(results(tmp_path / "run")["kpriors"]["tasks"]) == count
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["continual"]["batch_size"] == 128
+    saved = torch.load(tmp_path / "run" / "kpriors" / "checkpoint.pt", weights_only=True)
+    assert saved["model"]["1.weight"].shape == (6, 64)
+
+
+@pytest.mark.parametrize(("benchmark", "strength"), [("permuted-digits", 100.0), ("permuted-mnist", 10.0)])
+def test_recipes_of_digits_and_of_images(benchmark, strength):
+    from vogn.cli.continual import ContinualSettings, method_of, tasks_of
+
+    settings = ContinualSettings(benchmark=benchmark, data="digits", tasks=2, hidden=(5,))
+    tasks = tasks_of(settings)
+    assert method_of(settings, "ewc", tasks).strength == strength
+    assert method_of(ContinualSettings(**{**vars(settings), "strength": 7.0}), "vcl", tasks).strength == 7.0
+    assert method_of(settings, "vcl", tasks).prior_precision == (10.0 if "digits" in benchmark else 100.0)
+
+
+@pytest.mark.parametrize("norm", ["frn", "group", "batch"])
+def test_convolutions_with_a_head_for_each_task(vogn, grey, tmp_path, norm):
+    options = ["--data", grey, "--method", "ewc", "--epochs", "1", "--norm", norm]
+    options += ["--batchnorm", "freeze"] if norm == "batch" else []
+    outcome = vogn("continual", "--benchmark", "split-cifar10", *options, "--output", "run")
+    assert outcome.code == 0, outcome.err
+    saved = torch.load(tmp_path / "run" / "ewc" / "checkpoint.pt", weights_only=True)["model"]
+    assert saved["heads.4.weight"].shape == (2, 64) and saved["body.0.weight"].shape == (16, 1, 3, 3)
+    assert any("running_mean" in name for name in saved) == (norm == "batch")
+
+
 def test_a_signal_ends_the_run_with_the_way_to_continue_it(vogn, tiny, tmp_path, monkeypatch):
     import vogn.cli.continual as module
 
@@ -79,7 +124,16 @@ def test_a_signal_ends_the_run_with_the_way_to_continue_it(vogn, tiny, tmp_path,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--benchmark", "permuted-mnist"], "unknown benchmark 'permuted-mnist'"),
+        (["--benchmark", "permuted-fashion"], "unknown benchmark 'permuted-fashion'"),
+        (["--benchmark", "permuted-mnist"], "permuted-mnist comes without its examples: --data npz:FILE"),
+        (["--benchmark", "split-mnist", "--data", "npz:mnist.npz"], "no such file: mnist.npz"),
+        (["--benchmark", "split-cifar10", "--data", "npz:flat.npz"], "split-cifar10 needs images"),
+        (["--benchmark", "split-cifar10", "--data", "npz:flat.npz", "--hidden", "5"], "--hidden goes with perceptrons"),
+        (["--norm", "group"], "--norm goes with split-cifar10"),
+        (["--benchmark", "split-cifar10", "--data", "x", "--norm", "layer"], "unknown norm 'layer'"),
+        (["--benchmark", "split-cifar10", "--data", "x", "--batchnorm", "freeze"], "goes with --norm batch"),
+        (["--examples", "100000"], "--examples 100000: digits has 1258 for training"),
+        (["--examples", "-1"], "--examples -1 must be"),
         (["--method", "ewc,lwf"], "unknown methods lwf"),
         (["--method", "ewc,ewc"], "names one twice"),
         (["--scenario", "online"], "unknown scenario 'online'"),
@@ -91,16 +145,18 @@ def test_a_signal_ends_the_run_with_the_way_to_continue_it(vogn, tiny, tmp_path,
         (["--lr", "0"], "--lr 0.0 must be"),
         (["--strength", "-1"], "--strength -1.0 must be"),
         (["--seed", "-1"], "--seed -1 must be"),
-        (["--benchmark", "split-digits", "--tasks", "3"], "--tasks goes with permuted-digits"),
-        (["--classes-per-task", "3"], "--classes-per-task goes with split-digits"),
-        (["--method", "vcl,joint", "--strength", "3"], "--strength goes with penalties; vcl, joint have none"),
+        (["--benchmark", "split-digits", "--tasks", "3"], "--tasks goes with permuted benchmarks"),
+        (["--classes-per-task", "3"], "--classes-per-task goes with split benchmarks"),
+        (["--method", "finetune,joint", "--strength", "3"], "finetune, joint have none"),
         (["--data", "npz:none.npz"], "no such file: none.npz"),
         (["--resume", "nowhere"], "nowhere is not a run folder"),
         (["--resume", "nowhere", "--epochs", "3"], "excludes --output and all settings"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_ends_in_one_line(vogn, options, message):
+def test_bad_input_ends_in_one_line(vogn, tmp_path, options, message):
+    x = np.zeros((20, 3), dtype=np.float32)
+    np.savez(tmp_path / "flat.npz", x_train=x, y_train=np.arange(20) % 4, x_test=x, y_test=np.arange(20) % 4)
     outcome = vogn("continual", *options)
     assert outcome.code == 2 and message in outcome.err and len(outcome.err.splitlines()) == 1
 

@@ -77,6 +77,36 @@ def test_diagonal_is_exact_for_orthogonal_features():
     torch.testing.assert_close(precision_of(method), precision, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("structure", ["kronecker", "diagonal", "dense"])
+def test_second_derivatives_are_those_of_the_quadratic(structure):
+    model = fill(nn.Linear(4, 3).double())
+    method = OnlineLaplace(model, Categorical(), structure=structure)
+    for task in classification():
+        method.after_task(loader(task))
+    shake(model, 0.5)
+    by_differences = []
+    start = [p.detach().clone() for p in model.parameters()]
+
+    def gradient(create_graph=False):
+        slopes = torch.autograd.grad(method.penalty(), list(model.parameters()), create_graph=create_graph)
+        return torch.cat([slope.flatten() for slope in slopes])
+
+    at_start = gradient(create_graph=True)
+    twice = [
+        torch.cat([s.flatten() for s in torch.autograd.grad(part, list(model.parameters()), retain_graph=True)])
+        for part in at_start
+    ]
+    for p, old in zip(model.parameters(), start, strict=True):
+        for k in range(p.numel()):
+            with torch.no_grad():
+                p.view(-1)[k] += 1.0
+            by_differences.append(gradient() - at_start.detach())
+            with torch.no_grad():
+                p.copy_(old)
+    torch.testing.assert_close(torch.stack(twice), torch.stack(by_differences), rtol=1e-8, atol=1e-8)
+    assert float(torch.stack(twice).diagonal().min()) > 0
+
+
 def squares_of_scores(model, task):
     """The diagonal of the summed empirical Fisher information, example by example."""
     weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}

@@ -7,11 +7,11 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from tiny_models import labels, normal
-from vogn.continual import FROMP, FunctionDistance, Replay, select_head
+from vogn.continual import FROMP, FunctionDistance, KPriors, Replay, select_head
 from vogn.continual.memory import at_random, most_uncertain
 from vogn.likelihoods import Categorical, Gaussian
 
-BUILDERS = {"replay": Replay, "l2": FunctionDistance, "fromp": FROMP}
+BUILDERS = {"replay": Replay, "l2": FunctionDistance, "fromp": FROMP, "kpriors": KPriors}
 
 
 def test_a_random_memory_holds_examples_of_the_task():

@@ -12,7 +12,7 @@ from tiny_models import batch, fill, normal
 from vogn.errors import CheckpointError, UnsupportedObservationError
 from vogn.likelihoods import Categorical, Gaussian
 from vogn.optim.prior_handover import use_as_prior
-from vogn.structures import Dense, DiagonalLowRank, Kronecker
+from vogn.structures import Dense, DiagonalLowRank, EigenKronecker, Gram, Kronecker
 
 PRECISION, NOISE = 0.7, 0.5
 LIKELIHOOD = Gaussian(noise=NOISE)
@@ -74,6 +74,20 @@ def test_diagonal_precisions_add_and_orthogonal_features_are_exact(order):
     torch.testing.assert_close(found.mean()["weight"], mean, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("variational", [False, True])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_eigen_corrected_factors_are_exact_where_tasks_share_an_eigenbasis(order, variational):
+    """Inputs ``diag(c) R`` with one rotation ``R``: the joint precision has these eigenvectors too."""
+    rotation = torch.linalg.qr(normal(4, 4, seed=5)).Q
+    scales = [1.0 + normal(4, seed=k).abs() * (k + 1) for k in range(3)]
+    tasks = [(torch.diag(scale) @ rotation, normal(4, 1, seed=9 + k)) for k, scale in enumerate(scales)]
+    precision, mean = joint(tasks)
+    model = fill(nn.Linear(4, 1, bias=False).double())
+    found = learn(model, [tasks[k] for k in order], EigenKronecker(), variational=variational)
+    torch.testing.assert_close(found.blocks[0].precision_matrix(), precision, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found.mean()["weight"], mean, rtol=1e-8, atol=1e-8)
+
+
 def test_few_columns_keep_the_exact_diagonal():
     """At rank 1 the precision's diagonal is that of all data, and the rest is not."""
     tasks = parts()
@@ -99,7 +113,7 @@ def steps(opt, model, n, seed=0):
     return opt
 
 
-@pytest.mark.parametrize("method", ["vogn", "kfac", "von", "ivon", "slang"])
+@pytest.mark.parametrize("method", ["vogn", "kfac", "von", "ivon", "slang", "ekfac", "evon"])
 def test_the_bare_prior_as_a_posterior_changes_nothing(method):
     """A posterior without evidence, N(0, I / delta), as prior: bit for bit the plain method; Kronecker factors and
     columns go through a decomposition, to rounding."""
@@ -129,7 +143,7 @@ def test_the_bare_prior_as_a_posterior_changes_nothing(method):
         steps(opt, model, 5)
         runs.append([p.detach().clone() for p in model.parameters()])
     for plain, other in zip(*runs, strict=True):
-        if method in ("kfac", "slang"):
+        if method in ("kfac", "slang", "ekfac", "evon"):
             torch.testing.assert_close(plain, other, rtol=1e-9, atol=1e-12)
         else:
             assert torch.equal(plain, other)
@@ -173,7 +187,7 @@ def test_diagonal_step_is_the_written_formula():
         torch.testing.assert_close(1 / v, 20.0 * average[n] + precision[n], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("method", ["vogn", "von", "ivon", "kfac", "slang"])
+@pytest.mark.parametrize("method", ["vogn", "von", "ivon", "kfac", "slang", "ekfac", "evon"])
 def test_forgetting_nothing_means_that_the_precision_only_grows(method):
     """Of every method: the determinant of the precision after new data is larger than before."""
     model = network()
@@ -187,7 +201,7 @@ def test_forgetting_nothing_means_that_the_precision_only_grows(method):
     assert float(later.entropy()) < float(earlier.entropy())
 
 
-@pytest.mark.parametrize("method", ["vogn", "kfac", "slang"])
+@pytest.mark.parametrize("method", ["vogn", "kfac", "slang", "ekfac", "evon"])
 def test_a_checkpoint_goes_on_bit_for_bit(method):
     model = network()
     build = vogn.METHODS[method].build
@@ -228,11 +242,38 @@ def test_checkpoints_with_and_without_a_prior_are_not_confused():
         fresh.load_state_dict(plain.state_dict())
 
 
+@pytest.mark.parametrize("method", ["vogn", "kfac", "ekfac"])
+def test_strength_is_a_factor_on_the_gradient_of_the_earlier_curvature(method):
+    """One deterministic step without momentum: with twice the strength the gradient of ``E`` is twice as large."""
+    model = network()
+    options = {"lr": 0.1, "ess": 40.0, "weight_decay": 0.05, "momentum": 0.0, "variational": False}
+    options |= {} if method == "vogn" else {"kl_clip": None}
+    build = vogn.METHODS[method].build
+    posterior = steps(build(model, **options), model, 3).posterior()
+    with torch.no_grad():
+        for k, p in enumerate(model.parameters()):
+            p.add_(0.3 * normal(*p.shape, seed=k))
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    moved = []
+    for strength in (0.0, 1.0, 2.0):
+        model.load_state_dict(start)
+        opt = build(model, **options)
+        use_as_prior(opt, posterior, strength=strength)
+        steps(opt, model, 1, seed=9)
+        moved.append({name: p.detach() - start[name] for name, p in model.named_parameters()})
+    for name in start:
+        without, once, twice = (found[name] for found in moved)
+        assert float((once - without).norm()) > 1e-4
+        torch.testing.assert_close(twice - without, 2 * (once - without), rtol=1e-8, atol=1e-10)
+
+
 def test_what_is_refused():
     model = network()
     options = {"lr": 0.05, "ess": 40.0, "weight_decay": 0.05}
     opt = steps(vogn.VOGN(model, **options), model, 2)
     posterior = opt.posterior()
+    with pytest.raises(ValueError, match="strength=-1.0 must be a finite number"):
+        use_as_prior(vogn.VOGN(model, **options), posterior, strength=-1.0)
     with pytest.raises(RuntimeError, match="has stepped already"):
         use_as_prior(opt, posterior)
     with pytest.raises(ValueError, match="block '0.*' of the optimizer is Kronecker"):
@@ -245,6 +286,6 @@ def test_what_is_refused():
     use_as_prior(twice, posterior)
     with pytest.raises(RuntimeError, match="posterior as its prior already"):
         use_as_prior(twice, posterior)
-    corrected = steps(vogn.EKFAC(model, **options), model, 2).posterior()
-    with pytest.raises(UnsupportedObservationError, match="block '0.*EigenKronecker cannot start from the posterior"):
-        use_as_prior(vogn.EKFAC(model, **options), corrected)
+    batch_alone = steps(vogn.NaturalGradient(model, Gram(), "ggn", **options), model, 2).posterior()
+    with pytest.raises(UnsupportedObservationError, match="block '0.*Gram cannot start from the posterior"):
+        use_as_prior(vogn.NaturalGradient(model, Gram(), "ggn", **options), batch_alone)

@@ -8,6 +8,7 @@ from torch import nn
 import vogn
 from vogn.continual import CONTINUAL_METHODS, StoppedError, VariationalContinualLearning, adam, online_ewc, run_tasks
 from vogn.continual.runner import accuracy
+from vogn.continual.variational import HANDOVER
 from vogn.continual.watching import progress_bar
 from vogn.data import DataError
 from vogn.errors import CheckpointError, NonFiniteStatisticsError
@@ -39,7 +40,7 @@ class KillAfter:
 
 def build(name, heads=1):
     options = {"samples": 2, "lr": 0.02} if name.startswith("vcl") else {"optimizer": adam(0.02)}
-    if name in ("replay", "l2", "fromp"):
+    if name in ("replay", "l2", "fromp", "kpriors"):
         options["memory"] = 6
     return CONTINUAL_METHODS[name].build(network(heads), Categorical(), **options)
 
@@ -100,6 +101,32 @@ def test_a_killed_run_ends_with_the_same_bits(name, kill, tmp_path):
     for a, b in zip(weights(whole), weights(again), strict=True):
         assert torch.equal(a, b)
     assert run(build(name, 3), 3, folder=tmp_path) == wanted  # a finished run is read
+
+
+@pytest.mark.parametrize("method", HANDOVER)
+def test_every_method_with_a_posterior_learns_tasks(method, tmp_path):
+    """Killed within the second task, it ends with the same bits; a strength changes them."""
+
+    def learner(strength=1.0):
+        return VariationalContinualLearning(
+            network(), Categorical(), method=method, lr=0.02, samples=2, strength=strength
+        )
+
+    whole, again, firmer = learner(), learner(), learner(5.0)
+    wanted = run(whole)
+    with pytest.raises(Killed):
+        run(learner(), folder=tmp_path, checkpoint_every=3, watcher=KillAfter(batches=8))
+    assert run(again, folder=tmp_path, checkpoint_every=3) == wanted
+    run(firmer)
+    for a, b in zip(weights(whole), weights(again), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(weights(whole)[0], weights(firmer)[0])
+
+
+@pytest.mark.parametrize("method", ["vadam", "smw", "adam"])
+def test_methods_without_a_posterior_to_hand_over_are_refused_at_once(method):
+    with pytest.raises(ValueError, match=f"method='{method}' is unknown; choose vogn, von"):
+        VariationalContinualLearning(network(), Categorical(), method=method)
 
 
 def test_dropout_goes_on_with_the_same_noise_and_the_global_state_is_left_alone(tmp_path):
@@ -179,6 +206,8 @@ def test_folders_of_another_run_and_damaged_ones(tmp_path):
             run(build("ewc"), folder=tmp_path, **options)
     with pytest.raises(CheckpointError, match="strength"):
         run(online_ewc(network(), Categorical(), strength=2.0), folder=tmp_path)
+    with pytest.raises(CheckpointError, match="lr=0.02.*lr=0.05"):
+        run(online_ewc(network(), Categorical(), optimizer=adam(0.05)), folder=tmp_path)
     with pytest.raises(CheckpointError, match="its tasks are others"):
         run_tasks(build("ewc"), classification(tasks=4), epochs=2, batch_size=12, folder=tmp_path)
     with pytest.raises(CheckpointError, match="has method OnlineLaplace, this one Replay"):

@@ -36,6 +36,23 @@ def convolutional_network(dtype=torch.float64):
     return fill(nn.Sequential(*layers).to(dtype), seed=2)
 
 
+def second_task(rank, group):
+    """What a posterior as prior, and a learner of tasks, say to several processes."""
+    from vogn.continual import VariationalContinualLearning, use_as_prior
+    from vogn.errors import UnsupportedObservationError
+
+    model, found = network(), []
+    opt = METHODS["vogn"].build(model, process_group=group, ess=10.0)
+    learner = VariationalContinualLearning(model, Categorical(), process_group=group)
+    learner.begin_task(10)
+    for attempt in (lambda: use_as_prior(opt, None), learner.optimizer):
+        try:
+            attempt()
+        except UnsupportedObservationError as error:
+            found.append(str(error))
+    return found
+
+
 NETWORKS = {"square": network, "uneven": uneven_network, "convolutional": convolutional_network}
 
 

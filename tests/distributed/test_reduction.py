@@ -23,6 +23,12 @@ def test_leaves_are_summed_or_concatenated_over_the_ranks(ranks, bucket):
         assert torch.equal(lonely["rows"], torch.ones(3, 5))
 
 
+def test_a_posterior_as_prior_is_refused_on_several_ranks(ranks):
+    for found in ranks.run("second_task"):
+        assert len(found) == 2
+        assert all("a posterior as prior is not supported where several processes train" in text for text in found)
+
+
 def test_a_single_process_draws_for_its_own_rows_only():
     seen = []
     assert Replicas().size == 1

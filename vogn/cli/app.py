@@ -164,23 +164,35 @@ def tune(
 @app.command()
 def continual(
     benchmark: Annotated[
-        str | None, option("permuted-digits or split-digits.", default="permuted-digits")
+        str | None,
+        option("permuted-digits, -mnist, split-digits, -mnist or -cifar10.", default="permuted-digits"),
     ] = None,
     method: Annotated[
         str | None,
         option("One method or several, with commas; see the documentation.", default="six of them"),
     ] = None,
-    data: Annotated[str | None, option("digits or npz:FILE: whose pixels or classes.", default="digits")] = None,
-    scenario: Annotated[
-        str | None, option("task (a head each), domain (shared outputs) or class.", default="domain")
+    data: Annotated[
+        str | None, option("digits or npz:FILE: whose pixels or classes.", default="digits; others need a file")
     ] = None,
-    tasks: Annotated[int | None, option("Number of permutations.", default=5)] = None,
+    scenario: Annotated[
+        str | None,
+        option("task (a head each), domain (shared outputs) or class.", default="domain; split-cifar10: task"),
+    ] = None,
+    examples: Annotated[int | None, option("Training examples used, evenly spaced.", default="all")] = None,
+    tasks: Annotated[int | None, option("Number of permutations.", default="5; permuted-mnist: 10")] = None,
     classes_per_task: Annotated[int | None, option("Of a split.", default=2)] = None,
-    epochs: Annotated[int | None, option("Passes over each task.", default=20)] = None,
-    batch_size: Annotated[int | None, option("Examples per step.", default=64)] = None,
+    epochs: Annotated[int | None, option("Passes over each task.", default="20 on digits, else 10")] = None,
+    batch_size: Annotated[int | None, option("Examples per step.", default="64; MNIST: 128")] = None,
     lr: Annotated[float | None, option("Learning rate.", default="the method's; Adam 0.001")] = None,
-    strength: Annotated[float | None, option("Of penalties.", default="the method's, found on digits")] = None,
-    hidden: Annotated[str | None, option("Widths of the hidden layers, with commas.", default="100,100")] = None,
+    strength: Annotated[float | None, option("Of penalties and priors.", default="the method's recipe")] = None,
+    hidden: Annotated[
+        str | None, option("Widths of the hidden layers, with commas.", default="100,100; split-mnist: 256,256")
+    ] = None,
+    norm: Annotated[str | None, option("frn, group or batch, of split-cifar10.", default="frn")] = None,
+    batchnorm: Annotated[
+        str | None,
+        option("With --norm batch: running statistics, or freeze those of the first task.", default="running"),
+    ] = None,
     seed: Annotated[int | None, option("Of everything random.", default=0)] = None,
     checkpoint_every: Annotated[int | None, option("Batches between checkpoints.", default=200)] = None,
     output: options.Output = None,
@@ -196,6 +208,7 @@ def continual(
             "methods": names(method),
             "data": data,
             "scenario": scenario,
+            "examples": examples,
             "tasks": tasks,
             "classes_per_task": classes_per_task,
             "epochs": epochs,
@@ -203,6 +216,8 @@ def continual(
             "lr": lr,
             "strength": strength,
             "hidden": whole_numbers("--hidden", hidden),
+            "norm": norm,
+            "batchnorm": batchnorm,
             "seed": seed,
             "checkpoint_every": checkpoint_every,
         }

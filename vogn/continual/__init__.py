@@ -8,6 +8,7 @@ from vogn.continual.forward_transfer import forward_transfer
 from vogn.continual.fromp import FROMP
 from vogn.continual.function_distance import FunctionDistance
 from vogn.continual.heads import MultiHead, select_head
+from vogn.continual.kpriors import KPriors
 from vogn.continual.laplace import OnlineLaplace, kronecker_laplace, online_ewc
 from vogn.continual.memory_aware_synapses import MemoryAwareSynapses
 from vogn.continual.method import ContinualMethod, adam
@@ -15,7 +16,7 @@ from vogn.continual.plain import FineTuning
 from vogn.continual.registry import CONTINUAL_METHODS, ContinualInfo
 from vogn.continual.replay import Replay
 from vogn.continual.result import ContinualResult
-from vogn.continual.runner import run_tasks
+from vogn.continual.runner import BATCHNORM_POLICIES, BatchNormPolicy, run_tasks
 from vogn.continual.synaptic_intelligence import SynapticIntelligence
 from vogn.continual.tasks import SCENARIOS, Task, permuted_tasks, split_tasks
 from vogn.continual.training import train_step
@@ -24,6 +25,8 @@ from vogn.continual.watching import Watcher, progress_bar
 from vogn.optim.prior_handover import use_as_prior
 
 __all__ = [
+    "BATCHNORM_POLICIES",
+    "BatchNormPolicy",
     "CONTINUAL_METHODS",
     "ContinualInfo",
     "ContinualMethod",
@@ -31,6 +34,7 @@ __all__ = [
     "FROMP",
     "FineTuning",
     "FunctionDistance",
+    "KPriors",
     "MemoryAwareSynapses",
     "MultiHead",
     "OnlineLaplace",

@@ -14,7 +14,7 @@ import torch
 
 from vogn.errors import CheckpointError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when an older reader could misread a checkpoint."""
 
 

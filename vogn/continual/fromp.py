@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vogn.continual.heads import evaluating, selected_head
 from vogn.continual.memory import Memory, check_size, memories_from_state, most_uncertain
 from vogn.continual.method import ContinualMethod, Loader, OptimizerFactory
+from vogn.continual.ranges import check_not_negative, check_positive
 from vogn.likelihoods import Categorical, Likelihood
 from vogn.optim.laplace import laplace
 from vogn.predict import jacobian
@@ -57,11 +58,8 @@ class FROMP(ContinualMethod):
         if not isinstance(likelihood, Categorical):
             raise TypeError(f"FROMP regularises class probabilities: give Categorical, not {type(likelihood).__name__}")
         check_size(memory)
-        for name, value in (("prior_precision", prior_precision), ("jitter", jitter)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name}={value} must be a positive finite number")
-        if not 0 <= strength < float("inf"):
-            raise ValueError(f"strength={strength} must be a finite number >= 0")
+        check_positive(prior_precision=prior_precision, jitter=jitter)
+        check_not_negative(strength=strength)
         self.memory, self.strength = memory, strength
         self.prior_precision, self.jitter = prior_precision, jitter
         self.memories: list[Memory] = []
@@ -94,17 +92,17 @@ class FROMP(ContinualMethod):
 
     def _root(self, memory: Memory) -> Tensor:
         """The kernel's root at the present weights, in double precision; the memory's probabilities are taken too."""
-        weights = self.copy_of_weights()
-        with evaluating(self.model, memory.head):
-            outputs, slopes = jacobian(self.model, weights, memory.inputs)
-        p = outputs.detach().softmax(-1)
-        memory.outputs = p
-        softmax_slope = (torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)).double()
-        kernel = p.new_zeros((p.shape[1], len(p), len(p)), dtype=torch.float64)
-        for name, slope in slopes.items():
-            rows = (softmax_slope @ slope.detach().double().flatten(2)).transpose(0, 1)
-            covariance = 1.0 / (self.curvature[name].double().flatten() + self.prior_precision)
-            kernel += rows * covariance @ rows.mT
+        weights = {f"model.{name}": value for name, value in self.copy_of_weights().items()}
+        with torch.no_grad(), evaluating(self.model, memory.head):
+            memory.outputs = self.model(memory.inputs).softmax(-1)
+        count, classes = memory.outputs.shape
+        kernel = memory.outputs.new_zeros((classes, count, count), dtype=torch.float64)
+        for label in range(classes):  # one after the other: all slopes at once would not fit into memory
+            with evaluating(self.model, memory.head):
+                _, slopes = jacobian(_Probability(self.model, label), weights, memory.inputs)
+            for name, curvature in self.curvature.items():
+                rows = slopes[f"model.{name}"].detach().double().flatten(1)
+                kernel[label] += rows / (curvature.double().flatten() + self.prior_precision) @ rows.T
         kernel.diagonal(dim1=-2, dim2=-1).add_(self.jitter)
         return torch.linalg.cholesky(kernel)
 
@@ -118,3 +116,15 @@ class FROMP(ContinualMethod):
         super().load_state_dict(state)
         self.curvature, self.roots = dict(state["curvature"]), list(state["roots"])
         self.memories = memories_from_state(state["memories"])
+
+
+class _Probability(nn.Module):
+    """The probability of one class, ``(N, 1)``."""
+
+    def __init__(self, model: nn.Module, label: int) -> None:
+        super().__init__()
+        self.model, self.label = model, label
+
+    def forward(self, x: Tensor) -> Tensor:
+        probability: Tensor = self.model(x).softmax(-1)[:, self.label : self.label + 1]
+        return probability

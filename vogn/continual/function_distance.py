@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vogn.continual.heads import evaluating, selected_head
 from vogn.continual.memory import Memory, at_random, check_size, memories_from_state
 from vogn.continual.method import ContinualMethod, Loader, OptimizerFactory
+from vogn.continual.ranges import check_not_negative
 from vogn.likelihoods import Likelihood
 
 _EPSILON = 1e-12
@@ -47,8 +48,7 @@ class FunctionDistance(ContinualMethod):
     ) -> None:
         super().__init__(model, likelihood, optimizer=optimizer)
         check_size(memory)
-        if not 0 <= strength < float("inf"):
-            raise ValueError(f"strength={strength} must be a finite number >= 0")
+        check_not_negative(strength=strength)
         self.memory, self.strength, self.seed = memory, strength, seed
         self.memories: list[Memory] = []
 

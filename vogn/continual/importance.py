@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vogn.continual.method import ContinualMethod, Loader, OptimizerFactory
+from vogn.continual.ranges import check_not_negative
 from vogn.likelihoods import Likelihood
 
 
@@ -33,8 +34,7 @@ class ImportancePenalty(ContinualMethod):
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(model, likelihood, optimizer=optimizer)
-        if not 0 <= strength < float("inf"):
-            raise ValueError(f"strength={strength} must be a finite number >= 0")
+        check_not_negative(strength=strength)
         self.strength = strength
         self.centre = self.copy_of_weights()
         self.importance = {name: torch.zeros_like(p) for name, p in self.centre.items()}

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from vogn.capture.selection import StructureOption
 from vogn.continual.method import ContinualMethod, Loader, OptimizerFactory
 from vogn.continual.posterior_state import posterior_from_state, posterior_state
+from vogn.continual.ranges import check_not_negative
 from vogn.likelihoods import Likelihood
 from vogn.optim.laplace import laplace
-from vogn.posterior import GaussianPosterior
+from vogn.posterior import GaussianPosterior, PosteriorBlock
 
 Combine = Literal["list", "nearest"]
 
@@ -60,11 +61,9 @@ class OnlineLaplace(ContinualMethod):
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(model, likelihood, optimizer=optimizer)
-        for name, value, high in (
-            ("strength", strength, float("inf")), ("decay", decay, 1.0), ("prior_precision", prior_precision, 1e300)
-        ):  # fmt: skip
-            if not 0 <= value <= high or value == float("inf"):
-                raise ValueError(f"{name}={value} is out of range: it must be finite and in [0, {high:g}]")
+        check_not_negative(strength=strength, prior_precision=prior_precision)
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay={decay} must lie in [0, 1]")
         if combine not in ("list", "nearest"):
             raise ValueError(f"combine={combine!r}: choose 'list' or 'nearest'")
         self.structure, self.fisher, self.seed = structure, fisher, seed
@@ -85,8 +84,7 @@ class OnlineLaplace(ContinualMethod):
             factor = 0.5 * self.strength * weight
             for block in posterior.blocks if factor else ():
                 vector = block.layout.pack({name: moved[name].to(_dtype(block.state)) for name in block.layout.names})
-                product = block.structure.apply(block.state, vector, 0.0)
-                total = total + factor * block.ess * (vector * product).sum().to(total)
+                total = total + factor * block.ess * _QuadraticForm.apply(vector, block).to(total)
         return total
 
     def after_task(self, loader: Loader) -> None:
@@ -169,6 +167,24 @@ def kronecker_laplace(
         model, likelihood, structure="kronecker", fisher=fisher, strength=strength, prior_precision=prior_precision,
         combine=combine, seed=seed, optimizer=optimizer,
     )  # fmt: skip
+
+
+class _QuadraticForm(torch.autograd.Function):
+    """``v^T C v``, whose gradient ``2 C v`` reuses the product: ``C`` is symmetric."""
+
+    @staticmethod
+    def forward(context: Any, vector: Tensor, block: PosteriorBlock) -> Tensor:
+        product = block.structure.apply(block.state, vector, 0.0)
+        context.save_for_backward(vector, product)
+        context.block = block
+        return (vector * product).sum()
+
+    @staticmethod
+    def backward(context: Any, slope: Tensor) -> tuple[Tensor, None]:
+        vector, product = context.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated again
+            product = context.block.structure.apply(context.block.state, vector, 0.0)
+        return 2.0 * slope * product, None
 
 
 def _dtype(state: Mapping[str, Tensor]) -> torch.dtype:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vogn.continual.heads import evaluating, selected_head
+from vogn.continual.ranges import check_positive
 from vogn.likelihoods import Likelihood
 
 Loader = Iterable[tuple[Tensor, Tensor]]
@@ -18,9 +20,22 @@ OptimizerFactory = Callable[[nn.Module, int], torch.optim.Optimizer]
 """From the model and the number of examples to the optimizer of one task."""
 
 
+@dataclass(frozen=True)
+class _Adam:
+    lr: float
+
+    def __call__(self, model: nn.Module, examples: int) -> torch.optim.Optimizer:
+        return torch.optim.Adam(model.parameters(), lr=self.lr)
+
+
 def adam(lr: float = 1e-3) -> OptimizerFactory:
-    """A new Adam for every task."""
-    return lambda model, examples: torch.optim.Adam(model.parameters(), lr=lr)
+    """A new Adam for every task.
+
+    Raises:
+        ValueError: if the rate is out of range.
+    """
+    check_positive(lr=lr)
+    return _Adam(lr)
 
 
 class ContinualMethod(ABC):
@@ -50,6 +65,8 @@ class ContinualMethod(ABC):
         self.examples = 0
         """Number of examples of the present task."""
         self._factory = optimizer or adam()
+        self.trained_by = repr(self._factory) if is_dataclass(self._factory) else ""
+        """What makes the optimizers, in words, where it has some: a run is not resumed with another one."""
 
     def begin_task(self, examples: int) -> None:
         """A task of so many examples begins.

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vogn.continual.checkpoint import read_checkpoint, write_checkpoint
 from vogn.continual.errors import StoppedError
+from vogn.continual.generators import cuda_devices, generator_states, restore_generators
 from vogn.continual.heads import evaluating, select_head
 from vogn.continual.method import ContinualMethod
 from vogn.continual.result import ContinualResult
@@ -24,6 +25,7 @@ from vogn.data import DataError, epoch_batches
 from vogn.errors import CheckpointError
 
 BatchNormPolicy = Literal["running", "freeze"]
+BATCHNORM_POLICIES: tuple[BatchNormPolicy, ...] = ("running", "freeze")
 TEST_BATCH = 512
 EPOCHS_PER_TASK = 1_000_000
 """Epochs are numbered through all tasks, so that no two have the same order of examples."""
@@ -66,8 +68,8 @@ def run_tasks(
     With a folder, ``checkpoint.pt`` there is replaced every so many batches and after every task. A run that was killed
     goes on from it when it is called again with the same arguments and a model and method that are built in the same
     way, and ends, on the same CPU, with the same weights bit for bit. The order of the examples is a function of
-    ``seed``; torch's CPU generator is seeded with it, stored in checkpoints, and left as it was. Generators of
-    accelerators, which dropout on a GPU reads, are not stored.
+    ``seed``; torch's generators, those of the model's GPUs included, are seeded with it, stored in checkpoints, and
+    left as they were.
 
     Args:
         method: new, with the model in its initial state.
@@ -96,14 +98,14 @@ def run_tasks(
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("checkpoint_every", checkpoint_every)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
-    if batchnorm not in ("running", "freeze"):
+    if batchnorm not in BATCHNORM_POLICIES:
         raise ValueError(f"batchnorm={batchnorm!r}: choose 'running' or 'freeze'")
     check_tasks(tasks)
     for task in tasks:
         _check_head(method.model, task)
     path = None if folder is None else Path(folder) / "checkpoint.pt"
     run = _Run(method, tasks, epochs, batch_size, seed, batchnorm, path, watcher or Silent())
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=cuda_devices(method.model)):
         torch.manual_seed(seed)
         run.begin()
         while run.position.task < len(tasks):
@@ -199,7 +201,7 @@ class _Run:
             "model": self.method.model.state_dict(),
             "method": self.method.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
-            "generator": torch.get_rng_state(),
+            "generators": generator_states(self.method.model),
         }
         write_checkpoint(self.path, content)
 
@@ -216,7 +218,7 @@ class _Run:
             select_head(self.method.model, self.tasks[self.position.task].head)
             self.optimizer = self.method.optimizer()
             self.optimizer.load_state_dict(content["optimizer"])
-        torch.set_rng_state(content["generator"].cpu())
+        restore_generators(content["generators"])
 
     def _accuracies(self) -> list[float]:
         return [accuracy(self.method, task) for task in self.tasks]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vogn.continual.importance import ImportancePenalty
 from vogn.continual.method import OptimizerFactory
+from vogn.continual.ranges import check_positive
 from vogn.likelihoods import Likelihood
 
 
@@ -40,8 +41,7 @@ class SynapticIntelligence(ImportancePenalty):
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(model, likelihood, strength=strength, optimizer=optimizer)
-        if not 0 < xi < float("inf"):
-            raise ValueError(f"xi={xi} must be a finite number > 0")
+        check_positive(xi=xi)
         self.xi = xi
         self._forget_path()
         self._before: dict[str, tuple[Tensor, Tensor]] = {}

@@ -10,12 +10,17 @@ from torch import Tensor, nn
 
 from vogn.continual.method import ContinualMethod, Loader
 from vogn.continual.posterior_state import posterior_from_state, posterior_state
+from vogn.continual.ranges import check_not_negative, check_positive
+from vogn.errors import UnsupportedObservationError
 from vogn.likelihoods import Likelihood
 from vogn.optim.base import NaturalGradient
 from vogn.optim.methods import METHODS
 from vogn.optim.prior_handover import use_as_prior
 from vogn.posterior import GaussianPosterior
 from vogn.predict import predict
+
+HANDOVER = ("vogn", "von", "ivon", "evon", "kfac", "ekfac", "slang")
+"""Methods that take a posterior as their prior."""
 
 
 class VariationalContinualLearning(ContinualMethod):
@@ -28,10 +33,12 @@ class VariationalContinualLearning(ContinualMethod):
     Args:
         model: see :class:`ContinualMethod`.
         likelihood: of all tasks.
-        method: name in :data:`vogn.METHODS`: ``"vogn"``, ``"von"``, ``"ivon"``, ``"kfac"`` or ``"slang"``.
+        method: name in :data:`vogn.METHODS`: ``"vogn"``, ``"von"``, ``"ivon"``, ``"evon"``, ``"kfac"``, ``"ekfac"`` or
+            ``"slang"``.
         prior_precision: of the first prior ``N(0, I / prior_precision)``, > 0.
-        temperature: of the data, > 0: ``ess = examples / temperature``. Below 1 earlier tasks are kept more firmly and
-            every posterior is narrower.
+        temperature: of the data, > 0: ``ess = examples / temperature``. Below 1 every posterior is narrower.
+        strength: of what is known of earlier tasks in the steps of the mean, >= 0; 1 is Bayes' rule. See
+            :func:`vogn.optim.prior_handover.use_as_prior`.
         samples: weight samples of predictions, >= 0; 0 predicts with the mean.
         seed: of all noise.
         **options: of the method: ``lr``, ``momentum``, ``mc_samples``, ...
@@ -39,7 +46,8 @@ class VariationalContinualLearning(ContinualMethod):
     Raises:
         ValueError: for an unknown method or a number out of range.
 
-    Source: Nguyen, Li, Bui, Turner (2018), "Variational Continual Learning"; Osawa et al. (2019).
+    Source: Nguyen, Li, Bui, Turner (2018), "Variational Continual Learning"; Osawa et al. (2019); Loo, Swaroop, Turner
+    (2021), "Generalized Variational Continual Learning", for temperature and strength.
     """
 
     def __init__(
@@ -50,35 +58,43 @@ class VariationalContinualLearning(ContinualMethod):
         method: str = "vogn",
         prior_precision: float = 1.0,
         temperature: float = 1.0,
+        strength: float = 1.0,
         samples: int = 16,
         seed: int = 0,
         **options: Any,
     ) -> None:
         super().__init__(model, likelihood)
-        if method not in METHODS:
-            raise ValueError(f"method={method!r} is unknown; choose 'vogn', 'von', 'ivon', 'kfac' or 'slang'")
-        for name, value in (("prior_precision", prior_precision), ("temperature", temperature)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name}={value} must be a positive finite number")
+        if method not in HANDOVER:
+            raise ValueError(f"method={method!r} is unknown; choose {', '.join(HANDOVER)}")
+        check_positive(prior_precision=prior_precision, temperature=temperature)
+        check_not_negative(strength=strength)
         if samples < 0:
             raise ValueError(f"samples={samples} must be at least 0 (0: predict with the mean)")
         self.method, self.options = method, options
         self.prior_precision, self.temperature = prior_precision, temperature
-        self.samples, self.seed = samples, seed
+        self.strength, self.samples, self.seed = strength, samples, seed
         self.posterior: GaussianPosterior | None = None
         """Of all tasks that have ended; the prior of the present one."""
         self._running: NaturalGradient | None = None
         self._tasks = 0
 
     def optimizer(self) -> NaturalGradient:
-        """The method with the posterior of earlier tasks as its prior."""
+        """The method with the posterior of earlier tasks as its prior.
+
+        Raises:
+            UnsupportedObservationError: for a method that cannot have one, or where several processes train.
+        """
         ess = self.examples / self.temperature
         options = {"seed": self.seed + self._tasks} | self.options
         found = METHODS[self.method].build(
             self.model, ess=ess, weight_decay=self.prior_precision / ess, **options
         )
+        if found.replicas.size > 1:
+            raise UnsupportedObservationError(
+                "a posterior as prior is not supported where several processes train: learn tasks in one process"
+            )
         if self.posterior is not None:
-            use_as_prior(found, self.posterior)
+            use_as_prior(found, self.posterior, strength=self.strength)
         self._running = found
         return found
 

@@ -70,6 +70,22 @@ def compose(values: Tensor, vectors: Tensor) -> Tensor:
     return torch.diag_embed(values) if is_diagonal(vectors) else (vectors * values.unsqueeze(-2)) @ vectors.mT
 
 
+def side(values: Tensor, vectors: Tensor) -> Tensor:
+    """The factor with these eigenvalues and eigenvectors, in the shape of the vectors."""
+    return values.unsqueeze(-2) if is_diagonal(vectors) else compose(values, vectors)
+
+
+def trace(factor: Tensor) -> Tensor:
+    """The trace of a factor, ``(*lead, 1, 1)``."""
+    diagonal = factor.squeeze(-2) if is_diagonal(factor) else factor.diagonal(dim1=-2, dim2=-1)
+    return diagonal.sum(-1)[..., None, None]
+
+
+def values_in_basis(factor: Tensor, vectors: Tensor) -> Tensor:
+    """The diagonal ``(*lead, n)`` of a factor in a basis of its kind, ``diag(Q^T F Q)``."""
+    return factor.squeeze(-2) if is_diagonal(factor) else (vectors * (factor @ vectors)).sum(-2)
+
+
 def power(values: Tensor, vectors: Tensor, exponent: float) -> Tensor:
     """The side with these positive eigenvalues to a power, in the shape of the vectors.
 

@@ -13,6 +13,7 @@ from vogn.models.frn import FilterResponseNorm2d
 from vogn.models.lenet import lenet5
 from vogn.models.mlp import mlp
 from vogn.models.resnet import resnet8, resnet14, resnet18, resnet20, resnet32, resnet34, resnet50
+from vogn.models.small_convolutional import small_convolutional
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": lenet5,
@@ -89,4 +90,5 @@ __all__ = [
     "resnet32",
     "resnet34",
     "resnet50",
+    "small_convolutional",
 ]

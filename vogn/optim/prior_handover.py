@@ -18,7 +18,7 @@ from vogn.posterior.block import exactly_damped
 
 
 @torch.no_grad()
-def use_as_prior(optimizer: NaturalGradient, posterior: GaussianPosterior) -> None:
+def use_as_prior(optimizer: NaturalGradient, posterior: GaussianPosterior, *, strength: float = 1.0) -> None:
     """Make a posterior the prior of an optimizer that has not stepped yet: its mean *and* its precision.
 
     With the posterior's precision ``P = ess_0 (C_0 + weight_decay_0 I)`` and mean ``m_0``, an optimizer of effective
@@ -28,19 +28,27 @@ def use_as_prior(optimizer: NaturalGradient, posterior: GaussianPosterior) -> No
 
     Diagonal and dense curvature add exactly. A sum of Kronecker products is none: steps, samples and the next posterior
     have the nearest product to ``C + E``, the prior's gradient is exact; so it is with a diagonal plus low rank, which
-    keeps the best columns of the sum and its exact diagonal. Factored damping (:class:`vogn.KFAC`'s default) is read as
-    the sum of curvature and prior that it stands for. Blocks that are not sampled (norm parameters of some methods)
-    have no prior, and start where the model is. ``ess`` and the weight decay must stay as they are from here on: ``E``
-    is per example.
+    keeps the best columns of the sum and its exact diagonal, and with an eigen-corrected product, which has the
+    diagonal of ``C + E`` in the eigenbasis of its partial traces. Factored damping (:class:`vogn.KFAC`'s default) is
+    read as the sum of curvature and prior that it stands for. Blocks that are not sampled (norm parameters of some
+    methods) have no prior, and start where the model is. ``ess`` and the weight decay must stay as they are from here
+    on: ``E`` is per example.
+
+    :class:`vogn.VAdam` is refused. Its steps divide by a root of the curvature that is corrected for its start, so the
+    average that it stores is not the precision it steps by: an ``E`` in it would be scaled by that correction and then
+    enter steps under the root, samples without it.
 
     Args:
         optimizer: built on the model whose weights are to move, with the method, blocks and structures of the posterior
             and ``ess`` set. A run that is resumed calls this before ``load_state_dict``.
         posterior: of the earlier data.
+        strength: factor on ``E`` in the prior's gradient alone, >= 0: above 1 the mean is held more firmly than Bayes'
+            rule says, while precisions stay those of the data (Loo, Swaroop, Turner 2021, ``lambda``).
 
     Raises:
         RuntimeError: if the optimizer has stepped already.
-        ValueError: if blocks differ, ``ess`` is missing, or blocks of one param group have different priors.
+        ValueError: if the strength is out of range, blocks differ, ``ess`` is missing, or blocks of one group have
+            different priors.
         UnsupportedObservationError: for another structure, or a method whose steps are not those of a posterior.
 
     Example: two halves of the data, one after the other.
@@ -62,8 +70,11 @@ def use_as_prior(optimizer: NaturalGradient, posterior: GaussianPosterior) -> No
         ...     posterior = opt.posterior()
 
     Source: Nguyen, Li, Bui, Turner (2018), "Variational Continual Learning"; Osawa et al. (2019), "Practical
-    Deep Learning with Bayesian Principles", for natural gradients.
+    Deep Learning with Bayesian Principles", for natural gradients; Loo, Swaroop, Turner (2021), "Generalized
+    Variational Continual Learning", for the strength.
     """
+    if not 0 <= strength < math.inf:
+        raise ValueError(f"strength={strength} must be a finite number >= 0")
     optimizer._contexts.require_mean("use_as_prior()")
     _check_method(optimizer)
     table, _ = optimizer._build()
@@ -85,11 +96,11 @@ def use_as_prior(optimizer: NaturalGradient, posterior: GaussianPosterior) -> No
             state["curvature"] = block.structure.with_earlier(curvature, found.state, factor)
         mean = block.layout.pack({name: means[name].to(like.device) for name in block.layout.names})
         memory[PRIOR_MEAN] = mean.to(block.curvature_dtype)
-        if any(bool(state["curvature"][key].any()) for key in block.structure.EARLIER):
+        if block.structure.knows_earlier(state["curvature"]):
             memory["curvature_weight"] = torch.ones_like(memory["curvature_weight"])  # samples from the first step on
         state["memory"] = memory
     chain = list(optimizer.chain)
-    chain.insert(next(k for k, step in enumerate(chain) if isinstance(step, Prior)) + 1, EarlierPosterior())
+    chain.insert(next(k for k, step in enumerate(chain) if isinstance(step, Prior)) + 1, EarlierPosterior(strength))
     optimizer.chain = tuple(chain)
     optimizer._forget_blocks()
 
@@ -108,7 +119,7 @@ def _check_method(optimizer: NaturalGradient) -> None:
     if not solves or not plain or sets_groups(optimizer) or not any(isinstance(s, Prior) for s in optimizer.chain):
         raise UnsupportedObservationError(
             f"{name} does not step by (C + weight_decay)^-1 (gradient + prior), so a posterior cannot be its prior; "
-            "use VOGN, VON, IVON, KFAC or SLANG"
+            "use VOGN, VON, IVON, EVON, KFAC, EKFAC or SLANG"
         )
     if any(group["sampled"] and group["ess"] is None for group in optimizer.param_groups):
         raise ValueError("a posterior as prior needs the effective sample size: pass ess=len(train_set)")
@@ -135,7 +146,7 @@ def _pairs(table: BlockTable, posterior: GaussianPosterior) -> dict[Block, Poste
         if other.sampled and not block.structure.EARLIER:
             raise UnsupportedObservationError(
                 f"block {block.name!r}: {kind.__name__} cannot start from the posterior of earlier data; use Diagonal, "
-                "Dense, Kronecker or DiagonalLowRank"
+                "Dense, Kronecker, EigenKronecker or DiagonalLowRank"
             )
         if other.sampled != bool(group["sampled"]):
             raise ValueError(f"block {block.name!r} is sampled in one of optimizer and posterior only; use one norms=")

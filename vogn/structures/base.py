@@ -202,13 +202,17 @@ class Structure(ABC):
             factor: >= 0.
         """
         raise UnsupportedObservationError(
-            f"{type(self).__name__} cannot start from the posterior of earlier data; use Diagonal, Dense, Kronecker or "
-            "DiagonalLowRank"
+            f"{type(self).__name__} cannot start from the posterior of earlier data; use Diagonal, Dense, Kronecker, "
+            "EigenKronecker or DiagonalLowRank"
         )
 
     def earlier_product(self, state: State, v: Tensor) -> Tensor:
         """``E v`` with the curvature of the earlier data; zero without them."""
         return torch.zeros_like(v)
+
+    def knows_earlier(self, state: State) -> bool:
+        """Whether the curvature of the earlier data in a state of :meth:`with_earlier` is more than zero."""
+        return any(bool(state[key].any()) for key in self.EARLIER)
 
     def fits(self, shape: Shape) -> bool:
         """Whether a block of this shape is affordable; if not, the optimizer uses its stated fallback structure."""

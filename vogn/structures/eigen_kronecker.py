@@ -19,9 +19,13 @@ from vogn.linalg.sides import (
     identity,
     input_variance,
     is_diagonal,
+    side,
     to_basis,
+    trace,
+    values_in_basis,
 )
 from vogn.structures.base import Negative, Shift, Structure
+from vogn.structures.earlier import with_earlier
 from vogn.structures.evidence import absorb, blend, require_positive_without_shift
 from vogn.structures.kronecker import diagonal_sides, mean_input
 from vogn.types import Observation, Shape, State
@@ -67,6 +71,7 @@ class EigenKronecker(Structure):
     DEGREE: ClassVar[dict[str, int]] = {"inputs": 0, "positions": 0, "right": 2, "S": 2, "rows": 2, "probe": 1}
     REFRESHED: ClassVar[tuple[str, ...]] = ("QA", "QS", "s")
     READ_BY_OBSERVE: ClassVar[tuple[str, ...]] = ("QA", "QS")
+    EARLIER: ClassVar[tuple[str, ...]] = ("earlier_s", "earlier_QS", "earlier_QA", "earlier_diagonal")
 
     def __post_init__(self) -> None:
         self._check_option("basis", self.basis, ("kfac", "contraction"))
@@ -112,24 +117,65 @@ class EigenKronecker(Structure):
                 seen = mean_input(observation, leaf) if leaf == "inputs" else observation[leaf]
                 new[key] = blend(state[key], seen, keep, take)
         if "probe" in observation:
-            h = observation["probe"]
+            h = with_earlier(observation["probe"], state, "earlier_diagonal")
             new["s"] = absorb(state["s"], h, decay=decay, weight=weight, shift=shift, negative=self.negative)
         else:
-            new["s"] = blend(state["s"], observation["rows"], decay, weight)
+            new["s"] = blend(state["s"], with_earlier(observation["rows"], state, "earlier_diagonal"), decay, weight)
         return new
 
     def refresh(self, state: State) -> State:
-        """New eigenbases; ``s`` restarts or is carried over."""
+        """New eigenbases; ``s`` restarts or is carried over. With earlier data, see :meth:`with_earlier`."""
+        if "earlier_s" in state:
+            return self._refresh_with_earlier(state)
         x, qa = decompose(state["A"])
         y, qs = decompose(state["S"])
         if self.restart:
             s = y.unsqueeze(-1) * x.unsqueeze(-2)
             if self.basis == "contraction":
-                trace = x.sum(-1)[..., None, None]
-                s = torch.where(trace > 0, s / trace, 0.0)
+                total = x.sum(-1)[..., None, None]
+                s = torch.where(total > 0, s / total, 0.0)
         else:
             s = carry_over(state["s"], (state["QS"], state["QA"]), (qs, qa))
         return state | {"QA": qa, "QS": qs, "s": s}
+
+    def with_earlier(self, state: State, other: State, factor: float) -> State:
+        """See :meth:`Structure.with_earlier`; ``C`` has the diagonal of the sum in the basis of its partial traces.
+
+        The partial traces of ``C + E`` over outputs and inputs are the factors of the basis, and in it the diagonal of
+        ``E``, the matrix nearest to ``E`` there, is added: exact if earlier and later data have one eigenbasis.
+        """
+        earlier = {"earlier_s": factor * other["s"], "earlier_QS": other["QS"], "earlier_QA": other["QA"]}
+        return self.refresh(state | earlier)
+
+    def earlier_product(self, state: State, v: Tensor) -> Tensor:
+        """``E v`` in the basis of the earlier data: exact."""
+        if "earlier_s" not in state:
+            return torch.zeros_like(v)
+        basis = state["earlier_QS"], state["earlier_QA"]
+        return from_basis(to_basis(v, *basis).mul_(state["earlier_s"]), *basis)
+
+    def knows_earlier(self, state: State) -> bool:
+        """See :meth:`Structure.knows_earlier`: a basis is never zero."""
+        return bool(state["earlier_s"].any())
+
+    def _refresh_with_earlier(self, state: State) -> State:
+        values, old = state["earlier_s"], (state["earlier_QS"], state["earlier_QA"])
+        s, a = state["S"], state["A"]
+        if self.basis == "kfac":  # of the partial traces of S (x) A
+            s, a = s * trace(a), a * trace(s)
+        _, qa = decompose(a + side(values.sum(-2), old[1]))
+        _, qs = decompose(s + side(values.sum(-1), old[0]))
+        if self.restart:
+            y, x = (values_in_basis(state[key], basis) for key, basis in (("S", qs), ("A", qa)))
+            new = y.unsqueeze(-1) * x.unsqueeze(-2)
+            if self.basis == "contraction":
+                total = trace(state["A"])
+                new = torch.where(total > 0, new / total, 0.0)
+        else:
+            new = state["s"] - state["earlier_diagonal"] if "earlier_diagonal" in state else state["s"]
+            new = carry_over(new, (state["QS"], state["QA"]), (qs, qa))
+        diagonal = carry_over(values, old, (qs, qa))
+        return state | {"QA": qa, "QS": qs, "s": new + diagonal, "earlier_diagonal": diagonal}
 
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """Division in the basis; under a root, negative ``s`` counts as zero."""

@@ -22,6 +22,7 @@ from vogn.linalg.sides import (
     is_diagonal,
     multiply,
     power,
+    side,
     to_basis,
 )
 from vogn.structures.base import Shift, Structure
@@ -134,7 +135,7 @@ class Kronecker(Structure):
     def factors(self, state: State) -> tuple[Tensor, Tensor]:
         """``S`` and ``A`` of the last :meth:`refresh`, in the shapes of their bases."""
         sides = ((state["y"], state["QS"]), (state["x"], state["QA"]))
-        s, a = (values.unsqueeze(-2) if is_diagonal(basis) else compose(values, basis) for values, basis in sides)
+        s, a = (side(values, basis) for values, basis in sides)
         return s, a
 
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:

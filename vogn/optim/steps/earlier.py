@@ -15,12 +15,14 @@ PRIOR_MEAN = "prior_mean"
 
 @dataclass(frozen=True)
 class EarlierPosterior(Step):
-    """Adds ``E (m - m_0) - weight_decay m_0``; follows :class:`Prior`, which adds ``weight_decay m``.
+    """Adds ``strength E (m - m_0) - weight_decay m_0``; follows :class:`Prior`, which adds ``weight_decay m``.
 
-    Together they are the gradient of the prior ``N(m_0, (ess (E + weight_decay I))^-1)`` at the mean, with ``E`` the
-    curvature of earlier data in the block's state and ``m_0`` the prior's mean in its memory
+    With strength 1 they are the gradient of the prior ``N(m_0, (ess (E + weight_decay I))^-1)`` at the mean, with ``E``
+    the curvature of earlier data in the block's state and ``m_0`` the prior's mean in its memory
     (:func:`vogn.optim.prior_handover.use_as_prior` writes both).
     """
+
+    strength: float = 1.0
 
     SCOPE: ClassVar[Scope] = "block"
 
@@ -31,6 +33,6 @@ class EarlierPosterior(Step):
             if PRIOR_MEAN in block.memory:
                 centre = block.memory[PRIOR_MEAN]
                 moved = block.structure.earlier_product(block.state, block.mean - centre)
-                update = update + moved - float(block.group["weight_decay"]) * centre
+                update = update + self.strength * moved - float(block.group["weight_decay"]) * centre
             out.append(update)
         return out
