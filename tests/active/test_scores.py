@@ -69,7 +69,8 @@ def joint_information(p, batch):
     samples, _, classes = p.shape
     total = 0.0
     for labels in np.ndindex(*([classes] * len(batch))):
-        joint = np.mean([math.prod(float(p[s, n, y]) for n, y in zip(batch, labels)) for s in range(samples)])
+        each = [math.prod(float(p[s, n, y]) for n, y in zip(batch, labels, strict=True)) for s in range(samples)]
+        joint = np.mean(each)
         total -= joint * math.log(joint) if joint > 0 else 0.0
     return total - sum(np.mean([scipy_entropy(p[s, n].numpy()) for s in range(samples)]) for n in batch)
 

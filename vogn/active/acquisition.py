@@ -14,7 +14,7 @@ from vogn.likelihoods import Likelihood
 from vogn.predict import Predictive
 
 LABELS, NUMBERS = "labels", "numbers"
-"""What is asked for: one label of a class (:class:`Categorical`, :class:`Bernoulli`), or numbers (:class:`Gaussian`)."""
+"""What is asked for: one label of a class (categorical, Bernoulli), or real numbers (Gaussian)."""
 
 
 def target_kind(likelihood: Likelihood) -> str:

@@ -162,7 +162,7 @@ class AcquisitionInfo:
     @property
     def kinds(self) -> frozenset[str]:
         """Of targets that it is meant for."""
-        return self.build.KINDS  # type: ignore[attr-defined,no-any-return]
+        return self.build.KINDS  # type: ignore[attr-defined]
 
 
 ACQUISITIONS: dict[str, AcquisitionInfo] = {

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from vogn.active import scores
 from vogn.active.acquisition import LABELS, NUMBERS, Acquisition, Selection, sampled, sampled_probabilities
-from vogn.active.batchbald import CONFIGURATIONS, batchbald
+from vogn.active.batchbald import batchbald
 from vogn.active.candidates import Candidates, remembered
 from vogn.active.core_set import k_centres
 from vogn.active.joint_gaussian import joint_information_gain
@@ -23,8 +23,8 @@ Features = Callable[[nn.Module, Tensor], Tensor]
 class BatchBALD(Acquisition):
     """:func:`vogn.active.batchbald` among the examples with the largest BALD.
 
-    The pool is gone through once; the ``kept`` best examples stay in memory. An example's gain is never more than its BALD, so
-    if no BALD that was left out is above the smallest gain, the choice is that of the whole pool
+    The pool is gone through once; the ``kept`` best examples stay in memory. An example's gain is never more than its
+    BALD, so if no BALD that was left out is above the smallest gain, the choice is that of the whole pool
     (:attr:`Selection.exact`).
 
     Args:
@@ -34,7 +34,7 @@ class BatchBALD(Acquisition):
 
     KINDS = frozenset({LABELS})
 
-    def __init__(self, kept: int = 2000, configurations: int = CONFIGURATIONS) -> None:
+    def __init__(self, kept: int = 2000, configurations: int = 1000) -> None:
         if kept < 1:
             raise ValueError(f"kept={kept} must be at least 1")
         self.kept, self.configurations = kept, configurations

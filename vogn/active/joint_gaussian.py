@@ -15,9 +15,10 @@ Chunks = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 def joint_information_gain(chunks: Chunks, count: int, noise_variance: float) -> tuple[Tensor, Tensor]:
     """The greedy batch for ``0.5 log det(I + V / noise^2)``, ``V`` the covariance of the batch's outputs.
 
-    Outputs are taken as jointly Gaussian with the covariance of the weight samples, ``V = A^T A`` with the centred outputs
-    ``A`` over ``sqrt(S)``. What is left of a variance once the batch is known is ``a^T (I + A_B A_B^T / noise^2)^(-1) a``,
-    so that an ``S x S`` matrix is all that is kept, and the pool is gone through once for every example of the batch.
+    Outputs are taken as jointly Gaussian with the covariance of the weight samples, ``V = A^T A`` with the centred
+    outputs ``A`` over ``sqrt(S)``. What is left of a variance once the batch is known is ``a^T (I + A_B A_B^T /
+    noise^2)^(-1) a``, so that an ``S x S`` matrix is all that is kept, and the pool is gone through once for every
+    example of the batch.
 
     Args:
         chunks: the pool.

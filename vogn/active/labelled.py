@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +32,26 @@ class Labelled:
         self.numbers: list[int] = []
         """Of the pool's examples that were learnt from, in order."""
 
+    def first(self, initial: int | Sequence[int] | Tensor, seed: int) -> list[int]:
+        """Numbers of the first query.
+
+        Args:
+            initial: how many, at random; or the numbers.
+            seed: of the random choice.
+
+        Raises:
+            ValueError: if there would be nothing to learn from, or numbers are not different ones of the pool.
+        """
+        size = len(self.pool)
+        numbers = [] if isinstance(initial, int) else [int(index) for index in initial]
+        if isinstance(initial, int) and initial >= 0:
+            numbers = np.random.default_rng(seed).permutation(size)[:initial].tolist()
+        elif isinstance(initial, int) or len(set(numbers)) < len(numbers) or any(not 0 <= n < size for n in numbers):
+            raise ValueError(f"initial must be >= 0, or hold different numbers from 0 to {size - 1}")
+        if not numbers and self.given is None:
+            raise ValueError("initial: without labelled= at least one example must be asked for")
+        return numbers
+
     def open(self) -> Tensor:
         """Numbers of the others, increasing, ``(N,)``."""
         mask = torch.ones(len(self.pool), dtype=torch.bool)
@@ -53,7 +76,7 @@ class Labelled:
             x = checked_inputs(self.pool, torch.tensor(numbers))
             parts.append((x, self.rule.targets([self.ledger[index] for index in numbers])))
         if not parts:
-            raise PoolError("there is nothing to learn from: ask for some examples first (initial >= 1), or give labelled=")
+            raise PoolError("there is nothing to learn from: ask for some examples (initial >= 1), or give labelled=")
         return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
 
     def add(self, index: int, label: object) -> None:

@@ -33,8 +33,8 @@ class LabelRule:
         fits = {"categorical": len(self.shape) == 1, "bernoulli": single, "gaussian": len(self.shape) <= 1}
         if not fits.get(self.kind, False):
             raise ValueError(
-                f"the model's outputs have shape (n, {', '.join(map(str, self.shape))}) per batch; active learning under "
-                f"{likelihood!r} needs one label per example"
+                f"the model's outputs have shape (n, {', '.join(map(str, self.shape))}) per batch; active learning "
+                f"under {likelihood!r} needs one label per example"
             )
         self.dtype = torch.int64 if self.kind == "categorical" else outputs.dtype
 

@@ -37,26 +37,26 @@ from vogn.posterior import Posterior
 from vogn.predict.evaluation import device_of, seeded, undisturbed
 
 Oracle = Callable[[Tensor, Tensor], Iterable[Any]]
-"""From numbers ``(n,)`` and inputs ``(n, ...)`` to their labels, in order: a tensor, a list, or a generator, each of whose
-labels is on disk before it is asked for the next."""
+"""From numbers ``(n,)`` and inputs ``(n, ...)`` to their labels, in order: a tensor, a list, or a generator, each of
+whose labels is on disk before it is asked for the next."""
 
 
 class ActiveLearner:
     """A posterior that asks for the labels it learns most from.
 
-    A round is: choose examples, have them labelled, update the posterior, measure. :meth:`run` does so many rounds with an
-    oracle; :meth:`query`, :meth:`label` and :meth:`update` are the same by hand.
+    A round is: choose examples, have them labelled, update the posterior, measure. :meth:`run` does so many rounds
+    with an oracle; :meth:`query`, :meth:`label` and :meth:`update` are the same by hand.
 
     With a folder every label is on disk (``labels.jsonl``) before anything else happens, and where the run stands
-    (``state.pt``) is replaced in one step after every choice and every update. A run that was killed at any time goes on when
-    a learner is built again with the same arguments and folder; a training that was cut short is done again. Everything
-    random is a function of ``seed`` and the round, so it ends, on the same CPU, with the same choices, weights and figures
-    bit for bit. Torch's random state is left as it was.
+    (``state.pt``) is replaced in one step after every choice and every update. A run that was killed at any time goes
+    on when a learner is built again with the same arguments and folder; a training that was cut short is done again.
+    Everything random is a function of ``seed`` and the round, so it ends, on the same CPU, with the same choices,
+    weights and figures bit for bit. Torch's random state is left as it was.
 
     Args:
         model_factory: makes a new network whose outputs are ``(n, K)`` or ``(n,)``.
-        posterior_method: a :class:`vogn.active.PosteriorMethod`, or a function ``(model, likelihood, x, y)`` to a posterior, which
-            is called with all labels and a new network in every round (:class:`vogn.active.Refit`).
+        posterior_method: a :class:`vogn.active.PosteriorMethod`, or a function ``(model, likelihood, x, y)`` to a
+            posterior, which is called with all labels and a new network in every round (:class:`vogn.active.Refit`).
         pool: a tensor, an array (memory-mapped ones too), a map-style data set or a :class:`vogn.active.Pool`.
         acquisition: an acquisition, or a name in :data:`vogn.active.ACQUISITIONS`.
         likelihood: one label of a class, or real targets.
@@ -125,7 +125,7 @@ class ActiveLearner:
         self.examples = Labelled(self.pool, rule, ledger, labelled)
         self.pending: list[int] | None = None
         self.rows: list[dict[str, Any]] = []
-        self._initial = self._first_query(initial)
+        self._initial = self.examples.first(initial, self._seed(0))
         self._run = self._description()
         self._watcher: Watcher = Silent()
         self._stop: Callable[[], bool] = lambda: False
@@ -211,7 +211,8 @@ class ActiveLearner:
         return self.result
 
     def query(self) -> Tensor:
-        """Numbers of the examples to be labelled next, ``(b,)``; the same until they are, and :meth:`update` was called.
+        """Numbers of the examples to be labelled next, ``(b,)``; the same until they are, and :meth:`update` was
+        called.
 
         Raises:
             PoolExhaustedError: if all examples have labels.
@@ -232,8 +233,9 @@ class ActiveLearner:
         if not len(numbers):
             raise PoolExhaustedError(f"all {len(self.pool)} examples of the pool have labels")
         candidates = Candidates(
-            self.model, self.posterior, self.likelihood, self.pool, numbers, known=self.examples.inputs(), targets=self.targets,
-            samples=self.samples, chunk=self.chunk, seed=self._seed(len(self.rows)), prediction=self.prediction,
+            self.model, self.posterior, self.likelihood, self.pool, numbers,
+            known=self.examples.inputs(), targets=self.targets, samples=self.samples, chunk=self.chunk,
+            seed=self._seed(len(self.rows)), prediction=self.prediction,
             watch=self._look,
         )  # fmt: skip
         return self.acquisition.select(candidates, self.query_size if count is None else count)
@@ -246,8 +248,8 @@ class ActiveLearner:
             indices: numbers of the examples; ``None``: all that still lack a label, in the order of the query.
 
         Raises:
-            LabelError: if a label is none, an example was not asked for or has one, or their numbers differ. Labels before
-                the wrong one are kept.
+            LabelError: if a label is none, an example was not asked for or has one, or their numbers differ. Labels
+                before the wrong one are kept.
         """
         wanted = self.missing()
         chosen = wanted if indices is None else [int(i) for i in torch.as_tensor(indices).flatten()]
@@ -289,13 +291,18 @@ class ActiveLearner:
         numbers = [*self.examples.numbers, *self.pending]
         x, y = self.examples.data(numbers)
         new = torch.arange(len(x) - len(self.pending) if number else 0, len(x))
-        before, noise = self.method.snapshot(), self._noise()
+        before = self.method.snapshot(), self._noise()
         try:
             with seeded(seed):
                 self.method.update(self._factory, self.likelihood, x, y, new=new, seed=seed, watch=self._step)
-                row = {"round": number, "labels": len(x), "queried": list(self.pending)} | self._measured(seed)
+                row: dict[str, Any] = {"round": number, "labels": len(x), "queried": list(self.pending)}
+                if self.test is not None:
+                    row |= measure(
+                        self.model, self.posterior, self.likelihood, self.test,
+                        samples=self.samples, seed=seed, prediction=self.prediction,
+                    )  # fmt: skip
         except BaseException:
-            self._take_back(before, noise)
+            self._take_back(*before)
             raise
         self.examples.numbers, self.pending = numbers, None
         self.rows.append(row)
@@ -322,17 +329,9 @@ class ActiveLearner:
             self._look()
         if given < len(missing):
             raise LabelError(
-                f"the oracle gave {given} labels for {len(missing)} examples; they are kept, and the other ones will be "
-                "asked for again"
+                f"the oracle gave {given} labels for {len(missing)} examples; they are kept, and the other ones will "
+                "be asked for again"
             )
-
-    def _measured(self, seed: int) -> dict[str, float]:
-        if self.test is None:
-            return {}
-        return measure(
-            self.model, self.posterior, self.likelihood, self.test,
-            samples=self.samples, seed=seed, prediction=self.prediction,
-        )  # fmt: skip
 
     def _seed(self, stream: int) -> int:
         """A seed for every round, and one more."""
@@ -346,19 +345,7 @@ class ActiveLearner:
         self._watcher.step_done(done, total, loss)
         self._look()
 
-    def _first_query(self, initial: int | Sequence[int] | Tensor) -> list[int]:
-        if isinstance(initial, int):
-            if initial < 0 or (initial == 0 and self.examples.given is None):
-                raise ValueError(f"initial={initial}: without labelled= at least one example must be asked for")
-            generator = np.random.default_rng(self._seed(0))
-            return generator.permutation(len(self.pool))[:initial].tolist()
-        numbers = [int(index) for index in initial]
-        if len(set(numbers)) < len(numbers) or any(not 0 <= n < len(self.pool) for n in numbers):
-            raise ValueError(f"initial must hold different numbers from 0 to {len(self.pool) - 1}")
-        return numbers
-
     def _description(self) -> str:
-        given, test = self.examples.given or (None, None), self.test or (None, None)
         return description(
             method=self.method.describe(),
             acquisition=acquisition_settings(self.acquisition),
@@ -369,8 +356,8 @@ class ActiveLearner:
             prediction={key: str(value) for key, value in self.prediction.items()},
             seed=self.seed,
             pool=pool_digest(self.pool),
-            labelled=[*digest(given[0]), *digest(given[1])],
-            test=[*digest(test[0]), *digest(test[1])],
+            labelled=[digest(part) for part in self.examples.given or ()],
+            test=[digest(part) for part in self.test or ()],
             targets=digest(self.targets),
         )
 

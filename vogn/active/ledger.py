@@ -58,4 +58,6 @@ class Ledger:
                 entry = json.loads(line)
                 self._labels[int(entry["index"])] = entry["label"]
             except (ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(f"{path}, line {number} is no label: {line[:60]!r}; mend or delete the line") from error
+                raise CheckpointError(
+                    f"{path}, line {number} is no label: {line[:60]!r}; mend or delete the line"
+                ) from error

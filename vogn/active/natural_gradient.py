@@ -77,8 +77,8 @@ class NaturalGradientMethod(PosteriorMethod):
             raise ValueError(f"update={update!r} is unknown; choose 'continue', 'prior' or 'retrain'")
         if update == "prior" and method not in PRIOR_METHODS:
             raise ValueError(
-                f"update='prior' needs one of {', '.join(PRIOR_METHODS)}: a posterior cannot be the prior of {method!r}; "
-                "use update='continue'"
+                f"update='prior' needs one of {', '.join(PRIOR_METHODS)}: a posterior cannot be the prior of "
+                f"{method!r}; use update='continue'"
             )
         if ("variational" if variational else "deterministic") not in METHODS[method].modes:
             raise ValueError(f"method={method!r} does not run with variational={variational}")
@@ -95,7 +95,8 @@ class NaturalGradientMethod(PosteriorMethod):
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`PosteriorMethod.describe`."""
-        names = ("method", "how", "variational", "steps", "update_steps", "batch_size", "prior_precision", "temperature")
+        numbers = ("steps", "update_steps", "batch_size", "prior_precision", "temperature")
+        names = ("method", "how", "variational", *numbers)
         return {name: getattr(self, name) for name in names} | {"options": {k: str(v) for k, v in self.options.items()}}
 
     def check(self, factory: ModelFactory) -> None:
@@ -214,7 +215,7 @@ def train(
                     group["lr"] = rate * schedule(done, steps)
                 loss = _step(model, optimizer, likelihood, x[rows], y[rows], rows, whole=whole)
                 if not math.isfinite(loss):
-                    raise NonFiniteStatisticsError(f"training diverged: the loss is {loss:g}; lower lr or raise damping")
+                    raise NonFiniteStatisticsError(f"training diverged: the loss is {loss:g}; lower lr, raise damping")
                 done += 1
                 watch(done, steps, loss)
                 if done == steps:

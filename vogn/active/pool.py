@@ -78,7 +78,8 @@ def as_pool(pool: Any) -> Pool:
     elif hasattr(pool, "__len__") and hasattr(pool, "__getitem__"):
         found = DatasetPool(pool)
     else:
-        raise TypeError(f"a pool is a tensor, an array, a map-style data set or a vogn.active.Pool, not {type(pool).__name__}")
+        kind = type(pool).__name__
+        raise TypeError(f"a pool is a tensor, an array, a map-style data set or a vogn.active.Pool, not {kind}")
     if len(found) == 0:
         raise PoolError("the pool is empty: there is nothing to ask for")
     return found

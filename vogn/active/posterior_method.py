@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,8 @@ Watch = Callable[[int, int, float], None]
 class PosteriorMethod(ABC):
     """Makes a posterior from labelled examples, and a new one when there are more.
 
-    After :meth:`update`, :attr:`model` and :attr:`posterior` hold what was learnt. The state is all that is needed to go on
-    as if nothing had happened.
+    After :meth:`update`, :attr:`model` and :attr:`posterior` hold what was learnt. The state is all that is needed to
+    go on as if nothing had happened.
     """
 
     def __init__(self) -> None:
@@ -85,8 +85,8 @@ class PosteriorMethod(ABC):
         if self.model is None:
             self.model = factory()
         self.model.load_state_dict(state["model"])
-        found = state["posterior"]
-        self.posterior = posterior_from_state(found) if isinstance(found, Mapping) else found
+        found: Any = state["posterior"]
+        self.posterior = cast(Posterior, posterior_from_state(found)) if isinstance(found, Mapping) else found
 
 
 class Refit(PosteriorMethod):

@@ -1,7 +1,7 @@
 """How much there is to learn from one example: scores that are large where a label is worth asking for.
 
-Probabilities and outputs of weight samples come first: ``(S, N, C)`` for ``S`` samples, ``N`` examples and ``C`` classes
-(or outputs). All scores are ``(N,)``; entropies and information are in nats.
+Probabilities and outputs of weight samples come first: ``(S, N, C)`` for ``S`` samples, ``N`` examples and ``C``
+classes (or outputs). All scores are ``(N,)``; entropies and information are in nats.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def information_gain(variance: Tensor, noise_variance: Tensor | float) -> Tensor
     predictive_variance(variance)
     noise = torch.as_tensor(noise_variance, dtype=variance.dtype, device=variance.device)
     if not bool(((noise > 0) & noise.isfinite()).all()):
-        raise ValueError("the noise's variance must be positive and finite: information about noiseless data is infinite")
+        raise ValueError("the noise's variance must be positive and finite: noiseless data tell infinitely much")
     return 0.5 * (variance / noise).log1p().sum(-1)
 
 
