@@ -158,7 +158,8 @@ def test_labels_are_on_disk_one_by_one_even_without_a_state(tmp_path):
     found = learner(oracle=slowly, folder=tmp_path)
     found.run(1)
     assert asked[3:] == asked[2:3] + [n for n in found.numbers if n not in asked[:3]]
-    assert all(json.loads(line)["label"] == int(y[json.loads(line)["index"]]) for line in ledger.read_text().splitlines())
+    assert all(json.loads(line)["label"] == int(y[json.loads(line)["index"]]) for line in
+    ledger.read_text().splitlines())
 
 
 def test_by_hand_is_the_same_as_with_an_oracle():
@@ -403,8 +404,8 @@ def test_a_progress_bar_follows(capsys):
 
 
 def test_labels_needed():
-    rows = [{"round": k, "labels": 10 * k, "queried": [], "accuracy": a, "rmse": 1 - a} for k, a in enumerate((0.5, 0.9))]
-    result = ActiveResult(rows)
+    rows = [{"round": k, "labels": 10 * k, "queried": [], "accuracy": a, "rmse": 1 - a} for k, a in enumerate((0.5,
+    0.9))] result = ActiveResult(rows)
     assert result.labels_needed("accuracy", 0.9) == 10 and result.labels_needed("accuracy", 0.95) is None
     assert result.labels_needed("rmse", 0.5) == 0 and result.labels_needed("rmse", 0.2) == 10
     assert ActiveResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result

@@ -14,6 +14,7 @@ from vogn.active.acquisitions import (
     Random,
     VariationRatio,
 )
+from vogn.active.baal_heuristic import BaalHeuristic
 from vogn.active.batch_acquisitions import BatchBALD, BatchInformationGain, CoreSet
 from vogn.active.batchbald import JointSelection, batchbald
 from vogn.active.candidates import Candidates
@@ -25,6 +26,8 @@ from vogn.active.learner import ActiveLearner
 from vogn.active.natural_gradient import NaturalGradientMethod
 from vogn.active.pool import ArrayPool, DatasetPool, Pool
 from vogn.active.posterior_method import PosteriorMethod, Refit
+from vogn.active.predicted import PredictedCandidates
+from vogn.active.query_strategy import QueryStrategy
 from vogn.active.result import ActiveResult
 from vogn.active.scores import (
     bald,
@@ -46,6 +49,7 @@ __all__ = [
     "ActiveResult",
     "ArrayPool",
     "BALD",
+    "BaalHeuristic",
     "BatchBALD",
     "BatchInformationGain",
     "Candidates",
@@ -64,7 +68,9 @@ __all__ = [
     "PoolError",
     "PoolExhaustedError",
     "PosteriorMethod",
+    "PredictedCandidates",
     "PredictiveVariance",
+    "QueryStrategy",
     "Random",
     "Refit",
     "Selection",

@@ -83,11 +83,14 @@ class Pointwise(Acquisition):
     def prepare(self, candidates: Candidates) -> None:  # noqa: B027
         """What must be known before the first example."""
 
+    def scores(self, candidates: Candidates) -> list[tuple[Tensor, Tensor]]:
+        """Pieces of (numbers ``(n,)``, scores ``(n,)``) of all candidates."""
+        self.prepare(candidates)
+        return [(n, self.score(found)) for n, found in candidates.predictions(keep_samples=self.SAMPLES)]
+
     def select(self, candidates: Candidates, count: int) -> Selection:
         """See :meth:`Acquisition.select`."""
-        self.prepare(candidates)
-        scores = [(n, self.score(found)) for n, found in candidates.predictions(keep_samples=self.SAMPLES)]
-        return Selection(*candidates.chosen(scores, count))
+        return Selection(*candidates.chosen(self.scores(candidates), count))
 
 
 def averaged_probabilities(found: Predictive) -> Tensor:

@@ -125,7 +125,7 @@ class EPIG(Pointwise):
 
     def prepare(self, candidates: Candidates) -> None:
         """See :meth:`Pointwise.prepare`."""
-        found = candidates.predict(candidates.target_inputs(self.count), keep_samples=True)
+        found = candidates.target_predictions(self.count)
         numbers = target_kind(candidates.likelihood) == NUMBERS
         self._targets = _outputs(found) if numbers else sampled_probabilities(found)
 

@@ -69,8 +69,8 @@ class BatchInformationGain(Acquisition):
 
     def select(self, candidates: Candidates, count: int) -> Selection:
         """See :meth:`Acquisition.select`."""
-        first = candidates.predict(next(candidates.pieces())[1][:1])
-        noise = first.aleatoric.reshape(-1)
+        _, first = next(candidates.predictions())
+        noise = first.aleatoric.reshape(len(first.mean), -1)[0]
         if len(noise) != 1:
             raise ValueError(
                 f"batch_information_gain is for one target per example, not {len(noise)}; use 'information_gain'"

@@ -86,12 +86,17 @@ class Candidates:
         for numbers, x in self.pieces():
             yield numbers, self.predict(x, keep_samples=keep_samples)
 
-    def target_inputs(self, count: int) -> Tensor:
-        """The inputs at which predictions matter; where none are given, so many open examples at random."""
-        if self.targets is not None:
-            return self.targets
+    def target_predictions(self, count: int) -> Predictive:
+        """Predictions, with their samples, where they matter; where nothing is said, at so many open examples."""
+        x = self.targets
+        if x is None:
+            x = checked_inputs(self.pool, self.open[self.some(count)])
+        return self.predict(x, keep_samples=True)
+
+    def some(self, count: int) -> Tensor:
+        """Places of so many open examples at random, increasing; all if there are fewer."""
         order = self.generator(1).permutation(len(self.open))[:count]
-        return checked_inputs(self.pool, self.open[torch.from_numpy(np.sort(order))])
+        return torch.from_numpy(np.sort(order))
 
     def generator(self, stream: int) -> np.random.Generator:
         """A source of random numbers of this choice; another one for every stream."""
