@@ -61,7 +61,7 @@ class HMC:
         energy, gradient = self._energy(self.place)
         before = energy + kinetic()
         place = dict(self.place)
-        for leap in range(count):
+        for _ in range(count):
             for name in place:
                 momentum[name] = momentum[name] - 0.5 * wide(place[name]) * gradient[name]
                 place[name] = place[name] + wide(place[name]) * momentum[name]

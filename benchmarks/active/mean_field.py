@@ -34,8 +34,8 @@ class MeanField:
 
     def _draw(self) -> dict[str, Tensor]:
         return {
-            name: m + self.logs[name].exp() * torch.randn(m.shape, generator=self.source) for name, m in
-                self.means.items()
+            name: mean + self.logs[name].exp() * torch.randn(mean.shape, generator=self.source)
+            for name, mean in self.means.items()
         }
 
     def update(self, x: Tensor, y: Tensor, steps: int) -> None:

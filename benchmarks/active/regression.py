@@ -64,8 +64,9 @@ class Natural(Learner):
     @torch.no_grad()
     def outputs(self, x: Tensor, seed: int) -> Tensor:
         """See :meth:`Learner.outputs`."""
+        posterior = self.optimizer.posterior()
         found = vogn.predict(
-            self.model, self.optimizer.posterior(), x, samples=SAMPLES, likelihood=self.likelihood, seed=seed, batch_size=1000
+            self.model, posterior, x, samples=SAMPLES, likelihood=self.likelihood, seed=seed, batch_size=1000
         )
         assert found.samples is not None
         return found.samples
@@ -130,10 +131,13 @@ def run(
     labelled = torch.tensor(np.stack([source.permutation(len(pool))[: form.initial] for source in sources], 1))
     learner = method.make(network(parts, seeds, noise))
     every = torch.arange(count)
-    records: list[dict[str, Any]] = [{"seed": s, "query": k, "rmse": [], "nll": []} for s, k in zip(seeds, kinds,
-    strict=True)] for number in range(form.queries + 1):
-        learner.update(pool[labelled, every], answers[labelled, every] / noise, form.update_steps if number else
-        form.steps) outputs = learner.outputs(torch.cat([pool, held]), seed=number).double() * noise
+    records: list[dict[str, Any]] = [
+        {"seed": seed, "query": kind, "rmse": [], "nll": []} for seed, kind in zip(seeds, kinds, strict=True)
+    ]
+    for number in range(form.queries + 1):
+        steps = form.update_steps if number else form.steps
+        learner.update(pool[labelled, every], answers[labelled, every] / noise, steps)
+        outputs = learner.outputs(torch.cat([pool, held]), seed=number).double() * noise
         seen, tested = outputs[:, : len(pool)], outputs[:, len(pool) :]
         rmse = (tested.mean(0) - truth).square().mean(0).sqrt() * scale
         density = torch.distributions.Normal(tested, noise).log_prob(truth.double()).logsumexp(0) - np.log(len(tested))
@@ -171,6 +175,7 @@ def run_cell(arguments: argparse.Namespace) -> None:
     records = []
     for group in groups:
         records += run(method, [parts[s] for s, _ in group], [s for s, _ in group], [k for _, k in group], noise, form)
-    record = {"data": arguments.data, "method": arguments.method, "form": arguments.form, "noise": noise, "runs":
-    records} record |= {"cpu_seconds": round(time.process_time() - start, 1), "environment": environment()}
+    record = {"data": arguments.data, "method": arguments.method, "form": arguments.form, "noise": noise}
+    record |= {"runs": records, "hidden": HIDDEN, "samples": SAMPLES}
+    record |= {"cpu_seconds": round(time.process_time() - start, 1), "environment": environment()}
     write_cell(arguments.cell, record | {"command": command("benchmarks.active")})

@@ -35,6 +35,8 @@ class Form:
 FORMS = {
     "full": Form(seeds=20, class_seeds=10, class_steps=1000, class_update_steps=300),
     "reduced": Form(),
-    "smoke": Form(seeds=2, initial=5, queries=2, steps=6, update_steps=3, class_seeds=1, digits_rounds=2, mnist_rounds=2,
-                  class_steps=4, class_update_steps=2),  # fmt: skip
-}
+    "smoke": Form(
+        seeds=2, initial=5, queries=2, steps=6, update_steps=3, class_seeds=1, digits_rounds=2, mnist_rounds=2,
+        class_steps=4, class_update_steps=2,
+    ),
+}  # fmt: skip

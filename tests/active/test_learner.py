@@ -88,7 +88,8 @@ def test_every_acquisition_chooses_open_examples(name):
 @pytest.mark.parametrize("name", PRIOR_METHODS)
 @pytest.mark.parametrize("update", ["prior", "continue", "retrain"])
 def test_every_kind_of_update_learns(name, update):
-    found = learner(method(name, update=update, steps=30, update_steps=10, lr=0.3 if name == "slang" else 0.1), acquisition="random")
+    rate = 0.3 if name == "slang" else 0.1
+    found = learner(method(name, update=update, steps=30, update_steps=10, lr=rate), acquisition="random")
     result = found.run(3)
     assert result.curve("accuracy")[-1] > 0.6
 
@@ -158,8 +159,8 @@ def test_labels_are_on_disk_one_by_one_even_without_a_state(tmp_path):
     found = learner(oracle=slowly, folder=tmp_path)
     found.run(1)
     assert asked[3:] == asked[2:3] + [n for n in found.numbers if n not in asked[:3]]
-    assert all(json.loads(line)["label"] == int(y[json.loads(line)["index"]]) for line in
-    ledger.read_text().splitlines())
+    entries = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert all(entry["label"] == int(y[entry["index"]]) for entry in entries)
 
 
 def test_by_hand_is_the_same_as_with_an_oracle():
@@ -404,8 +405,9 @@ def test_a_progress_bar_follows(capsys):
 
 
 def test_labels_needed():
-    rows = [{"round": k, "labels": 10 * k, "queried": [], "accuracy": a, "rmse": 1 - a} for k, a in enumerate((0.5,
-    0.9))] result = ActiveResult(rows)
+    values = enumerate((0.5, 0.9))
+    rows = [{"round": k, "labels": 10 * k, "queried": [], "accuracy": a, "rmse": 1 - a} for k, a in values]
+    result = ActiveResult(rows)
     assert result.labels_needed("accuracy", 0.9) == 10 and result.labels_needed("accuracy", 0.95) is None
     assert result.labels_needed("rmse", 0.5) == 0 and result.labels_needed("rmse", 0.2) == 10
     assert ActiveResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result

@@ -51,8 +51,9 @@ def learner(posterior_method: Any = None, acquisition: Any = "bald", **options: 
     return ActiveLearner(network, posterior_method or method(), x, acquisition, **chosen | options)
 
 
-def regression_learner(posterior_method: Any = None, acquisition: Any = "information_gain", **options: Any) ->
-ActiveLearner:
+def regression_learner(
+    posterior_method: Any = None, acquisition: Any = "information_gain", **options: Any
+) -> ActiveLearner:
     """Of the line."""
     x, y = regression()
     chosen = {

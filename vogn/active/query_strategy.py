@@ -77,11 +77,12 @@ class QueryStrategy:
         y = np.asarray(y, dtype=float)
         x = torch.as_tensor(np.asarray(X, dtype=np.float32))
         if y.ndim != 1 or len(x) != len(y):
-            raise PoolError(f"X has {len(x)} rows and y shape {y.shape}; one label per row is needed, NaN where missing")
+            raise PoolError(f"X has {len(x)} rows and y shape {y.shape}; one label per row, NaN where it is missing")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         if return_utilities and not isinstance(self.acquisition, Pointwise):
-            raise ValueError(f"{type(self.acquisition).__name__} has no utilities of single rows: return_utilities=False")
+            kind = type(self.acquisition).__name__
+            raise ValueError(f"{kind} has no utilities of single rows: use return_utilities=False")
         numbers = np.flatnonzero(np.isnan(y)) if candidates is None else np.asarray(candidates)
         if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
             raise PoolError("candidates must be numbers of rows of X, shape (m,)")
