@@ -8,9 +8,9 @@ from torch.func import functional_call
 
 from benchmarks.uci.networks import ManyNetworks
 
-LEAPS = 40
+LEAPS = 25
 ACCEPTANCE = 0.8
-FIRST, WARM, KEPT, THIN = 600, 40, 100, 2
+FIRST, WARM, KEPT, THIN = 600, 20, 50, 2
 """Trajectories before the first prediction, before each other one, draws that are kept, trajectories between them."""
 
 

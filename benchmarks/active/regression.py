@@ -19,7 +19,7 @@ from benchmarks.active.sizes import FORMS, Form
 from benchmarks.cells import command, environment, write_cell
 from benchmarks.nuts.sizes import NOISE
 from benchmarks.uci.data import Part, split
-from benchmarks.uci.networks import ManyNetworks
+from benchmarks.uci.networks import ManyLinear, ManyNetworks
 from vogn.active import information_gain
 from vogn.active.natural_gradient import schedule
 from vogn.likelihoods import Gaussian
@@ -103,13 +103,21 @@ METHODS: dict[str, Method] = {
 """The table has this order; HMC runs on yacht only."""
 
 
+def _networks(columns: int, count: int) -> ManyNetworks:
+    """The prior of the second layer has variance ``1 / HIDDEN``, so that the function has one that the width leaves alone."""
+    model = ManyNetworks(columns, torch.full((count,), PRIOR_PRECISION), HIDDEN)
+    model.second = ManyLinear(torch.full((count,), (HIDDEN * PRIOR_PRECISION) ** -0.5), HIDDEN, 1)
+    return model
+
+
 def network(parts: list[tuple[Part, Part]], seeds: list[int], noise: float) -> ManyNetworks:
     """A network for every seed; pairs with one seed begin equal."""
+    columns = parts[0][0].x.shape[1]
     starts = []
     for seed in seeds:
         torch.manual_seed(seed)
-        starts.append(ManyNetworks(parts[0][0].x.shape[1], torch.full((1,), PRIOR_PRECISION), HIDDEN))
-    model = ManyNetworks(parts[0][0].x.shape[1], torch.full((len(seeds),), PRIOR_PRECISION), HIDDEN)
+        starts.append(_networks(columns, 1))
+    model = _networks(columns, len(seeds))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.cat([dict(start.named_parameters())[name] for start in starts]))
