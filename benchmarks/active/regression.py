@@ -104,7 +104,8 @@ METHODS: dict[str, Method] = {
 
 
 def _networks(columns: int, count: int) -> ManyNetworks:
-    """The prior of the second layer has variance ``1 / HIDDEN``, so that the function has one that the width leaves alone."""
+    """The prior of the second layer has variance ``1 / HIDDEN``, so that the function has one that the width leaves
+    alone."""
     model = ManyNetworks(columns, torch.full((count,), PRIOR_PRECISION), HIDDEN)
     model.second = ManyLinear(torch.full((count,), (HIDDEN * PRIOR_PRECISION) ** -0.5), HIDDEN, 1)
     return model
