@@ -18,6 +18,9 @@ REGRESSION, CLASSES = ("yacht", "boston", "energy"), ("digits", "mnist")
 SLOW = ("SLANG", "HMC")
 """On yacht only, in the reduced form."""
 
+FEWER = {"digits": ("random", "bald", "batchbald"), "mnist": ()}
+"""Acquisitions of IVON, in the reduced form."""
+
 
 def word(name: str) -> str:
     return name.replace(" ", "_").lower()
@@ -31,6 +34,8 @@ def cells_of(arguments: argparse.Namespace) -> list[tuple[Path, list[str]]]:
     for data in arguments.sets.split(","):
         if data in REGRESSION:
             for method in regression.METHODS:
+                if arguments.methods and method not in arguments.methods.split(";"):
+                    continue
                 if data != "yacht" and (method == "HMC" or (method in SLOW and arguments.form == "reduced")):
                     continue
                 path = folder / data / f"{word(method)}.json"
@@ -38,10 +43,11 @@ def cells_of(arguments: argparse.Namespace) -> list[tuple[Path, list[str]]]:
             continue
         seeds = range(FORMS[arguments.form].class_seeds)
         rows = [(method, a, "continue") for method in classification.METHODS for a in classification.ACQUISITIONS]
+        if arguments.form == "reduced":
+            few = FEWER[data]
+            rows = [(method, a, update) for method, a, update in rows if method == "noisy K-FAC" or a in few]
         if data == "digits":
             rows += [("noisy K-FAC", "bald", update) for update in classification.UPDATES[1:]]
-        elif arguments.form == "reduced":
-            rows = [row for row in rows if row[0] == "noisy K-FAC"]
         for seed in seeds:
             for method, acquisition, update in rows:
                 path = folder / data / f"{word(method)}_{acquisition}_{update}_{seed}.json"
@@ -56,6 +62,7 @@ def main() -> int:
     parser = study_parser(benchmarks.active.__doc__, ["run", "cell", "report"], RESULTS)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--sets", default=",".join((*REGRESSION, *CLASSES)), help="comma-separated data sets")
+    parser.add_argument("--methods", help="of regression, separated by semicolons; all by default")
     parser.add_argument("--form", choices=list(FORMS), default="reduced")
     parser.add_argument("--data")
     parser.add_argument("--method")

@@ -21,7 +21,8 @@ from vogn.likelihoods import Categorical
 from vogn.models import mlp
 
 INITIAL, QUERY, POOL, TEST = 20, 10, 5000, 2000
-SAMPLES, HIDDEN = 32, 100
+HIDDEN = 100
+SAMPLES = {"digits": 32, "mnist": 16}
 METHODS = {"noisy K-FAC": "kfac", "IVON": "ivon"}
 ACQUISITIONS = ("random", "entropy", "bald", "batchbald", "epig")
 UPDATES = ("continue", "retrain", "prior")
@@ -62,7 +63,7 @@ def run_cell(arguments: argparse.Namespace) -> None:
     learner = ActiveLearner(
         lambda: mlp((x.shape[1], HIDDEN, 10)), method, x, arguments.acquisition,
         likelihood=Categorical(), oracle=lambda numbers, inputs: y[numbers], initial=INITIAL, query_size=QUERY,
-        test=(x_test, y_test), samples=SAMPLES, seed=arguments.seed, folder=scratch,
+        test=(x_test, y_test), samples=SAMPLES[arguments.data], seed=arguments.seed, folder=scratch,
     )  # fmt: skip
     result = learner.run(rounds)
     keys = ("data", "method", "acquisition", "update", "seed", "form")

@@ -16,7 +16,7 @@ class Form:
         steps: of the first training.
         update_steps: after every query.
         class_seeds: of classification.
-        rounds: of classification at most, the first training included, per data set.
+        digits_rounds, mnist_rounds: trainings of classification.
         class_steps, class_update_steps: the same for classification.
     """
 
@@ -26,14 +26,14 @@ class Form:
     steps: int = 2000
     update_steps: int = 200
     class_seeds: int = 3
-    digits_rounds: int = 31
+    digits_rounds: int = 25
     mnist_rounds: int = 41
     class_steps: int = 300
     class_update_steps: int = 100
 
 
 FORMS = {
-    "full": Form(seeds=20, class_seeds=10, class_steps=1000, class_update_steps=300),
+    "full": Form(seeds=20, class_seeds=10, digits_rounds=41, class_steps=1000, class_update_steps=300),
     "reduced": Form(),
     "smoke": Form(
         seeds=2, initial=5, queries=2, steps=6, update_steps=3, class_seeds=1, digits_rounds=2, mnist_rounds=2,

@@ -73,7 +73,7 @@ class ActiveSettings:
     batch_size: int = 64
     lr: float | None = None
     prior_precision: float = 1.0
-    noise: float = 0.1
+    noise: float = 0.3
     samples: int = 32
     hidden: tuple[int, ...] = (100,)
     level: float | None = None

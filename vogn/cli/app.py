@@ -229,7 +229,7 @@ def active(
     batch_size: Annotated[int | None, option("Examples per step.", default=64)] = None,
     lr: Annotated[float | None, option("Learning rate.", default="the method's")] = None,
     prior_precision: Annotated[float | None, option("Of the Gaussian prior over weights.", default=1)] = None,
-    noise: Annotated[float | None, option("Of numbers, in their standard deviations.", default=0.1)] = None,
+    noise: Annotated[float | None, option("Of numbers, in their standard deviations.", default=0.3)] = None,
     samples: Annotated[int | None, option("Weight samples of predictions.", default=32)] = None,
     hidden: Annotated[str | None, option("Widths of the hidden layers, with commas.", default="100")] = None,
     level: Annotated[float | None, option("Count the labels needed for it.", default="accuracy 0.9")] = None,
