@@ -27,13 +27,13 @@ class Form:
     update_steps: int = 200
     class_seeds: int = 3
     digits_rounds: int = 25
-    mnist_rounds: int = 41
+    mnist_rounds: int = 31
     class_steps: int = 300
     class_update_steps: int = 100
 
 
 FORMS = {
-    "full": Form(seeds=20, class_seeds=10, digits_rounds=41, class_steps=1000, class_update_steps=300),
+    "full": Form(seeds=20, class_seeds=10, digits_rounds=41, mnist_rounds=41, class_steps=1000, class_update_steps=300),
     "reduced": Form(),
     "smoke": Form(
         seeds=2, initial=5, queries=2, steps=6, update_steps=3, class_seeds=1, digits_rounds=2, mnist_rounds=2,

@@ -61,7 +61,7 @@ def weights(found):
 def test_every_method_learns_in_both_modes(name, mode):
     if mode not in vogn.METHODS[name].modes:
         pytest.skip("does not run in this mode")
-    found = learner(NaturalGradientMethod(name, variational=mode == "variational", steps=3, update_steps=2))
+    found = learner(NaturalGradientMethod(name, variational=mode == "variational", steps=2, update_steps=1))
     result = found.run(2)
     assert result.labels == [4, 6] and len(set(found.numbers)) == 6
     assert all(np.isfinite(row["nll"]) for row in result.rows)
@@ -115,7 +115,7 @@ def test_the_posterior_as_prior_is_sequential_bayes_for_a_linear_gaussian_model(
 
 @pytest.mark.parametrize("update", ["prior", "continue", "retrain"])
 @pytest.mark.parametrize(
-    ("kind", "count"), [("asked", 2), ("asked", 5), ("step", 3), ("step", 8), ("round", 1), ("round", 2), ("round", 3)]
+    ("kind", "count"), [("asked", 2), ("asked", 5), ("step", 8), ("round", 2)]
 )
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path, update, kind, count):
     whole = learner(method(update=update))
@@ -271,7 +271,7 @@ def test_training_that_fails_leaves_everything_as_it_was():
 
 def test_stopping_between_labels_steps_and_pieces_can_go_on(tmp_path):
     expected = learner().run(3)
-    for after in (1, 6, 12, 17, 25, 40):
+    for after in (1, 6, 12, 17):
         count = iter(range(after))
         found = learner(folder=tmp_path / str(after))
         with pytest.raises(StoppedError, match="stopped in round"):

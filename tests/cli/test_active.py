@@ -17,7 +17,8 @@ def results(folder):
 
 
 def test_acquisitions_side_by_side_with_a_plot_and_json(vogn, tiny, tmp_path):
-    outcome = vogn("active", "--data", tiny, *TINY, "--seeds", "2", "--acquisition", "BALD,batchbald", "--output", "run")
+    options = ["--data", tiny, *TINY, "--seeds", "2", "--acquisition", "BALD,batchbald"]
+    outcome = vogn("active", *options, "--output", "run")
     assert outcome.code == 0, outcome.err
     found = results(tmp_path / "run")
     assert list(found) == ["bald", "batchbald"] and [len(runs) for runs in found.values()] == [2, 2]
@@ -37,7 +38,7 @@ def test_numbers_are_standardised_and_measured_by_rmse(vogn, tmp_path):
     np.savez(tmp_path / "line.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
     options = ["--data", f"npz:{tmp_path / 'line.npz'}", "--target", "numbers", *TINY, "--seeds", "1", "--level", "0.9"]
     options += ["--initial", "20"]
-    outcome = vogn("active", *options, "--acquisition", "information_gain,random", "--steps", "200", "--output", "run")
+    outcome = vogn("active", *options, "--acquisition", "information_gain,random", "--steps", "60", "--output", "run")
     assert outcome.code == 0, outcome.err
     found = results(tmp_path / "run")["information_gain"][0]["rows"]
     assert found[-1]["rmse"] < 0.9 and "labels for rmse 0.9" in outcome.out
