@@ -290,6 +290,10 @@ def test_another_run_in_the_folder_is_refused(tmp_path):
     ):
         with pytest.raises(CheckpointError, match=message):
             learner(folder=tmp_path, **options)
+    for index, label, message in ((3, 7, "classes are 0 to 2"), (50, 1, "not in the pool")):
+        (tmp_path / "labels.jsonl").write_text(json.dumps({"index": index, "label": label}) + "\n")
+        with pytest.raises(CheckpointError, match=message):
+            learner(folder=tmp_path)
     (tmp_path / "labels.jsonl").write_text("no label\n")
     with pytest.raises(CheckpointError, match="line 1 is no label"):
         learner(folder=tmp_path)
@@ -390,11 +394,14 @@ def test_what_else_is_refused():
         ({"method": "ekfac", "update": "prior"}, "update='continue'"),
         ({"steps": 0}, "steps=0"),
         ({"temperature": 0.0}, "temperature"),
-        ({"method": "kalman", "variational": True}, None),
+        ({"weight_decay": 0.1}, "set prior_precision instead"),
+        ({"ess": 10.0}, "set temperature instead"),
     ):
-        if message:
-            with pytest.raises(ValueError, match=message):
-                NaturalGradientMethod(**options)
+        with pytest.raises(ValueError, match=message):
+            NaturalGradientMethod(**options)
+    for answer in (None, 3, torch.tensor(1)):
+        with pytest.raises(LabelError, match="one label for each"):
+            learner(oracle=lambda numbers, inputs, answer=answer: answer).run(1)
 
 
 def test_a_progress_bar_follows(capsys):

@@ -12,6 +12,7 @@ from vogn.active.errors import LabelError, PoolError
 from vogn.active.labels import LabelRule
 from vogn.active.ledger import Ledger
 from vogn.active.pool import Pool, checked_inputs
+from vogn.errors import CheckpointError
 
 Part = tuple[Tensor, Tensor]
 """Inputs ``(n, ...)`` and targets in the form that the likelihood expects."""
@@ -25,10 +26,20 @@ class Labelled:
         rule: what labels look like.
         ledger: labels by number.
         given: labelled examples besides the pool.
+
+    Raises:
+        CheckpointError: if the ledger holds what is no label, or of no example of the pool.
     """
 
     def __init__(self, pool: Pool, rule: LabelRule, ledger: Ledger, given: Part | None) -> None:
         self.pool, self.rule, self.ledger, self.given = pool, rule, ledger, given
+        for index in ledger:
+            try:
+                rule.check(ledger[index], index)
+            except LabelError as error:
+                raise CheckpointError(f"{ledger.path}: {error}; mend or delete the line") from error
+            if not 0 <= index < len(pool):
+                raise CheckpointError(f"{ledger.path}: example {index} is not in the pool; each pool needs its folder")
         self.numbers: list[int] = []
         """Of the pool's examples that were learnt from, in order."""
 
@@ -74,7 +85,7 @@ class Labelled:
         parts = [] if self.given is None else [self.given]
         if numbers:
             x = checked_inputs(self.pool, torch.tensor(numbers))
-            parts.append((x, self.rule.targets([self.ledger[index] for index in numbers])))
+            parts.append((x, self.rule.targets([self.ledger[index] for index in numbers]).to(x.device)))
         if not parts:
             raise PoolError("there is nothing to learn from: ask for some examples (initial >= 1), or give labelled=")
         return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])

@@ -320,7 +320,11 @@ class ActiveLearner:
         assert self.oracle is not None
         numbers = torch.tensor(missing, dtype=torch.int64)
         given = 0
-        for value in self.oracle(numbers, checked_inputs(self.pool, numbers)):
+        answers = self.oracle(numbers, checked_inputs(self.pool, numbers))
+        if not isinstance(answers, Iterable) or (isinstance(answers, Tensor) and answers.ndim == 0):
+            kind = type(answers).__name__
+            raise LabelError(f"the oracle gave {kind}; it must give one label for each example, in order")
+        for value in answers:
             if given == len(missing):
                 raise LabelError(f"the oracle gave more than the {len(missing)} labels that were asked for")
             self.examples.add(missing[given], value)

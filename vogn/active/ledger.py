@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from vogn.active.labels import Label
@@ -33,6 +34,9 @@ class Ledger:
 
     def __getitem__(self, index: int) -> Label:
         return self._labels[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._labels)
 
     def __len__(self) -> int:
         return len(self._labels)

@@ -88,6 +88,9 @@ class NaturalGradientMethod(PosteriorMethod):
         for name, value in (("prior_precision", prior_precision), ("temperature", temperature)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}={value} must be a positive finite number")
+        others = {"ess": "temperature", "weight_decay": "prior_precision", "seed": "the learner's seed"}
+        for name in options.keys() & others.keys():
+            raise ValueError(f"{name} follows from the number of labels and the round: set {others[name]} instead")
         self.info, self.method, self.how, self.variational = METHODS[method], method, update, variational
         self.steps, self.update_steps, self.batch_size = steps, update_steps, batch_size
         self.prior_precision, self.temperature, self.options = prior_precision, temperature, options
