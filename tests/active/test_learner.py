@@ -254,8 +254,8 @@ def test_training_that_fails_leaves_everything_as_it_was():
     found = learner(method(update="continue"))
     found.run(1)
     before, rows = weights(found).clone(), found.result
-    found.query()
-    found._ask()
+    x, y = classification()
+    found.label(y[found.query()])
     with pytest.raises(StoppedError):
         found._stop = lambda: True
         found.update()

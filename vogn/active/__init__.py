@@ -14,6 +14,7 @@ from vogn.active.acquisitions import (
     Random,
     VariationRatio,
 )
+from vogn.active.asking import Oracle
 from vogn.active.baal_heuristic import BaalHeuristic
 from vogn.active.batch_acquisitions import BatchBALD, BatchInformationGain, CoreSet
 from vogn.active.batchbald import JointSelection, batchbald
@@ -63,6 +64,7 @@ __all__ = [
     "Margin",
     "MeanDeviation",
     "NaturalGradientMethod",
+    "Oracle",
     "Pointwise",
     "Pool",
     "PoolError",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vogn.active.acquisition import Acquisition, Selection
 from vogn.active.acquisitions import acquisition_of
+from vogn.active.asking import Oracle, ask, give
 from vogn.active.candidates import Candidates
 from vogn.active.errors import LabelError, PoolExhaustedError
 from vogn.active.labelled import Labelled, check_part
@@ -36,10 +37,6 @@ from vogn.likelihoods import Likelihood
 from vogn.posterior import Posterior
 from vogn.predict.evaluation import device_of, seeded, undisturbed
 
-Oracle = Callable[[Tensor, Tensor], Iterable[Any]]
-"""From numbers ``(n,)`` and inputs ``(n, ...)`` to their labels, in order: a tensor, a list, or a generator, each of
-whose labels is on disk before it is asked for the next."""
-
 
 class ActiveLearner:
     """A posterior that asks for the labels it learns most from.
@@ -60,7 +57,7 @@ class ActiveLearner:
         pool: a tensor, an array (memory-mapped ones too), a map-style data set or a :class:`vogn.active.Pool`.
         acquisition: an acquisition, or a name in :data:`vogn.active.ACQUISITIONS`.
         likelihood: one label of a class, or real targets.
-        oracle: see :data:`Oracle`; ``None``: labels are given by :meth:`label`.
+        oracle: see :data:`vogn.active.Oracle`; ``None``: labels are given by :meth:`label`.
         initial: examples of the first query, at random, >= 0; or their numbers.
         query_size: examples of every other query, >= 1.
         labelled: inputs and targets that are there besides the pool.
@@ -204,7 +201,7 @@ class ActiveLearner:
                 if self.pending is None and self.rows and not len(self.examples.open()):
                     break
                 self.query()
-                self._ask()
+                ask(self.examples, self.missing(), self.oracle, self._told)
                 self.update()
         finally:
             self._watcher, self._stop = Silent(), lambda: False
@@ -235,8 +232,7 @@ class ActiveLearner:
         candidates = Candidates(
             self.model, self.posterior, self.likelihood, self.pool, numbers,
             known=self.examples.inputs(), targets=self.targets, samples=self.samples, chunk=self.chunk,
-            seed=self._seed(len(self.rows)), prediction=self.prediction,
-            watch=self._look,
+            seed=self._seed(len(self.rows)), prediction=self.prediction, watch=self._look,
         )  # fmt: skip
         return self.acquisition.select(candidates, self.query_size if count is None else count)
 
@@ -251,15 +247,7 @@ class ActiveLearner:
             LabelError: if a label is none, an example was not asked for or has one, or their numbers differ. Labels
                 before the wrong one are kept.
         """
-        wanted = self.missing()
-        chosen = wanted if indices is None else [int(i) for i in torch.as_tensor(indices).flatten()]
-        values = list(labels)
-        if len(values) != len(chosen):
-            raise LabelError(f"{len(values)} labels were given for {len(chosen)} examples")
-        for index, value in zip(chosen, values, strict=True):
-            if index not in wanted and index not in self.ledger:
-                raise LabelError(f"example {index} was not asked for; asked for are {wanted[:10]}")
-            self.examples.add(index, value)
+        give(self.examples, self.missing(), labels, indices)
 
     def missing(self) -> list[int]:
         """Numbers of the present query that lack a label.
@@ -312,30 +300,9 @@ class ActiveLearner:
 
     # ------------------------------------------------------------------ parts
 
-    def _ask(self) -> None:
-        """Have the oracle label what lacks a label, each on disk before the next is asked for."""
-        missing = self.missing()
-        if not missing:
-            return
-        assert self.oracle is not None
-        numbers = torch.tensor(missing, dtype=torch.int64)
-        given = 0
-        answers = self.oracle(numbers, checked_inputs(self.pool, numbers))
-        if not isinstance(answers, Iterable) or (isinstance(answers, Tensor) and answers.ndim == 0):
-            kind = type(answers).__name__
-            raise LabelError(f"the oracle gave {kind}; it must give one label for each example, in order")
-        for value in answers:
-            if given == len(missing):
-                raise LabelError(f"the oracle gave more than the {len(missing)} labels that were asked for")
-            self.examples.add(missing[given], value)
-            given += 1
-            self._watcher.asked(len(missing), given)
-            self._look()
-        if given < len(missing):
-            raise LabelError(
-                f"the oracle gave {given} labels for {len(missing)} examples; they are kept, and the other ones will "
-                "be asked for again"
-            )
+    def _told(self, wanted: int, given: int) -> None:
+        self._watcher.asked(wanted, given)
+        self._look()
 
     def _seed(self, stream: int) -> int:
         """A seed for every round, and one more."""
