@@ -225,6 +225,61 @@ def continual(
 
 
 @app.command()
+def active(
+    data: Annotated[str | None, option("digits or npz:FILE.", default="digits")] = None,
+    target: Annotated[str | None, option("labels, or numbers: real y_train and y_test.", default="labels")] = None,
+    method: Annotated[str | None, option("See `vogn methods`.", default="kfac")] = None,
+    update: Annotated[
+        str | None, option("With new labels: continue, prior or retrain.", default="continue")
+    ] = None,
+    acquisition: Annotated[
+        str | None, option("One or several, with commas; see the documentation.", default="bald,random")
+    ] = None,
+    seeds: Annotated[int | None, option("Runs of each acquisition.", default=3)] = None,
+    initial: Annotated[int | None, option("Labels of the first query, at random.", default=20)] = None,
+    query: Annotated[int | None, option("Labels of every other query.", default=10)] = None,
+    rounds: Annotated[int | None, option("Trainings in all.", default=15)] = None,
+    steps: Annotated[int | None, option("Of the first training.", default=300)] = None,
+    update_steps: Annotated[int | None, option("Of every other training.", default=100)] = None,
+    batch_size: Annotated[int | None, option("Examples per step.", default=64)] = None,
+    lr: Annotated[float | None, option("Learning rate.", default="the method's")] = None,
+    prior_precision: Annotated[float | None, option("Of the Gaussian prior over weights.", default=1)] = None,
+    noise: Annotated[float | None, option("Of numbers, in their standard deviations.", default=0.3)] = None,
+    samples: Annotated[int | None, option("Weight samples of predictions.", default=32)] = None,
+    hidden: Annotated[str | None, option("Widths of the hidden layers, with commas.", default="100")] = None,
+    level: Annotated[float | None, option("Count the labels needed for it.", default="accuracy 0.9")] = None,
+    output: options.Output = None,
+    resume: Annotated[Path | None, option("Continue the run in this folder.")] = None,
+) -> None:
+    """Ask for the labels that tell most; end with accuracy (or RMSE) over labels of every acquisition."""
+    with one_line_errors():
+        from vogn.cli.active import active
+        from vogn.cli.options import names, whole_numbers
+
+        given = {
+            "data": data,
+            "target": target,
+            "method": None if method is None else method.lower(),
+            "update": update,
+            "acquisitions": names(acquisition),
+            "seeds": seeds,
+            "initial": initial,
+            "query": query,
+            "rounds": rounds,
+            "steps": steps,
+            "update_steps": update_steps,
+            "batch_size": batch_size,
+            "lr": lr,
+            "prior_precision": prior_precision,
+            "noise": noise,
+            "samples": samples,
+            "hidden": whole_numbers("--hidden", hidden),
+            "level": level,
+        }
+        active(given, output=output, resume=resume, console=Console())
+
+
+@app.command()
 def evaluate(
     run: Run,
     data: Annotated[Optional[str], typer.Option(help="Another data set with the same classes.")] = None,  # noqa: UP045

@@ -1,35 +1,22 @@
-"""Where a run over tasks stands, on disk: complete or not there."""
+"""Checkpoints of a run: tensors and plain data in one file that appears complete or not at all."""
 
 from __future__ import annotations
 
-import os
-import pickle
-import uuid
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vogn.errors import CheckpointError
+from vogn.posterior import checkpoint
 
 SCHEMA_VERSION = 2
 """Raised when an older reader could misread a checkpoint."""
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write beside the destination, flush to disk, then replace in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with scratch.open("wb") as file:
-            torch.save({"schema": SCHEMA_VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    """See :func:`vogn.posterior.checkpoint.write_checkpoint`."""
+    checkpoint.write_checkpoint(path, content, schema=SCHEMA_VERSION)
 
 
 def read_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any] | None:
@@ -38,17 +25,4 @@ def read_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any] | 
     Raises:
         CheckpointError: if the file is damaged, or of another schema.
     """
-    if not path.is_file():
-        return None
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-        content: Any = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is damaged or no checkpoint ({reason}); delete it to begin anew") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA_VERSION:
-        raise CheckpointError(f"{path} is no checkpoint of this version (schema {SCHEMA_VERSION}) of a continual run")
-    return content
+    return checkpoint.read_checkpoint(path, device, schema=SCHEMA_VERSION, run="a continual run")

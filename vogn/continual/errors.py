@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from vogn.errors import VognError
+from vogn.errors import StoppedError
 
-
-class StoppedError(VognError, RuntimeError):
-    """A run was asked to stop; its checkpoint, if it has a folder, is written."""
+__all__ = ["StoppedError"]

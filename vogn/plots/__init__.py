@@ -5,6 +5,7 @@ when the first picture is drawn.
 """
 
 from vogn.plots.curves import learning_curves, severity_curves
+from vogn.plots.label_curves import label_curves
 from vogn.plots.regression_intervals import regression_intervals
 from vogn.plots.reliability_diagram import confidence_histogram, quantile_diagram, reliability_diagram
 from vogn.plots.selection import ood_histogram, ood_roc_curve, risk_coverage_curve
@@ -13,6 +14,7 @@ from vogn.plots.task_curves import accuracy_heatmap, task_curves
 __all__ = [
     "accuracy_heatmap",
     "confidence_histogram",
+    "label_curves",
     "learning_curves",
     "ood_histogram",
     "ood_roc_curve",

@@ -1,0 +1,73 @@
+"""One classification cell: a method with an acquisition on a data set with one seed."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.active.sizes import FORMS
+from benchmarks.cells import command, environment, write_cell
+from vogn.active import ActiveLearner, NaturalGradientMethod
+from vogn.active.recipes import RECIPES
+from vogn.data import load_data
+from vogn.likelihoods import Categorical
+from vogn.models import mlp
+
+INITIAL, QUERY, POOL, TEST = 20, 10, 5000, 1000
+HIDDEN = 100
+SAMPLES = 64
+METHODS = {"noisy K-FAC": "kfac", "IVON": "ivon"}
+ACQUISITIONS = ("random", "entropy", "bald", "batchbald", "epig")
+UPDATES = ("continue", "retrain", "prior")
+"""How noisy K-FAC learns from new labels; compared on digits with BALD."""
+
+
+def data_of(name: str, folder: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pool and test part: inputs ``(n, d)``, classes. Of MNIST the first 5000 training and 1000 test images."""
+    if name == "digits":
+        data = load_data("digits")
+        return data.train.x.flatten(1), data.train.y, data.test.x.flatten(1), data.test.y
+    path = None if folder is None else folder / "mnist.npz"
+    if path is None or not path.exists():
+        sys.exit("mnist needs --data-dir with the file mnist.npz: arrays x_train, y_train, x_test, y_test")
+    with np.load(path, allow_pickle=False) as archive:
+        names = ("x_train", "y_train", "x_test", "y_test")
+        parts = [archive[part][: TEST if "test" in part else POOL] for part in names]
+    x, y, x_test, y_test = parts
+    mean, deviation = x.mean(), x.std()
+    return tuple(  # type: ignore[return-value]
+        torch.from_numpy(((part - mean) / deviation).reshape(len(part), -1)).float()
+        if part.ndim > 1
+        else torch.from_numpy(part).long()
+        for part in (x.astype(float), y, x_test.astype(float), y_test)
+    )
+
+
+def run_cell(arguments: argparse.Namespace) -> None:
+    """Ask and learn, resumable within the cell."""
+    form = FORMS[arguments.form]
+    x, y, x_test, y_test = data_of(arguments.data, arguments.data_dir)
+    rounds = form.digits_rounds if arguments.data == "digits" else form.mnist_rounds
+    name = METHODS[arguments.method]
+    method = NaturalGradientMethod(
+        name, update=arguments.update, steps=form.class_steps, update_steps=form.class_update_steps, **RECIPES[name]
+    )
+    scratch, start = arguments.cell.with_suffix(".run"), time.process_time()
+    learner = ActiveLearner(
+        lambda: mlp((x.shape[1], HIDDEN, 10)), method, x, arguments.acquisition,
+        likelihood=Categorical(), oracle=lambda numbers, inputs: y[numbers], initial=INITIAL, query_size=QUERY,
+        test=(x_test, y_test), samples=SAMPLES, seed=arguments.seed, folder=scratch,
+    )  # fmt: skip
+    result = learner.run(rounds)
+    keys = ("data", "method", "acquisition", "update", "seed", "form")
+    record = {key: getattr(arguments, key) for key in keys} | {"result": result.to_dict()}
+    record |= {"cpu_seconds": round(time.process_time() - start, 1), "environment": environment()}
+    write_cell(arguments.cell, record | {"command": command("benchmarks.active")})
+    shutil.rmtree(scratch)
