@@ -38,6 +38,10 @@ class CheckpointError(VognError, ValueError):
     """A file is not a checkpoint of this model, method or schema version."""
 
 
+class StoppedError(VognError, RuntimeError):
+    """A run was asked to stop; its checkpoint, if it has a folder, is written."""
+
+
 class MissingExtraError(VognError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
 

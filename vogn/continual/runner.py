@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vogn.continual.checkpoint import read_checkpoint, write_checkpoint
-from vogn.continual.errors import StoppedError
 from vogn.continual.heads import evaluating, select_head
 from vogn.continual.method import ContinualMethod
 from vogn.continual.result import ContinualResult
@@ -21,7 +19,8 @@ from vogn.continual.tasks import Task, check_tasks
 from vogn.continual.training import train_step
 from vogn.continual.watching import Silent, Watcher
 from vogn.data import DataError, epoch_batches
-from vogn.errors import CheckpointError
+from vogn.data.run_checkpoint import read_checkpoint, write_checkpoint
+from vogn.errors import CheckpointError, StoppedError
 
 BatchNormPolicy = Literal["running", "freeze"]
 TEST_BATCH = 512

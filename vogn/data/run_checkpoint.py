@@ -1,4 +1,4 @@
-"""Where a run over tasks stands, on disk: complete or not there."""
+"""Where a run stands, on disk: complete or not there."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ def read_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any] | 
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is damaged or no checkpoint ({reason}); delete it to begin anew") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA_VERSION:
-        raise CheckpointError(f"{path} is no checkpoint of this version (schema {SCHEMA_VERSION}) of a continual run")
+        raise CheckpointError(f"{path} is no checkpoint of this version (schema {SCHEMA_VERSION}) of a run")
     return content
