@@ -1,5 +1,6 @@
 """Floor 6: exploration by posteriors: bandits, value learning, intrinsic rewards, trust regions."""
 
+from vogn.rl.agent import Agent
 from vogn.rl.bandit_agent import BanditAgent, UniformBandit
 from vogn.rl.bandit_baselines import EnsembleThompson, EpsilonGreedy, LastLayerThompson
 from vogn.rl.bandit_problem import (
@@ -11,11 +12,32 @@ from vogn.rl.bandit_problem import (
 )
 from vogn.rl.bandit_registry import BANDIT_AGENTS, BANDITS, BanditInfo, make_bandit_agent
 from vogn.rl.bandit_runner import BanditResult, run_bandit
+from vogn.rl.bayesian_dqn import BayesianDQN
+from vogn.rl.coverage import StateCoverage
+from vogn.rl.dqn import DQN, DQNSettings, ValueLearner
+from vogn.rl.environments import EnvironmentFailure, Environments, SpaceMismatchError, Transitions
 from vogn.rl.linear_thompson import LinearThompson
 from vogn.rl.neural_bandit import NeuralBandit
 from vogn.rl.neural_thompson import NeuralThompson
+from vogn.rl.noisy_dqn import NoisyDQN, NoisyLinear
+from vogn.rl.runner import RunResult, evaluate_agent, run_agent
 
 __all__ = [
+    "Agent",
+    "BayesianDQN",
+    "DQN",
+    "DQNSettings",
+    "EnvironmentFailure",
+    "Environments",
+    "NoisyDQN",
+    "NoisyLinear",
+    "RunResult",
+    "SpaceMismatchError",
+    "StateCoverage",
+    "Transitions",
+    "ValueLearner",
+    "evaluate_agent",
+    "run_agent",
     "BANDITS",
     "BANDIT_AGENTS",
     "BanditAgent",

@@ -117,7 +117,7 @@ class EnsembleThompson(NeuralBandit):
     def _counts(self, member: int) -> Tensor:
         """Poisson counts of all rounds so far, ``(n,)``; a function of seed, member and round."""
         generator = torch.Generator().manual_seed(1_000_003 * (self.seed + 1) + member)
-        size = 1 << max(0, self.rounds - 1).bit_length()
+        size = 1 << max(4, (self.rounds - 1).bit_length())
         uniform = torch.rand(size, generator=generator, dtype=torch.float64)[: self.rounds]
         steps = torch.tensor([sum(math.exp(-1) / math.factorial(j) for j in range(k + 1)) for k in range(12)])
         return torch.searchsorted(steps.double(), uniform).float()
@@ -138,7 +138,7 @@ class EnsembleThompson(NeuralBandit):
 
 
 class LastLayerThompson(EpsilonGreedy):
-    """Exact Bayesian linear regression on the features that a network has learnt; after every update anew from all rounds.
+    """Exact Bayesian linear regression on the features that a network has learnt, anew after every update.
 
     Args:
         network: ``nn.Sequential`` whose last module is the linear output layer.

@@ -15,6 +15,7 @@ from vogn.data.run_checkpoint import read_checkpoint, write_checkpoint
 from vogn.errors import CheckpointError, StoppedError
 from vogn.rl.bandit_agent import BanditAgent
 from vogn.rl.bandit_problem import BanditProblem
+from vogn.rl.description import description_of, difference
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,12 @@ def run_bandit(
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every} must be at least 1")
     path = None if folder is None else Path(folder) / "checkpoint.pt"
-    description = {"agent": type(agent).__name__, "problem": problem.name, "digest": _digest(problem)}
+    description = description_of(agent, problem=problem.name, digest=_digest(problem))
     arms: list[int] = []
     found = None if path is None else read_checkpoint(path, "cpu")
     if found is not None:
         if found.get("run") != description:
-            raise CheckpointError(f"{path} is of another run: it has {found.get('run')}, this one {description}")
+            raise CheckpointError(f"{path} is of another run: {difference(found.get('run'), description)}")
         agent.load_state_dict(found["agent"])
         arms = [int(arm) for arm in found["arms"]]
 

@@ -27,10 +27,11 @@ class NeuralThompson(NeuralBandit):
         arms: ``K``.
         method: name in :data:`vogn.METHODS`.
         options: of the method; what is not given is that of :func:`vogn.rl.recipes.recipe_of`.
-        prior_precision: > 0; the reciprocal of a weight's variance, so about the width of the layers.
-        temperature: of the rewards, > 0: ``ess = rounds / temperature``. Below 1 training is less noisy, and there is less
-            exploration.
-        resample: draw weights for every ``"decision"``, or once after every ``"update"`` for all decisions until the next.
+        prior_precision: > 0, the reciprocal of a weight's variance: about the width of the layers.
+        temperature: of the rewards, > 0: ``ess = rounds / temperature``. Below 1 training is less noisy, and there is
+            less exploration.
+        resample: draw weights for every ``"decision"``, or once after every ``"update"`` for all decisions up to the
+            next.
         **common: see :class:`NeuralBandit`.
 
     Raises:
@@ -60,7 +61,9 @@ class NeuralThompson(NeuralBandit):
                 raise ValueError(f"{name}={value} must be a positive finite number")
         self.prior_precision, self.temperature, self.resample = prior_precision, temperature, resample
         settings = recipe_of(method) | dict(options or {})
-        self.optimizer = METHODS[method].build(network, ess=1.0, weight_decay=prior_precision, seed=self.seed, **settings)
+        self.optimizer = METHODS[method].build(
+            network, ess=1.0, weight_decay=prior_precision, seed=self.seed, **settings
+        )
         self.decisions = 0
         self._posterior: GaussianPosterior | None = None
         self._weights: dict[str, Tensor] = {}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from vogn.optim.kfac import clipped_chain
 from vogn.optim.methods import METHODS
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "vogn": {"lr": 0.03, "damping": 0.1, "fisher": "ggn", "curvature_decay": 0.98},
+    "vogn": {"lr": 0.03, "damping": 0.1, "fisher": "ggn", "curvature_decay": 0.98, "steps": clipped_chain(0.1)},
     "kfac": {"lr": 0.1, "fisher": "ggn", "curvature_decay": 0.98, "refresh_every": 5},
     "ekfac": {"lr": 0.1, "fisher": "ggn", "curvature_decay": 0.98, "refresh_every": 5},
-    "slang": {"lr": 0.03, "damping": 0.1, "curvature_decay": 0.98},
+    "slang": {"lr": 0.03, "damping": 0.1, "curvature_decay": 0.98, "steps": clipped_chain(0.1)},
     "vadam": {"lr": 3e-3},
 }
 """Method to options. The exact Gauss-Newton matrix is used where a method has the choice: the empirical Fisher matrix
