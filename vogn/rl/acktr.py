@@ -17,7 +17,6 @@ from vogn.rl.agent import Agent
 from vogn.rl.environments import Environments, Transitions
 from vogn.rl.randomness import derived_seed
 
-
 SLACK = 1.5
 """A step whose measured divergence is more than so many times the bound is shortened."""
 SHORTENINGS = 10

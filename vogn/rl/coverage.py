@@ -16,18 +16,25 @@ class StateCoverage:
         low, high: bounds of the coordinates that are counted, ``(k,)``; states outside count for the cells at the edge.
         bins: cells along each coordinate, >= 1.
         coordinates: which of a state's numbers they are; ``None``: the first ``k``.
+        every: steps between entries of :attr:`RunResult.coverage`, >= 1.
 
     Raises:
         ValueError: if bounds do not fit.
     """
 
     def __init__(
-        self, low: Sequence[float], high: Sequence[float], *, bins: int = 20, coordinates: Sequence[int] | None = None
+        self,
+        low: Sequence[float],
+        high: Sequence[float],
+        *,
+        bins: int = 20,
+        coordinates: Sequence[int] | None = None,
+        every: int = 1000,
     ) -> None:
         self.low, self.high = torch.tensor(low), torch.tensor(high)
-        if self.low.shape != self.high.shape or not bool((self.low < self.high).all()) or bins < 1:
-            raise ValueError("coverage needs low < high, one of each for every coordinate, and bins >= 1")
-        self.bins = bins
+        if self.low.shape != self.high.shape or not bool((self.low < self.high).all()) or min(bins, every) < 1:
+            raise ValueError("coverage needs low < high, one of each for every coordinate, and bins, every >= 1")
+        self.bins, self.every = bins, every
         self.coordinates = list(range(len(self.low)) if coordinates is None else coordinates)
         if len(self.coordinates) != len(self.low):
             raise ValueError(f"there are {len(self.low)} bounds for {len(self.coordinates)} coordinates")

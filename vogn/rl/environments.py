@@ -20,6 +20,14 @@ MakeEnvironment = str | Callable[[], Any]
 """A registered Gymnasium name, a name of :func:`named_environment`, or a function that makes an environment."""
 
 
+SPARSE = {
+    "SparseMountainCarContinuous": "sparse_mountain_car_continuous",
+    "SparseCartPoleSwingUp": "CartPoleSwingUp",
+    "SparseAcrobot": "sparse_acrobot",
+}
+"""Names of environments that reward only the goal, and what makes them in :mod:`vogn.rl.sparse_environments`."""
+
+
 class EnvironmentFailure(VognError, RuntimeError):
     """An environment raised, or returned what no agent can learn from."""
 
@@ -245,7 +253,7 @@ class Environments:
 
 
 def named_environment(name: str) -> Callable[[], Any]:
-    """An environment of this package (:data:`ENVIRONMENTS`, ``DeepSea-N``) or of Gymnasium's registry by name.
+    """An environment of this package (:data:`SPARSE`, ``DeepSea-N``) or of Gymnasium's registry by name.
 
     Raises:
         EnvironmentFailure: when it is made and there is none of that name.
@@ -257,7 +265,15 @@ def named_environment(name: str) -> Callable[[], Any]:
         if not size.isdecimal() or int(size) < 2:
             raise EnvironmentFailure(f"{name!r}: give DeepSea a size of at least 2, such as DeepSea-10")
         return functools.partial(DeepSea, int(size))
+    if name in SPARSE:
+        return functools.partial(_sparse, name)
     return functools.partial(gymnasium().make, name, disable_env_checker=True)
+
+
+def _sparse(name: str) -> Any:
+    from vogn.rl import sparse_environments
+
+    return getattr(sparse_environments, SPARSE[name])()
 
 
 def _made(make: MakeEnvironment) -> Any:

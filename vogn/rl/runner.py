@@ -136,8 +136,8 @@ def run_agent(
         if evaluate_every and before // evaluate_every < run.step // evaluate_every:
             returns = evaluate_agent(agent, make, episodes=evaluation_episodes, seed=seed + EVALUATION_SEED)
             result.evaluations.append([float(run.step), float(np.mean(returns)), float(np.std(returns))])
-            if coverage is not None:
-                result.coverage.append([float(run.step), float(len(coverage))])
+        if coverage is not None and before // coverage.every < run.step // coverage.every:
+            result.coverage.append([float(run.step), float(len(coverage))])
         if ended:
             watcher(run.step, result)
         stop = should_stop() and run.step < steps
