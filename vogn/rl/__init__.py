@@ -1,5 +1,7 @@
 """Floor 6: exploration by posteriors: bandits, value learning, intrinsic rewards, trust regions."""
 
+from vogn.rl.acktr import ACKTR, ACKTRSettings, ActorCriticNetwork, Bonus
+from vogn.rl.actor_critic_likelihood import ActorCritic
 from vogn.rl.agent import Agent
 from vogn.rl.bandit_agent import BanditAgent, UniformBandit
 from vogn.rl.bandit_baselines import EnsembleThompson, EpsilonGreedy, LastLayerThompson
@@ -16,6 +18,8 @@ from vogn.rl.bayesian_dqn import BayesianDQN
 from vogn.rl.coverage import StateCoverage
 from vogn.rl.dqn import DQN, DQNSettings, ValueLearner
 from vogn.rl.environments import EnvironmentFailure, Environments, SpaceMismatchError, Transitions
+from vogn.rl.information_gain import diagonal_kl, information_gain, kronecker_kl
+from vogn.rl.intrinsic_rewards import DynamicsBonus, InformationGain, PredictionError
 from vogn.rl.linear_thompson import LinearThompson
 from vogn.rl.neural_bandit import NeuralBandit
 from vogn.rl.neural_thompson import NeuralThompson
@@ -23,6 +27,17 @@ from vogn.rl.noisy_dqn import NoisyDQN, NoisyLinear
 from vogn.rl.runner import RunResult, evaluate_agent, run_agent
 
 __all__ = [
+    "ACKTR",
+    "ACKTRSettings",
+    "ActorCritic",
+    "ActorCriticNetwork",
+    "Bonus",
+    "DynamicsBonus",
+    "InformationGain",
+    "PredictionError",
+    "diagonal_kl",
+    "information_gain",
+    "kronecker_kl",
     "Agent",
     "BayesianDQN",
     "DQN",

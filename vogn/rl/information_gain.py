@@ -48,7 +48,8 @@ def information_gain(variance: Tensor, residual: Tensor, noise: float) -> Tensor
     ``Sigma^-1 + J^T J / noise^2``, a natural-gradient step of length one. Only ``V = J Sigma J^T`` is needed, whatever
     the structure of ``Sigma``::
 
-        KL(q' || q) = 0.5 (log|I + M| - tr(M (I + M)^-1) + e^T (V + noise^2 I)^-1 V (V + noise^2 I)^-1 e)     M = V / noise^2
+        KL(q' || q) = 0.5 (log|I + M| - tr(M (I + M)^-1) + u^T V u)
+        M = V / noise^2          u = (V + noise^2 I)^-1 e
 
     Its expectation over ``e ~ N(0, V + noise^2 I)`` is the mutual information ``0.5 log|I + M|``.
 

@@ -63,7 +63,8 @@ class DynamicsBonus(ABC):
         self.actions = environments.actions
         width = environments.actions if environments.low is None else len(environments.low)
         assert width is not None
-        self.scale, self.likelihood, self.steps, self.batch_size, self.seed = scale, Gaussian(noise), steps, batch_size, seed
+        self.scale, self.likelihood = scale, Gaussian(noise)
+        self.steps, self.batch_size, self.seed = steps, batch_size, seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model: nn.Module = mlp((environments.features + width, *hidden, environments.features), "tanh")
