@@ -11,7 +11,7 @@ from vogn.cli.evaluation import Evaluation
 from vogn.cli.run_folder import write_atomically
 from vogn.continual import ContinualResult
 from vogn.optim.range_test import RangeTest
-from vogn.plots import accuracy_heatmap, task_curves
+from vogn.plots import accuracy_heatmap, reward_curves, task_curves
 from vogn.plots.curves import METRIC_NAMES
 from vogn.report.figures import learning_curves_figure, reliability_figure
 
@@ -34,6 +34,14 @@ def plot_tasks(results: Mapping[str, ContinualResult], folder: Path) -> None:
         axes = accuracy_heatmap(result.matrix)
         axes.set_title(name, fontsize=9)
         _save(axes.figure, folder / f"accuracy_matrix_{name}.png")
+
+
+def plot_rewards(
+    curves: Mapping[str, Sequence[Sequence[float]]], path: Path, *, xlabel: str, ylabel: str, window: int = 1
+) -> None:
+    """Returns or regret of all agents."""
+    if any(len(points) for points in curves.values()):
+        _save(reward_curves(curves, xlabel=xlabel, ylabel=ylabel, window=window).figure, path)
 
 
 def plot_reliability(rows: Sequence[Evaluation], path: Path) -> None:

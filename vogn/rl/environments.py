@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -253,7 +254,10 @@ class Environments:
 
 
 def named_environment(name: str) -> Callable[[], Any]:
-    """An environment of this package (:data:`SPARSE`, ``DeepSea-N``) or of Gymnasium's registry by name.
+    """An environment of this package (:data:`SPARSE`, ``DeepSea-N``) or of Gymnasium's registry by name, or yours.
+
+    Args:
+        name: ``"package.module:callable"`` is imported (so only use names that you trust) and called without arguments.
 
     Raises:
         EnvironmentFailure: when it is made and there is none of that name.
@@ -267,6 +271,14 @@ def named_environment(name: str) -> Callable[[], Any]:
         return functools.partial(DeepSea, int(size))
     if name in SPARSE:
         return functools.partial(_sparse, name)
+    module_name, colon, attribute = name.partition(":")
+    if colon:
+        try:
+            found = getattr(importlib.import_module(module_name), attribute, None)
+        except (ImportError, ValueError) as error:
+            raise EnvironmentFailure(f"{name!r}: importing {module_name!r} failed: {error}") from error
+        if callable(found):
+            return functools.partial(found)
     return functools.partial(gymnasium().make, name, disable_env_checker=True)
 
 
