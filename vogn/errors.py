@@ -34,12 +34,12 @@ class RangeTestError(VognError, RuntimeError):
     """A learning-rate range test found no learning rate."""
 
 
-class CheckpointError(VognError, ValueError):
-    """A file is not a checkpoint of this model, method or schema version."""
-
-
 class StoppedError(VognError, RuntimeError):
     """A run was asked to stop; its checkpoint, if it has a folder, is written."""
+
+
+class CheckpointError(VognError, ValueError):
+    """A file is not a checkpoint of this model, method or schema version."""
 
 
 class MissingExtraError(VognError, ImportError):

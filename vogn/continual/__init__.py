@@ -2,6 +2,7 @@
 
 from vogn.continual.average_accuracy import average_accuracy
 from vogn.continual.backward_transfer import backward_transfer
+from vogn.continual.errors import StoppedError
 from vogn.continual.forgetting import forgetting
 from vogn.continual.forward_transfer import forward_transfer
 from vogn.continual.fromp import FROMP
@@ -20,7 +21,6 @@ from vogn.continual.tasks import SCENARIOS, Task, permuted_tasks, split_tasks
 from vogn.continual.training import train_step
 from vogn.continual.variational import VariationalContinualLearning
 from vogn.continual.watching import Watcher, progress_bar
-from vogn.errors import StoppedError
 from vogn.optim.prior_handover import use_as_prior
 
 __all__ = [

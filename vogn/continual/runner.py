@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vogn.continual.checkpoint import read_checkpoint, write_checkpoint
+from vogn.continual.errors import StoppedError
 from vogn.continual.heads import evaluating, select_head
 from vogn.continual.method import ContinualMethod
 from vogn.continual.result import ContinualResult
@@ -19,8 +21,7 @@ from vogn.continual.tasks import Task, check_tasks
 from vogn.continual.training import train_step
 from vogn.continual.watching import Silent, Watcher
 from vogn.data import DataError, epoch_batches
-from vogn.data.run_checkpoint import read_checkpoint, write_checkpoint
-from vogn.errors import CheckpointError, StoppedError
+from vogn.errors import CheckpointError
 
 BatchNormPolicy = Literal["running", "freeze"]
 TEST_BATCH = 512

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vogn.data.run_checkpoint import read_checkpoint, write_checkpoint
 from vogn.errors import CheckpointError, StoppedError
 from vogn.rl.bandit_agent import BanditAgent
 from vogn.rl.bandit_problem import BanditProblem
+from vogn.rl.checkpoint import read_checkpoint, write_checkpoint
 from vogn.rl.description import description_of, difference
 
 
@@ -97,7 +97,7 @@ def run_bandit(
     path = None if folder is None else Path(folder) / "checkpoint.pt"
     description = description_of(agent, problem=problem.name, digest=_digest(problem))
     arms: list[int] = []
-    found = None if path is None else read_checkpoint(path, "cpu")
+    found = None if path is None else read_checkpoint(path)
     if found is not None:
         if found.get("run") != description:
             raise CheckpointError(f"{path} is of another run: {difference(found.get('run'), description)}")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from vogn.data.run_checkpoint import read_checkpoint, write_checkpoint
 from vogn.errors import CheckpointError, StoppedError
 from vogn.rl.agent import Agent
+from vogn.rl.checkpoint import read_checkpoint, write_checkpoint
 from vogn.rl.coverage import StateCoverage
 from vogn.rl.description import description_of, difference
 from vogn.rl.environments import EnvironmentFailure, Environments, MakeEnvironment
@@ -183,7 +183,7 @@ class _Run:
 
     def begin(self) -> None:
         """From the checkpoint, or from the beginning."""
-        content = None if self.path is None else read_checkpoint(self.path, "cpu")
+        content = None if self.path is None else read_checkpoint(self.path)
         if content is None:
             return
         if content.get("run") != self.description:

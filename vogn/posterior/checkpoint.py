@@ -1,4 +1,4 @@
-"""Where a run stands, on disk: complete or not there."""
+"""Checkpoints of runs: tensors and plain data in one file that appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ import torch
 
 from vogn.errors import CheckpointError
 
-SCHEMA_VERSION = 1
-"""Raised when an older reader could misread a checkpoint."""
 
+def write_checkpoint(path: Path, content: Mapping[str, Any], *, schema: int) -> None:
+    """Write beside the destination, flush to disk, then replace in one step.
 
-def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write beside the destination, flush to disk, then replace in one step."""
+    Args:
+        path: of the file; its folder is made if need be.
+        content: tensors and plain data.
+        schema: version, raised when an older reader could misread the content.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with scratch.open("wb") as file:
-            torch.save({"schema": SCHEMA_VERSION, **content}, file)
+            torch.save({"schema": schema, **content}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
@@ -32,8 +35,14 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any] | None:
+def read_checkpoint(path: Path, device: torch.device | str, *, schema: int, run: str) -> dict[str, Any] | None:
     """What :func:`write_checkpoint` wrote; ``None`` if there is no file. No code is unpickled.
+
+    Args:
+        path: of the file.
+        device: where the tensors shall live.
+        schema: the version that is wanted.
+        run: what kind of run it is of, for messages.
 
     Raises:
         CheckpointError: if the file is damaged, or of another schema.
@@ -49,6 +58,6 @@ def read_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any] | 
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is damaged or no checkpoint ({reason}); delete it to begin anew") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA_VERSION:
-        raise CheckpointError(f"{path} is no checkpoint of this version (schema {SCHEMA_VERSION}) of a run")
+    if not isinstance(content, dict) or content.get("schema") != schema:
+        raise CheckpointError(f"{path} is no checkpoint of this version (schema {schema}) of {run}")
     return content
