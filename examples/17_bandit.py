@@ -1,8 +1,8 @@
 """What does it cost to learn by trying, and how much of it does a posterior save?
 
-Handwritten digits as a bandit: an agent sees an image, guesses one of ten labels, and is told only whether it was right.
-Regret counts the wrong guesses. Thompson sampling draws weights from the posterior and guesses what is best for them: it
-tries what it is unsure of, and stops trying what it knows.
+Handwritten digits as a bandit: an agent sees an image, guesses one of ten labels, and is told only whether it was
+right. Regret counts the wrong guesses. Thompson sampling draws weights from the posterior and guesses what is best for
+them: it tries what it is unsure of, and stops trying what it knows.
 """
 
 from __future__ import annotations

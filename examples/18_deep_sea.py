@@ -1,7 +1,7 @@
 """One path of 256 is rewarded, and it costs to try: who finds it?
 
-DeepSea with eight rows. Epsilon-greedy actions change direction at every step, so that long ways are hardly ever gone to
-their end. A draw of the weights' posterior steers a whole episode, and it is optimistic where it is uncertain.
+DeepSea with eight rows. Epsilon-greedy actions change direction at every step, so that long ways are hardly ever gone
+to their end. A draw of the weights' posterior steers a whole episode, and it is optimistic where it is uncertain.
 """
 
 from __future__ import annotations

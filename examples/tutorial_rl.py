@@ -40,8 +40,8 @@ SCALE = float(os.environ.get("VOGN_TUTORIAL_SCALE", "1"))
 # %% [markdown]
 # ## 1. Bandits: one decision at a time
 #
-# Thirty measurements of cells come in; the agent says benign or malignant and learns whether it was right. Any method of
-# `vogn.METHODS` keeps the posterior; its precision grows with every round.
+# Thirty measurements of cells come in; the agent says benign or malignant and learns whether it was right. Any method
+# of `vogn.METHODS` keeps the posterior; its precision grows with every round.
 
 # %%
 problem = breast_cancer_bandit(round(150 * SCALE))
@@ -75,8 +75,8 @@ print("drawn", policy.predict(observation)[0], "mean", policy.predict(observatio
 # %% [markdown]
 # ## 3. Information as a reward, within a trust region
 #
-# A model of the environment has a posterior too. How much a step taught it is a KL divergence, in closed form, and that
-# is what ACKTR is paid here beside the goal's reward.
+# A model of the environment has a posterior too. How much a step taught it is a KL divergence, in closed form, and
+# that is what ACKTR is paid here beside the goal's reward.
 
 # %%
 task = "SparseMountainCarContinuous"
