@@ -90,8 +90,8 @@ print(f"{len(cells)} of 400 cells seen; the last step moved the policy by {explo
 # %% [markdown]
 # ## 4. An environment of your own
 #
-# Anything with Gymnasium's `reset` and `step` will do: give `Environments` a function that makes one. Runs with a folder
-# can be killed at any time and go on exactly where they were.
+# Anything with Gymnasium's `reset` and `step` will do: give `Environments` a function that makes one. Runs with a
+# folder can be killed at any time and go on exactly where they were.
 
 # %%
 balancer = ACKTR(Environments("CartPole-v1", count=8))

@@ -6,6 +6,7 @@ import torch
 from rl_cases import Corridor
 from torch.distributions import Categorical, Normal, kl_divergence
 
+import vogn
 from vogn.optim.kfac import KFAC
 from vogn.rl import ACKTR, ACKTRSettings, ActorCritic, Environments, evaluate_agent, run_agent
 from vogn.rl.acktr import SLACK, advantages
@@ -179,3 +180,43 @@ def test_bad_numbers_are_refused():
         likelihood(torch.zeros(2, 4), torch.tensor([[0.0, float("nan")], [0.0, 0.0]]))
     with pytest.raises(ValueError, match=r"actions range from 0\.0 to 3\.0"):
         likelihood(torch.zeros(2, 4), torch.tensor([[0.0, 0.0], [3.0, 0.0]]))
+
+
+class TwoHeads(torch.nn.Module):
+    """A policy and a value on one trunk."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = {"trunk": (4, 5), "policy": (5, 3), "value": (5, 1)}
+        for name, size in sizes.items():
+            self.add_module(name, torch.nn.Linear(*size).double())
+
+    def forward(self, x):
+        h = torch.tanh(self.trunk(x))
+        return self.policy(h), self.value(h)
+
+
+def test_two_likelihood_calls_on_one_trunk_are_the_joint_likelihood():
+    network = TwoHeads()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(20, 4, dtype=torch.float64, generator=generator)
+    actions = torch.randint(3, (20,), generator=generator)
+    values = torch.randn(20, 1, dtype=torch.float64, generator=generator)
+    found = []
+    for joint in (True, False):
+        opt = KFAC(network, lr=0.0, fisher="ggn", variational=False, weight_decay=0.0)
+        opt.zero_grad()
+        with opt.sampled_params():
+            policy, value = network(x)
+            if joint:
+                targets = torch.cat([actions[:, None].double(), values], 1)
+                loss = ActorCritic(3)(torch.cat([policy, value], 1), targets)
+            else:
+                loss = vogn.likelihoods.Categorical()(policy, actions) + vogn.likelihoods.Gaussian(1.0)(value, values)
+            loss.backward()
+        opt.step()
+        weights = [layer.weight for layer in (network.trunk, network.policy, network.value)]
+        found.append([opt.state[p]["curvature"][name].clone() for p in weights for name in ("A", "S")])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
