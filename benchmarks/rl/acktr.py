@@ -1,9 +1,10 @@
 """Does a trust region in Kronecker factors learn from fewer steps than A2C and PPO?
 
-Equal environment steps: CartPole 30k, Pendulum 40k; networks 64-64 (tanh); eight copies for ACKTR and A2C. A2C and PPO
-are those of stable-baselines3 with its defaults and a second set: a larger learning rate for A2C, eight copies for PPO.
-ACKTR has two bounds. The better set with seed 0 is run with the other seeds. Figures: the mean return of training
-episodes over the whole run (speed), of the last twenty, and of ten evaluation episodes at the end.
+Equal environment steps: CartPole 20k, Pendulum 30k; networks 64-64 (tanh); eight copies for ACKTR and A2C, one for PPO.
+All settings are defaults, but for the discount of 0.9 of Pendulum (for all) and ACKTR's weight of the entropy there, 0;
+A2C and PPO are those of stable-baselines3. ACKTR's defaults were looked at with seed 0, which is not among the seeds
+here. Figures: the mean return of training episodes over the whole run (speed), of the last twenty, and of ten evaluation
+episodes at the end.
 
     OMP_NUM_THREADS=1 python -m benchmarks.rl.acktr run
     OMP_NUM_THREADS=1 python -m benchmarks.rl.acktr run --scale 5
@@ -22,15 +23,14 @@ from vogn.rl import ACKTR, ACKTRSettings, Environments, evaluate_agent, run_agen
 from vogn.rl.runner import EVALUATION_SEED
 
 CASES: dict[str, dict[str, Any]] = {
-    "CartPole-v1": {"steps": 30_000, "discount": 0.99, "entropy_weight": 0.01},
-    "Pendulum-v1": {"steps": 40_000, "discount": 0.9, "entropy_weight": 0.0},
+    "CartPole-v1": {"steps": 20_000, "discount": 0.99, "entropy_weight": 0.01},
+    "Pendulum-v1": {"steps": 30_000, "discount": 0.9, "entropy_weight": 0.0},
 }
-BOUNDS = [{"delta": 0.01}, {"delta": 0.003}]
 GRIDS: dict[str, list[dict[str, Any]]] = {
-    "acktr, shared": BOUNDS,
-    "acktr, separate": BOUNDS,
-    "a2c": [{"learning_rate": 7e-4}, {"learning_rate": 2e-3}],
-    "ppo": [{"copies": 1}, {"copies": 8}],
+    "acktr, shared": [{}],
+    "acktr, separate": [{}],
+    "a2c": [{}],
+    "ppo": [{}],
 }
 
 
@@ -76,11 +76,9 @@ def peer(settings: dict[str, Any], case: dict[str, Any], steps: int) -> tuple[li
             return True
 
     options = dict(settings["options"])
-    copies = options.pop("copies", 8)
+    copies = 8 if settings["agent"] == "a2c" else 1
     environments = make_vec_env(settings["case"], n_envs=copies, seed=settings["seed"])
     kind = {"a2c": stable_baselines3.A2C, "ppo": stable_baselines3.PPO}[settings["agent"]]
-    if settings["agent"] == "ppo" and copies > 1:
-        options["n_steps"] = 2048 // copies
     model = kind(
         "MlpPolicy", environments, gamma=case["discount"], seed=settings["seed"], device="cpu", **options
     )

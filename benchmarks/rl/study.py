@@ -53,6 +53,8 @@ class Study:
     score: str
     figures: Sequence[str]
     agents: Sequence[str] = ()
+    dear: frozenset[tuple[str, str]] = frozenset()
+    """(case, agent) that the reduced form leaves out; ``--all`` runs them."""
     curve: tuple[str, str] = ("share of the run", "")
 
     def planned(self, a: argparse.Namespace, case: str, agent: str, options: Options, seed: int) -> Any:
@@ -106,6 +108,8 @@ class Study:
         tables: dict[str, Any] = {}
         for case in a.cases:
             for agent in a.agents:
+                if (case, agent) in self.dear and not a.all:
+                    continue
                 options = self.chosen(a, case, agent)
                 found = [read_cell(self.planned(a, case, agent, options, seed)[0]) for seed in a.seeds]
                 records = [record for record in found if record is not None]
@@ -157,13 +161,14 @@ class Study:
         parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
         parser.add_argument("--cases", nargs="+", choices=list(self.cases), default=list(self.usual))
         parser.add_argument("--agents", nargs="+", choices=list(self.grids), default=list(self.agents or self.grids))
+        parser.add_argument("--all", action="store_true", help="agents too that the reduced form leaves out of a case")
         a = parser.parse_args()
         if a.command == "cell":
             self.run_cell(json.loads(a.settings), a.cell)
             return
         if a.command == "run":
             deadline = deadline_of(a)
-            pairs = [(case, agent) for case in a.cases for agent in a.agents]
+            pairs = [(c, agent) for c in a.cases for agent in a.agents if a.all or (c, agent) not in self.dear]
             grid = [self.planned(a, *pair, options, 0) for pair in pairs for options in self.grids[pair[1]]
                     if len(self.grids[pair[1]]) > 1]  # fmt: skip
             self.finish(a, grid, deadline)
