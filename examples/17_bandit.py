@@ -10,12 +10,12 @@ from __future__ import annotations
 from vogn.rl import digits_bandit, make_bandit_agent, run_bandit
 
 AGENTS = ("uniform", "linear", "epsilon-greedy", "vogn", "kfac")
-ROUNDS = 500
+ROUNDS = 300
 
 
 def main() -> None:
     problem = digits_bandit(ROUNDS, seed=1)
-    print(f"{'agent':16s}{'wrong of 500':>14s}{'of the last 100':>18s}")
+    print(f"{'agent':16s}{'wrong of 300':>14s}{'of the last 100':>18s}")
     for name in AGENTS:
         agent = make_bandit_agent(name, problem, seed=1)
         regret = run_bandit(agent, problem).regret

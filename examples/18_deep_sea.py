@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vogn.rl import DQN, BayesianDQN, DQNSettings, Environments, evaluate_agent, run_agent
 
-EPISODES, ROWS = 150, 8
+EPISODES, ROWS = 100, 8
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
 Equal environment steps: CartPole 20k, Pendulum 30k; networks 64-64 (tanh); eight copies for ACKTR and A2C, one for PPO.
 All settings are defaults, but for the discount of 0.9 of Pendulum (for all) and ACKTR's weight of the entropy there, 0;
 A2C and PPO are those of stable-baselines3. ACKTR's defaults were looked at with seed 0, which is not among the seeds
-here. Figures: the mean return of training episodes over the whole run (speed), of the last twenty, and of ten evaluation
-episodes at the end.
+here. Figures: the mean return of training episodes over the whole run (speed), of the last twenty, and of ten
+evaluation episodes at the end.
 
     OMP_NUM_THREADS=1 python -m benchmarks.rl.acktr run
     OMP_NUM_THREADS=1 python -m benchmarks.rl.acktr run --scale 5

@@ -5,7 +5,7 @@ agent has solved a sea when its best actions reach the treasure; the run ends th
 treasure was first touched and until the sea was solved, the number of all episodes where it was not.
 
     OMP_NUM_THREADS=1 python -m benchmarks.rl.deep_sea run               # reduced: N = 10, 20 linear, N = 10 hidden
-    OMP_NUM_THREADS=1 python -m benchmarks.rl.deep_sea run --all --cases linear-10 linear-20 linear-30 hidden-10 hidden-20
+    OMP_NUM_THREADS=1 python -m benchmarks.rl.deep_sea run --all --cases linear-20 linear-30 hidden-20
     python -m benchmarks.rl.deep_sea report
 """
 

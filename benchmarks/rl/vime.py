@@ -2,8 +2,8 @@
 
 ACKTR learns with nothing but the goal's reward and a bonus; four copies of an environment, policy and critic 64-64, a
 dynamics model with 32 hidden units. Figures: cells of a grid over the states that were reached, and steps until the
-goal's first reward, all steps where there was none. All settings are defaults, looked at with seed 0, which is not among
-the seeds here.
+goal's first reward, all steps where there was none. All settings are defaults, looked at with seed 0, which is not
+among the seeds here.
 
     OMP_NUM_THREADS=1 python -m benchmarks.rl.vime run                      # reduced: MountainCarContinuous, 30k steps
     OMP_NUM_THREADS=1 python -m benchmarks.rl.vime run --cases mountain-car swing-up acrobot --scale 10

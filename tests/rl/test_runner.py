@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rl_cases import Corridor, Failing, make_agent
+from rl_cases import Corridor, Failing, FailingReset, make_agent
 
 from vogn.errors import CheckpointError, StoppedError
 from vogn.rl import (
@@ -87,6 +87,16 @@ def test_after_a_failure_the_run_goes_on_as_if_nothing_had_happened(what, tmp_pa
         run_agent(make("dqn", 2), lambda: Failing(25, what), steps=100, folder=tmp_path)
     Failing.armed = False
     assert run_agent(make("dqn", 2), lambda: Failing(25, what), steps=100, folder=tmp_path) == expected
+
+
+def test_after_a_reset_that_failed_the_run_goes_on_too(tmp_path):
+    FailingReset.armed = False
+    expected = run_agent(make("dqn", 2), FailingReset, steps=100)
+    FailingReset.armed = True
+    with pytest.raises(EnvironmentFailure, match=r"episode 2, step 0: reset\(\) raised OSError: no more worlds"):
+        run_agent(make("dqn", 2), FailingReset, steps=100, folder=tmp_path)
+    FailingReset.armed = False
+    assert run_agent(make("dqn", 2), FailingReset, steps=100, folder=tmp_path) == expected
 
 
 def test_periodic_checkpoints_survive_a_kill(tmp_path):

@@ -82,3 +82,19 @@ def make_agent(kind, environments, seed=0):
         return ACKTR(environments, settings, seed=seed)
     method, _, target = kind.partition(" ")
     return BayesianDQN(environments, TINY, method=method, target=target or "sample", seed=seed)
+
+
+class FailingReset(Corridor):
+    """Raises in its third reset while ``armed``."""
+
+    armed = True
+
+    def __init__(self):
+        super().__init__()
+        self.resets = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.resets += 1
+        if self.resets == 3 and FailingReset.armed:
+            raise OSError("no more worlds")
+        return super().reset(seed=seed)

@@ -153,21 +153,21 @@ class Environments:
             raise SpaceMismatchError(f"actions must have shape {expected}, got {tuple(actions.shape)}")
         before = self.observations
         given = actions.numpy()
-        lengths, totals = [len(actions) for actions in self._history], list(self._total)
+        kept = ([list(actions) for actions in self._history], list(self._total), list(self._episode))
         try:
             found = [self._stepped(copy, given[copy]) for copy in range(self.count)]
+            following, rewards, terminated, truncated = zip(*found, strict=True)
+            ends = []
+            for copy in range(self.count):
+                self._current[copy] = following[copy]
+                if terminated[copy] or truncated[copy]:
+                    ends.append(EpisodeEnd(copy, self._total[copy], len(self._history[copy])))
+                    self._episode[copy] += 1
+                    self._reset(copy)
         except EnvironmentFailure:  # state_dict() is then that before the step
-            self._history = [history[:length] for history, length in zip(self._history, lengths, strict=True)]
-            self._total = totals
+            self._history, self._total, self._episode = kept
+            self._current = before.numpy()
             raise
-        following, rewards, terminated, truncated = zip(*found, strict=True)
-        ends = []
-        for copy in range(self.count):
-            self._current[copy] = following[copy]
-            if terminated[copy] or truncated[copy]:
-                ends.append(EpisodeEnd(copy, self._total[copy], len(self._history[copy])))
-                self._episode[copy] += 1
-                self._reset(copy)
         result = Transitions(
             before,
             actions,
