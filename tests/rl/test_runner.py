@@ -118,6 +118,13 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     run_agent(make("dqn"), Corridor, steps=20, folder=tmp_path)
     with pytest.raises(CheckpointError, match="it has agent DQN, this one NoisyDQN"):
         run_agent(make("noisy"), Corridor, steps=20, folder=tmp_path)
+    environments = Environments(Corridor)
+    settings = ACKTRSettings(hidden=(8,), rollout=5)
+    curious = ACKTR(environments, settings, bonus=PredictionError(environments))
+    run_agent(curious, Corridor, steps=9, folder=tmp_path / "b")
+    with pytest.raises(CheckpointError, match="it has bonus"):
+        other = ACKTR(environments, settings, bonus=PredictionError(environments, noise=0.2))
+        run_agent(other, Corridor, steps=9, folder=tmp_path / "b")
     with pytest.raises(CheckpointError, match="it has run_seed 0, this one 1"):
         run_agent(make("dqn"), Corridor, steps=20, folder=tmp_path, seed=1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,16 @@ class ActorCritic(Likelihood):
         self.actions, self.size, self.critic_noise, self.critic = actions, size, critic_noise, critic
         self.policy_outputs = 2 * size if actions is None else actions
         """Of the outputs, the first so many."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """See :meth:`Likelihood.to_dict`."""
+        return {
+            "kind": self.kind,
+            "actions": self.actions,
+            "size": self.size,
+            "critic_noise": self.critic_noise,
+            "critic": self.critic,
+        }
 
     def split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs of the policy ``(N, ...)`` and values ``(N,)``, zero without a critic."""

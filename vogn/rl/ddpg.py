@@ -181,15 +181,11 @@ class DDPG(Agent):
         nn.functional.mse_loss(self.critic(torch.cat([x, actions], 1)).squeeze(1), wanted).backward()
         self.critic_optimizer.step()
         self.actor_optimizer.zero_grad()
-        for p in self.critic.parameters():
-            p.requires_grad_(False)
         if isinstance(self.actor_optimizer, VAdam):
             with self.actor_optimizer.sampled_params():
                 self._climb(x)
         else:
             self._climb(x)
-        for p in self.critic.parameters():
-            p.requires_grad_(True)
         self.actor_optimizer.step()
         with torch.no_grad():
             now = [*self.network.parameters(), *self.critic.parameters()]
@@ -198,6 +194,7 @@ class DDPG(Agent):
         self.updates += 1
 
     def _climb(self, x: Tensor) -> None:
+        """Gradients of the actor; those that the critic gets are cleared before its next step."""
         (-self.critic(torch.cat([x, self.network(x)], 1)).mean()).backward()
 
     def _to_environment(self, raw: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from vogn.likelihoods import Likelihood
+
 
 def description_of(agent: Any, **more: Any) -> str:
     """Settings of a new agent, as JSON: its plain attributes, those of its settings and of its optimizers' groups.
@@ -29,6 +31,10 @@ def description_of(agent: Any, **more: Any) -> str:
                 {key: str(entry) for key, entry in group.items() if isinstance(entry, (bool, int, float, str))}
                 for group in value.param_groups
             ]
+        elif isinstance(value, Likelihood):
+            found[name] = value.to_dict()
+        elif name == "bonus" and value is not None:
+            found[name] = json.loads(description_of(value))
         elif isinstance(value, torch.nn.Module):
             found[name] = {key: list(p.shape) for key, p in value.named_parameters()}
     return json.dumps(found)
