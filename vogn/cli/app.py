@@ -229,9 +229,7 @@ def active(
     data: Annotated[str | None, option("digits or npz:FILE.", default="digits")] = None,
     target: Annotated[str | None, option("labels, or numbers: real y_train and y_test.", default="labels")] = None,
     method: Annotated[str | None, option("See `vogn methods`.", default="kfac")] = None,
-    update: Annotated[
-        str | None, option("With new labels: continue, prior or retrain.", default="continue")
-    ] = None,
+    update: Annotated[str | None, option("With new labels: continue, prior or retrain.", default="continue")] = None,
     acquisition: Annotated[
         str | None, option("One or several, with commas; see the documentation.", default="bald,random")
     ] = None,
@@ -277,6 +275,42 @@ def active(
             "level": level,
         }
         active(given, output=output, resume=resume, console=Console())
+
+
+@app.command()
+def rl(
+    task: Annotated[
+        str | None,
+        option("wheel, digits, breast-cancer, DeepSea-10, CartPole-v1 ..., package.module:callable.", default="wheel"),
+    ] = None,
+    agent: Annotated[
+        str | None, option("One agent or several, with commas; see the documentation.", default="three that fit")
+    ] = None,
+    steps: Annotated[int | None, option("Steps of all copies, or rounds.", default="the bandit's; 20000")] = None,
+    hidden: Annotated[str | None, option("Widths of the hidden layers, with commas.", default="64,64")] = None,
+    discount: Annotated[float | None, option("Of environments.", default=0.99)] = None,
+    evaluation_episodes: Annotated[int | None, option("At the end, of environments.", default=10)] = None,
+    seed: Annotated[int | None, option("Of everything random.", default=0)] = None,
+    checkpoint_every: Annotated[int | None, option("Steps between checkpoints.", default=2000)] = None,
+    output: options.Output = None,
+    resume: Annotated[Path | None, option("Continue the run in this folder.")] = None,
+) -> None:
+    """Explore by posteriors, beside other ways: agents on a bandit or in an environment; returns or regret."""
+    with one_line_errors():
+        from vogn.cli.options import names, whole_numbers
+        from vogn.cli.rl import rl
+
+        given = {
+            "task": task,
+            "agents": names(agent),
+            "steps": steps,
+            "hidden": whole_numbers("--hidden", hidden),
+            "discount": discount,
+            "evaluation_episodes": evaluation_episodes,
+            "seed": seed,
+            "checkpoint_every": checkpoint_every,
+        }
+        rl(given, output=output, resume=resume, console=Console())
 
 
 @app.command()

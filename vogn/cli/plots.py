@@ -12,7 +12,7 @@ from vogn.cli.evaluation import Evaluation
 from vogn.cli.run_folder import write_atomically
 from vogn.continual import ContinualResult
 from vogn.optim.range_test import RangeTest
-from vogn.plots import accuracy_heatmap, label_curves, task_curves
+from vogn.plots import accuracy_heatmap, label_curves, reward_curves, task_curves
 from vogn.plots.curves import METRIC_NAMES
 from vogn.report.figures import learning_curves_figure, reliability_figure
 
@@ -37,13 +37,19 @@ def plot_tasks(results: Mapping[str, ContinualResult], folder: Path) -> None:
         _save(axes.figure, folder / f"accuracy_matrix_{name}.png")
 
 
-def plot_labels(
-    results: Mapping[str, Sequence[ActiveResult]], metric: str, level: float | None, folder: Path
-) -> None:
+def plot_labels(results: Mapping[str, Sequence[ActiveResult]], metric: str, level: float | None, folder: Path) -> None:
     """``METRIC.png``: the metric over the labels, with bands over seeds."""
     labels = next(iter(results.values()))[0].labels
     curves = {name: [run.curve(metric) for run in runs] for name, runs in results.items()}
     _save(label_curves(labels, curves, metric=metric, level=level).figure, folder / f"{metric}.png")
+
+
+def plot_rewards(
+    curves: Mapping[str, Sequence[Sequence[float]]], path: Path, *, xlabel: str, ylabel: str, window: int = 1
+) -> None:
+    """Returns or regret of all agents."""
+    if any(len(points) for points in curves.values()):
+        _save(reward_curves(curves, xlabel=xlabel, ylabel=ylabel, window=window).figure, path)
 
 
 def plot_reliability(rows: Sequence[Evaluation], path: Path) -> None:

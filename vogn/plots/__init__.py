@@ -8,6 +8,7 @@ from vogn.plots.curves import learning_curves, severity_curves
 from vogn.plots.label_curves import label_curves
 from vogn.plots.regression_intervals import regression_intervals
 from vogn.plots.reliability_diagram import confidence_histogram, quantile_diagram, reliability_diagram
+from vogn.plots.reward_curves import reward_curves
 from vogn.plots.selection import ood_histogram, ood_roc_curve, risk_coverage_curve
 from vogn.plots.task_curves import accuracy_heatmap, task_curves
 
@@ -21,6 +22,7 @@ __all__ = [
     "quantile_diagram",
     "regression_intervals",
     "reliability_diagram",
+    "reward_curves",
     "risk_coverage_curve",
     "severity_curves",
     "task_curves",

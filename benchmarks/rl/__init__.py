@@ -1,0 +1,1 @@
+"""Exploration in reinforcement learning: bandits, value learning, intrinsic rewards, trust regions."""
