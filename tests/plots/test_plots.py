@@ -45,6 +45,8 @@ def calls(predictions, scores):
         "learning_curves": lambda ax: plots.learning_curves({"a": ROWS}, ax=ax),
         "severity_curves": lambda ax: plots.severity_curves({"a": [1, 0.9, 0.8, 0.7, 0.6, 0.5]}, ax=ax),
         "task_curves": lambda ax: plots.task_curves({"a": [1.0, 0.8]}, ax=ax),
+        "label_curves": lambda ax: plots.label_curves([10, 20], {"a": [[0.5, 0.7], [0.6, 0.8]]}, ax=ax),
+        "reward_curves": lambda ax: plots.reward_curves({"a": [[1, 0.0], [2, 1.0], [3, 0.5]]}, window=2, ax=ax),
         "accuracy_heatmap": lambda ax: plots.accuracy_heatmap([[1.0, 0.5], [0.8, 0.9]], ax=ax),
     }
 
