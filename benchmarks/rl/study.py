@@ -185,6 +185,7 @@ def thinned(values: Sequence[float], points: int = 50) -> list[float]:
 def returns_over_steps(episodes: Sequence[Sequence[float]], steps: int, points: int = 40) -> list[float]:
     """Mean return of the last 20 episodes at equally spaced steps; the first return before the first one has ended."""
     ends, totals = np.array([row[0] for row in episodes]), np.array([row[1] for row in episodes])
+    assert len(ends), "no episode has ended: give a larger --scale"
     out = []
     for step in np.linspace(0, steps, points + 1)[1:]:
         done = int(np.searchsorted(ends, step, side="right"))
