@@ -1,7 +1,8 @@
-"""How do posteriors explore? A tour in cells: bandits, values, information, trust regions.
+"""How do posteriors explore?
 
-Open it as a notebook (the cells begin with `# %%`) or run it as it is: the sizes below are small, and the environment
-variable VOGN_TUTORIAL_SCALE multiplies them (10 gives learning curves worth looking at).
+A tour in cells: bandits, values, information, trust regions. Open it as a notebook (the cells begin with `# %%`) or run
+it as it is: the sizes are small, and the environment variable VOGN_TUTORIAL_SCALE multiplies them (10 gives learning
+curves worth looking at).
 """
 
 # %% [markdown]

@@ -48,7 +48,7 @@ STUDY = Study(
     __doc__, "benchmarks.rl.bandits", GRIDS, {name: {} for name in BANDITS}, ("wheel", "digits", "breast-cancer"), cell,
     "cumulative_regret", ("cumulative_regret", "regret_per_round_at_end"),
     agents=[name for name in GRIDS if name not in ("ekfac", "slang")],
-    curve=("share of the rounds", "cumulative regret"),
+    curve=("share of the rounds", "cumulative regret"), undrawn=("uniform", "linear"),
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ class Study:
     dear: frozenset[tuple[str, str]] = frozenset()
     """(case, agent) that the reduced form leaves out; ``--all`` runs them."""
     curve: tuple[str, str] = ("share of the run", "")
+    undrawn: Sequence[str] = ()
+    """Agents that would only stretch the axis of the picture."""
 
     def planned(self, a: argparse.Namespace, case: str, agent: str, options: Options, seed: int) -> Any:
         """File and arguments of a cell."""
@@ -144,6 +146,8 @@ class Study:
         figure = Figure(figsize=(5 * len(tables), 4), layout="constrained")
         for axes, (case, rows) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
             for number, (agent, row) in enumerate(rows.items()):
+                if agent in self.undrawn:
+                    continue
                 mean, error = np.array(row["curve"]).T
                 share = np.linspace(0, 1, len(mean) + 1)[1:]
                 axes.plot(share, mean, ("-", "--", ":")[number // 5 % 3], label=agent)
@@ -185,6 +189,7 @@ def thinned(values: Sequence[float], points: int = 50) -> list[float]:
 def returns_over_steps(episodes: Sequence[Sequence[float]], steps: int, points: int = 40) -> list[float]:
     """Mean return of the last 20 episodes at equally spaced steps; the first return before the first one has ended."""
     ends, totals = np.array([row[0] for row in episodes]), np.array([row[1] for row in episodes])
+    assert len(ends), "no episode has ended: give a larger --scale"
     out = []
     for step in np.linspace(0, steps, points + 1)[1:]:
         done = int(np.searchsorted(ends, step, side="right"))

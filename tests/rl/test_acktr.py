@@ -9,7 +9,8 @@ from torch.distributions import Categorical, Normal, kl_divergence
 import vogn
 from vogn.optim.kfac import KFAC
 from vogn.rl import ACKTR, ACKTRSettings, ActorCritic, Environments, evaluate_agent, run_agent
-from vogn.rl.acktr import SLACK, advantages
+from vogn.rl.acktr import SLACK
+from vogn.rl.advantages import advantages
 
 KINDS = {
     "discrete": (ActorCritic(3, critic_noise=0.7), 4),

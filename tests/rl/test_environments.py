@@ -152,6 +152,7 @@ def test_what_cannot_be_replayed_is_refused():
     ("what", "message"),
     [
         ("nan", r"environment 0, episode 0, step 2: the reward is nan"),
+        ("none", "the reward is None"),
         ("raise", r"step 2: step\(\) raised RuntimeError: the simulator is gone"),
         ("shape", "has 4 numbers"),
         ("observation", "values that are not finite"),

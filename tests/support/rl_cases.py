@@ -49,6 +49,8 @@ class Failing(Corridor):
                 raise RuntimeError("the simulator is gone")
             if self.what == "nan":
                 return (found[0], float("nan"), *found[2:])
+            if self.what == "none":
+                return (found[0], None, *found[2:])
             if self.what == "shape":
                 return (np.zeros(4, dtype=np.float32), *found[1:])
             return (found[0] * np.nan, *found[1:])

@@ -1,7 +1,8 @@
 """Floor 6: exploration by posteriors: bandits, value learning, intrinsic rewards, trust regions."""
 
-from vogn.rl.acktr import ACKTR, ACKTRSettings, ActorCriticNetwork, Bonus
+from vogn.rl.acktr import ACKTR, ACKTRSettings, Bonus
 from vogn.rl.actor_critic_likelihood import ActorCritic
+from vogn.rl.actor_critic_network import ActorCriticNetwork
 from vogn.rl.agent import Agent
 from vogn.rl.bandit_agent import BanditAgent, UniformBandit
 from vogn.rl.bandit_baselines import EnsembleThompson, EpsilonGreedy, LastLayerThompson

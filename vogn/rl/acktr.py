@@ -13,6 +13,8 @@ from vogn.likelihoods import Gaussian
 from vogn.models import mlp
 from vogn.optim.kfac import KFAC
 from vogn.rl.actor_critic_likelihood import ActorCritic
+from vogn.rl.actor_critic_network import ActorCriticNetwork
+from vogn.rl.advantages import advantages
 from vogn.rl.agent import Agent
 from vogn.rl.environments import Environments, Transitions
 from vogn.rl.randomness import derived_seed
@@ -95,67 +97,6 @@ class Bonus(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undoes :meth:`state_dict`."""
         ...
-
-
-class ActorCriticNetwork(nn.Module):
-    """Observations ``(N, d)`` to the outputs of :class:`ActorCritic`, ``(N, K)``.
-
-    The logarithm of the standard deviation of real actions is the same for all states: a linear layer of the input 1.
-
-    Args:
-        features: ``d``.
-        hidden: widths of the trunk.
-        likelihood: tells the outputs.
-    """
-
-    def __init__(self, features: int, hidden: tuple[int, ...], likelihood: ActorCritic) -> None:
-        super().__init__()
-        body = mlp((features, *hidden), "tanh") if hidden else nn.Identity()
-        self.trunk = nn.Sequential(body, nn.Tanh()) if hidden else body
-        width = hidden[-1] if hidden else features
-        real = likelihood.actions is None
-        self.policy = nn.Linear(width, likelihood.size if real else likelihood.policy_outputs)
-        nn.init.zeros_(self.policy.bias)
-        with torch.no_grad():
-            self.policy.weight.mul_(0.01)  # the first policy is nearly the same everywhere
-        self.log_std = nn.Linear(1, likelihood.size, bias=False) if real else None
-        if self.log_std is not None:
-            nn.init.zeros_(self.log_std.weight)
-        self.value = nn.Linear(width, 1) if likelihood.critic else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
-        h = self.trunk(x)
-        parts = [self.policy(h)]
-        if self.log_std is not None:
-            parts.append(self.log_std(torch.ones_like(x[:, :1])))
-        if self.value is not None:
-            parts.append(self.value(h))
-        return torch.cat(parts, 1)
-
-
-def advantages(
-    rewards: Tensor, values: Tensor, following: Tensor, terminated: Tensor, ended: Tensor, discount: float, gae: float
-) -> Tensor:
-    """Generalised advantage estimates.
-
-    Args:
-        rewards, values, following: ``(T, count)``; ``following`` holds the values of the states after the steps, before
-            any reset.
-        terminated, ended: ``(T, count)``, bool; a truncated episode has ended but its last state keeps its value.
-        discount, gae: in [0, 1].
-
-    Returns:
-        ``A_t = delta_t + discount gae A_(t+1)``, with ``delta_t = r_t + discount V(s_(t+1)) - V(s_t)``, ``(T, count)``.
-
-    Source: Schulman, Moritz, Levine, Jordan, Abbeel (2016), equations 11 and 16.
-    """
-    delta = rewards + discount * following * ~terminated - values
-    out, running = torch.zeros_like(delta), torch.zeros_like(delta[0])
-    for t in range(len(delta) - 1, -1, -1):
-        running = delta[t] + discount * gae * running * ~ended[t]
-        out[t] = running
-    return out
 
 
 class ACKTR(Agent):

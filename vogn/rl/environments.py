@@ -242,15 +242,19 @@ class Environments:
             observation, reward, terminated, truncated, _ = self.envs[copy].step(given)
         except Exception as error:
             raise EnvironmentFailure(f"{self._where(copy)}: step() raised {type(error).__name__}: {error}") from error
-        if not np.isfinite(reward):
+        try:
+            value = float(reward)
+        except (TypeError, ValueError):
+            value = float("nan")
+        if not np.isfinite(value):
             raise EnvironmentFailure(
                 f"{self._where(copy)}: the reward is {reward}; rewards must be finite numbers: mend the environment, "
                 "the checkpoint before this step stays valid"
             )
         flat = self._flat(copy, observation)
         self._history[copy].append(np.array(action))
-        self._total[copy] += float(reward)
-        return flat, float(reward), bool(terminated), bool(truncated)
+        self._total[copy] += value
+        return flat, value, bool(terminated), bool(truncated)
 
 
 def named_environment(name: str) -> Callable[[], Any]:
