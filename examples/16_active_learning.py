@@ -14,7 +14,7 @@ from vogn.data import load_data
 from vogn.likelihoods import Categorical
 from vogn.models import mlp
 
-ROUNDS = 7
+ROUNDS = 5
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
             likelihood=Categorical(),
             oracle=lambda numbers, inputs: y[numbers],  # a person, in earnest
             initial=20,
-            query_size=15,
+            query_size=20,
             samples=16,
             test=(data.test.x.flatten(1), data.test.y),
         )

@@ -20,9 +20,9 @@ from vogn.data import load_data
 from vogn.likelihoods import Categorical
 from vogn.models import mlp
 
-INITIAL, QUERY, POOL, TEST = 20, 10, 5000, 2000
+INITIAL, QUERY, POOL, TEST = 20, 10, 5000, 1000
 HIDDEN = 100
-SAMPLES = {"digits": 32, "mnist": 16}
+SAMPLES = 64
 METHODS = {"noisy K-FAC": "kfac", "IVON": "ivon"}
 ACQUISITIONS = ("random", "entropy", "bald", "batchbald", "epig")
 UPDATES = ("continue", "retrain", "prior")
@@ -30,7 +30,7 @@ UPDATES = ("continue", "retrain", "prior")
 
 
 def data_of(name: str, folder: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pool and test part: inputs ``(n, d)``, classes. Of MNIST the first 5000 training and 2000 test images."""
+    """Pool and test part: inputs ``(n, d)``, classes. Of MNIST the first 5000 training and 1000 test images."""
     if name == "digits":
         data = load_data("digits")
         return data.train.x.flatten(1), data.train.y, data.test.x.flatten(1), data.test.y
@@ -63,7 +63,7 @@ def run_cell(arguments: argparse.Namespace) -> None:
     learner = ActiveLearner(
         lambda: mlp((x.shape[1], HIDDEN, 10)), method, x, arguments.acquisition,
         likelihood=Categorical(), oracle=lambda numbers, inputs: y[numbers], initial=INITIAL, query_size=QUERY,
-        test=(x_test, y_test), samples=SAMPLES[arguments.data], seed=arguments.seed, folder=scratch,
+        test=(x_test, y_test), samples=SAMPLES, seed=arguments.seed, folder=scratch,
     )  # fmt: skip
     result = learner.run(rounds)
     keys = ("data", "method", "acquisition", "update", "seed", "form")

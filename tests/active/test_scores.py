@@ -113,6 +113,12 @@ def test_sampled_joint_labels_agree_with_all_of_them():
     assert joint_information(p, sampled.indices.tolist()) > 0.97 * float(whole.gains.sum())
 
 
+def test_the_information_of_a_batch_is_at_most_that_of_the_weight_sample():
+    p = random_probabilities(4, 40, 3, seed=5)
+    found = batchbald(p, 12, configurations=81)
+    assert found.exact.sum() == 5 and float(found.gains.sum()) < math.log(4) + 0.05  # sampled gains have an error
+
+
 def test_batchbald_ends_with_the_pool_and_survives_certain_labels():
     certain = torch.tensor([[[1.0, 0.0]] * 3, [[0.0, 1.0]] * 3])
     found = batchbald(certain, 7)

@@ -11,6 +11,8 @@ from vogn.active.scores import bald, check_samples, label_entropy
 
 CONFIGURATIONS = 10_000
 """Joint labels of the examples chosen so far that are held at most."""
+SLACK = 3.0
+"""Standard errors that a sampled gain may be too low by, where it decides who is looked at again."""
 _HELD_NUMBERS = 1 << 22
 """Numbers of the predictive distributions given each joint label that are held at a time."""
 
@@ -40,8 +42,10 @@ def batchbald(
     of the best one. The gain of an example given the chosen ones is ``sum_j P_j H[y | j] - E H[y]``, ``j`` running over
     the joint labels of the chosen ones with probability ``P_j``: over all of them while there are at most
     ``configurations``, then over as many that are drawn from their distribution, the same for all examples. A gain is
-    never more than it was given fewer labels, so an example is looked at again only if its last exact gain is above the
-    best one found: usually a small part of the pool. A gain costs ``J S C`` multiplications for ``J`` joint labels.
+    never more than it was given fewer labels, so an example is looked at again only if its last gain (a sampled one
+    plus :data:`SLACK` standard errors) is above the best one found. A gain costs ``J S C`` multiplications for ``J``
+    joint labels. All gains together are at most ``log S``, what there is to know about which of the weight samples is the
+    right one: take many more samples than ``exp`` of the information that a batch shall have.
 
     Args:
         probabilities: ``(S, N, C)``; float64 is best for long batches.
@@ -82,7 +86,7 @@ def batchbald(
 
 
 def _best(p: Tensor, conditional: Tensor, bounds: Tensor, joint: JointLabels) -> tuple[int, float]:
-    """The example of the largest gain, and the gain; exact gains become the new ``bounds``."""
+    """The example of the largest gain, and the gain; gains become the new ``bounds``."""
     order = bounds.argsort(descending=True, stable=True)
     order = order[bounds[order] > -torch.inf]
     chunk = max(1, _HELD_NUMBERS // (joint.count * p.shape[-1]))
@@ -90,9 +94,9 @@ def _best(p: Tensor, conditional: Tensor, bounds: Tensor, joint: JointLabels) ->
     for part in order.split(min(chunk, 64)):
         if float(bounds[part[0]]) < best_gain:
             break
-        found = joint.entropy_given(p[:, part]) - conditional[part]
-        if joint.complete:
-            bounds[part] = found
+        entropy, error = joint.entropy_given(p[:, part])
+        found = entropy - conditional[part]
+        bounds[part] = torch.minimum(bounds[part], found + SLACK * error)
         value, place = found.max(0)
         if float(value) > best_gain:
             best, best_gain = int(part[place]), float(value)
@@ -151,8 +155,15 @@ class JointLabels:
         labels = torch.multinomial(p.cpu()[self._sources], 1, generator=self._generator).squeeze(1).to(p.device)
         self._log = self._log + p.T[labels].log()
 
-    def entropy_given(self, p: Tensor) -> Tensor:
-        """``H[y | joint label]``, averaged over the joint labels, of examples with ``p`` ``(S, n, C)``; ``(n,)``."""
+    def entropy_given(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """``H[y | joint label]``, averaged over the joint labels, of examples with ``p`` ``(S, n, C)``.
+
+        Returns:
+            The average and its standard error, zero if the joint labels are all there are; both ``(n,)``.
+        """
         share = self._log.softmax(1)  # of the weight samples, given the joint label
-        given = (share @ p.flatten(1)).view(-1, *p.shape[1:])
-        return self._weights @ label_entropy(given)
+        each = label_entropy((share @ p.flatten(1)).view(-1, *p.shape[1:]))
+        mean = self._weights @ each
+        if self.complete:
+            return mean, torch.zeros_like(mean)
+        return mean, (self._weights @ (each - mean).square() / self.count).sqrt()
