@@ -115,8 +115,8 @@ def test_sampled_joint_labels_agree_with_all_of_them():
 
 def test_the_information_of_a_batch_is_at_most_that_of_the_weight_sample():
     p = random_probabilities(4, 40, 3, seed=5)
-    found = batchbald(p, 12, configurations=81)
-    assert found.exact.sum() == 5 and float(found.gains.sum()) < math.log(4) + 0.05  # sampled gains have an error
+    found = batchbald(p, 8, configurations=3**7)
+    assert found.exact.all() and 0.99 * math.log(4) < float(found.gains.sum()) < math.log(4)
 
 
 def test_batchbald_ends_with_the_pool_and_survives_certain_labels():

@@ -44,8 +44,8 @@ def batchbald(
     ``configurations``, then over as many that are drawn from their distribution, the same for all examples. A gain is
     never more than it was given fewer labels, so an example is looked at again only if its last gain (a sampled one
     plus :data:`SLACK` standard errors) is above the best one found. A gain costs ``J S C`` multiplications for ``J``
-    joint labels. All gains together are at most ``log S``, what there is to know about which of the weight samples is the
-    right one: take many more samples than ``exp`` of the information that a batch shall have.
+    joint labels. All gains together are at most ``log S``, what there is to know about which of the weight samples is
+    the right one: take many more samples than ``exp`` of the information that a batch shall have.
 
     Args:
         probabilities: ``(S, N, C)``; float64 is best for long batches.
