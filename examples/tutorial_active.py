@@ -31,7 +31,7 @@ print(f"{len(pool)} images, 20 of them will have labels")
 # %% A first posterior: query(), label(), update() by hand. The first query is random: nobody knows anything yet.
 learner = ActiveLearner(
     lambda: mlp((64, 50, 10)),
-    NaturalGradientMethod("kfac", steps=150, update_steps=50, temperature=0.1, **RECIPES["kfac"]),
+    NaturalGradientMethod("kfac", steps=100, update_steps=40, temperature=0.1, **RECIPES["kfac"]),
     pool,
     "bald",
     likelihood=Categorical(),
@@ -59,7 +59,7 @@ print(f"information of ten labels: {alone.gains.sum():.2f} nats by BALD, {togeth
 
 # %% What the learner would choose now, without any consequence; then the same in earnest.
 print("would ask for", learner.select(5).indices.tolist())
-for _ in range(3):
+for _ in range(2):
     query = learner.query()
     learner.label(answers[query])
     row = learner.update()
@@ -69,10 +69,10 @@ for _ in range(3):
 
 
 def asker(folder: Path, oracle) -> ActiveLearner:
-    method = NaturalGradientMethod("kfac", steps=150, update_steps=50, temperature=0.1, **RECIPES["kfac"])
+    method = NaturalGradientMethod("kfac", steps=100, update_steps=40, temperature=0.1, **RECIPES["kfac"])
     return ActiveLearner(
-        lambda: mlp((64, 50, 10)), method, pool, BatchBALD(), likelihood=Categorical(), oracle=oracle, initial=20,
-        query_size=10, samples=16, test=test, folder=folder,
+        lambda: mlp((64, 50, 10)), method, pool, BatchBALD(kept=300), likelihood=Categorical(), oracle=oracle,
+        initial=20, query_size=10, samples=16, test=test, folder=folder,
     )  # fmt: skip
 
 
@@ -86,10 +86,10 @@ def tired(numbers, inputs):
 
 with tempfile.TemporaryDirectory() as name:
     try:
-        asker(Path(name), tired).run(3)
+        asker(Path(name), tired).run(2)
     except KeyboardInterrupt:
         print("interrupted with", len((Path(name) / "labels.jsonl").read_text().splitlines()), "labels on disk")
-    result = asker(Path(name), lambda numbers, inputs: answers[numbers]).run(3)
+    result = asker(Path(name), lambda numbers, inputs: answers[numbers]).run(2)
     print("continued:", result.labels, [f"{value:.3f}" for value in result.curve("accuracy")])
 
 # %% Real targets: an observation tells 0.5 log(1 + variance / noise^2) nats about the weights. It is largest at the
@@ -99,10 +99,10 @@ x = torch.tensor(2 * inputs - 1, dtype=torch.float32)
 y = torch.tensor((numbers - numbers.mean()) / numbers.std(), dtype=torch.float32).unsqueeze(1)
 for acquisition in ("random", "information_gain", "epig"):
     asking = ActiveLearner(
-        lambda: mlp((5, 30, 1)), NaturalGradientMethod("kfac", steps=200, update_steps=50, **RECIPES["kfac"]), x[:300],
+        lambda: mlp((5, 30, 1)), NaturalGradientMethod("kfac", steps=150, update_steps=40, **RECIPES["kfac"]), x[:300],
         acquisition, likelihood=Gaussian(noise=0.3), oracle=lambda n, inputs: y[n], initial=20, query_size=10,
         samples=16, test=(x[300:], y[300:]),
     )  # fmt: skip
-    curve = asking.run(6).curve("rmse")
+    curve = asking.run(5).curve("rmse")
     asked = float(x[asking.numbers[20:]].abs().amax(1).mean())
     print(f"{acquisition:17s} rmse", [f"{value:.2f}" for value in curve], f"distance from the centre {asked:.2f}")
