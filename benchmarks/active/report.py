@@ -93,7 +93,8 @@ def _agreement(record: dict[str, Any], reference: dict[str, Any]) -> list[float]
     from scipy.stats import spearmanr
 
     def first(cell: dict[str, Any]) -> dict[int, list[float]]:
-        return {run["seed"]: run["first_variance"] for run in cell["runs"] if run["query"] == ASKED}
+        runs = [run for run in cell["runs"] if run["query"] == ASKED]
+        return {run["seed"]: [float(value) for value in run["first_variance"].split()] for run in runs}
 
     theirs = first(reference)
     pairs = [(values, theirs[seed]) for seed, values in first(record).items() if seed in theirs]
