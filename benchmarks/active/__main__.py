@@ -41,7 +41,7 @@ def cells_of(arguments: argparse.Namespace) -> list[tuple[Path, list[str]]]:
                 path = folder / data / f"{word(method)}.json"
                 out.append((path, ["cell", "--data", data, "--method", method, "--cell", str(path), *shared]))
             continue
-        seeds = range(FORMS[arguments.form].class_seeds)
+        seeds = range(arguments.seeds or FORMS[arguments.form].class_seeds)
         rows = [(method, a, "continue") for method in classification.METHODS for a in classification.ACQUISITIONS]
         if arguments.form == "reduced":
             few = FEWER[data]
@@ -63,6 +63,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--sets", default=",".join((*REGRESSION, *CLASSES)), help="comma-separated data sets")
     parser.add_argument("--methods", help="of regression, separated by semicolons; all by default")
+    parser.add_argument("--seeds", type=int, help="of classification; by default as many as the form has")
     parser.add_argument("--form", choices=list(FORMS), default="reduced")
     parser.add_argument("--data")
     parser.add_argument("--method")

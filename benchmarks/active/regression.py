@@ -155,7 +155,7 @@ def run(
         variance = seen.var(0, correction=0)
         if number == 0:
             for r, record in enumerate(records):
-                record["first_variance"] = [float(f"{v:.4g}") for v in variance[:, r]]
+                record["first_variance"] = " ".join(f"{v:.4g}" for v in variance[:, r].tolist())
         for r, record in enumerate(records):
             record["rmse"].append(round(float(rmse[r]), 5))
             record["nll"].append(round(float(nll[r]), 5))
@@ -170,7 +170,7 @@ def run(
             chosen.append(gain[:, r].argmax() if kind == QUERIES[0] else lucky)
         labelled = torch.cat([labelled, torch.stack(chosen).unsqueeze(0)])
     for r, record in enumerate(records):
-        record["labelled"] = labelled[:, r].tolist()
+        record["labelled"] = " ".join(str(number) for number in labelled[:, r].tolist())
     return records
 
 

@@ -44,7 +44,7 @@ def regressions(folder: Path) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     reference = read_cell(folder / "hmc.json")
     curves: dict[str, Any] = {}
-    structured: dict[int, float] = {}
+    structured: dict[str, dict[int, float]] = {}
     for method in regression.METHODS:
         record = read_cell(folder / f"{method.replace(' ', '_').lower()}.json")
         if record is None:
@@ -64,17 +64,21 @@ def regressions(folder: Path) -> dict[str, Any]:
             row[f"gain in last {metric}"] = mean_error(curve[RANDOM][:, -1] - curve[ASKED][:, -1])
         if reference is not None and method != "HMC":
             row["rank correlation with HMC"] = mean_error(_agreement(record, reference))
+        last = {kind: {s: runs[kind][s]["rmse"][-1] for s in seeds} for kind in regression.QUERIES}
         if method == "noisy K-FAC":
-            structured = {s: runs[ASKED][s]["rmse"][-1] for s in seeds}
-        elif set(seeds) <= set(structured):
-            row["last rmse above noisy K-FAC"] = mean_error([runs[ASKED][s]["rmse"][-1] - structured[s] for s in seeds])
+            structured = last
+        elif structured and set(seeds) <= set(structured[ASKED]):
+            for kind, name in ((ASKED, "last rmse above noisy K-FAC"), (RANDOM, "last rmse above noisy K-FAC, random")):
+                row[name] = mean_error([last[kind][s] - structured[kind][s] for s in seeds])
+            gains = [[table[RANDOM][s] - table[ASKED][s] for s in seeds] for table in (structured, last)]
+            row["gain of noisy K-FAC above this one"] = mean_error(np.subtract(*gains))
         rows[method] = row
         curves[f"{method}"] = [runs[ASKED][s]["rmse"] for s in seeds]
         curves[f"{method}, random"] = [runs[RANDOM][s]["rmse"] for s in seeds]
     print(f"\n{folder.name}: test RMSE at the end and averaged over the queries; gains over random, paired by seed")
-    heads = ("method", "asked", "random", "gain, last", "mean asked", "gain, mean", "gain in NLL", "above K-FAC")
-    print(f"| {' | '.join(heads)} | with HMC | CPU s |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    heads = ("method", "asked", "random", "gain, last", "mean asked", "gain, mean", "gain in NLL")
+    print(f"| {' | '.join(heads)} | above K-FAC | K-FAC's gain above | with HMC | CPU s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for method, row in rows.items():
         cells = [
             show(row[key])
@@ -82,7 +86,8 @@ def regressions(folder: Path) -> dict[str, Any]:
                         "gain in mean nll")
         ]  # fmt: skip
         with_reference = show(row["rank correlation with HMC"]) if "rank correlation with HMC" in row else "-"
-        cells.append(show(row["last rmse above noisy K-FAC"]) if "last rmse above noisy K-FAC" in row else "-")
+        for key in ("last rmse above noisy K-FAC", "gain of noisy K-FAC above this one"):
+            cells.append(show(row[key]) if key in row else "-")
         print(f"| {method} | {' | '.join(cells)} | {with_reference} | {row['cpu s']:.0f} |")
     _plot_regression(folder, curves)
     return rows
@@ -93,7 +98,8 @@ def _agreement(record: dict[str, Any], reference: dict[str, Any]) -> list[float]
     from scipy.stats import spearmanr
 
     def first(cell: dict[str, Any]) -> dict[int, list[float]]:
-        return {run["seed"]: run["first_variance"] for run in cell["runs"] if run["query"] == ASKED}
+        runs = [run for run in cell["runs"] if run["query"] == ASKED]
+        return {run["seed"]: [float(value) for value in run["first_variance"].split()] for run in runs}
 
     theirs = first(reference)
     pairs = [(values, theirs[seed]) for seed, values in first(record).items() if seed in theirs]

@@ -13,7 +13,7 @@ from vogn.active.acquisition import Acquisition, Pointwise
 from vogn.active.acquisitions import acquisition_of
 from vogn.active.candidates import Candidates
 from vogn.active.errors import PoolError, PoolExhaustedError
-from vogn.active.pool import as_pool
+from vogn.active.pool import as_pool, checked_inputs
 from vogn.active.posterior_method import PosteriorMethod, Refit
 from vogn.likelihoods import Likelihood
 from vogn.posterior import Posterior
@@ -88,10 +88,12 @@ class QueryStrategy:
             raise PoolError("candidates must be numbers of rows of X, shape (m,)")
         if not len(numbers):
             raise PoolExhaustedError("every row has a label: there is nothing to ask for")
+        rows = as_pool(x)
+        checked_inputs(rows, torch.arange(len(x)))
         self._learn(x, y)
         assert self.method.model is not None and self.method.posterior is not None
         pool = Candidates(
-            self.method.model, self.method.posterior, self.likelihood, as_pool(x), torch.from_numpy(np.sort(numbers)),
+            self.method.model, self.method.posterior, self.likelihood, rows, torch.from_numpy(np.sort(numbers)),
             known=x[~np.isnan(y)], samples=self.samples, seed=self.seed, prediction=self.prediction,
         )  # fmt: skip
         if not return_utilities:
