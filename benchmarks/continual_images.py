@@ -95,13 +95,23 @@ def grids(**changes: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     } | changes
 
 
+SPLIT = grids(
+    ewc=strengths(10.0, 100.0, 1000.0),
+    si=strengths(1.0, 10.0, 100.0),
+    vcl=variational(1.0, 3.0, 10.0, 30.0, temperature=0.1, lr=0.003),
+    kronecker=strengths(1.0, 10.0, 100.0, combine="nearest"),
+    l2=memory(1.0, 10.0, 100.0),
+    fromp=memory(100.0, 1000.0, 10_000.0, 40_000.0),
+    kpriors=memory(0.1, 1.0, 10.0),
+)
+"""Wider ones: these runs are short."""
 STUDIES = {
     "permuted-mnist": Study(
         "permuted", "mnist.npz", "domain", grids(), looked_at={"images": 5_000, "batch_size": 64},
     ),
-    "split-mnist-heads": Study("split", "mnist.npz", "task", grids(), batch_size=128),
-    "split-mnist": Study("split", "mnist.npz", "domain", grids(), batch_size=128),
-    "split-cifar10": Study("split", "cifar10_jpegbytes.npz", "task", grids(), images=5000, batch_size=32),
+    "split-mnist-heads": Study("split", "mnist.npz", "task", SPLIT, batch_size=128),
+    "split-mnist": Study("split", "mnist.npz", "domain", SPLIT, batch_size=128),
+    "split-cifar10": Study("split", "cifar10_jpegbytes.npz", "task", SPLIT, images=5000, batch_size=32),
 }  # fmt: skip
 FULL = {"images": 60_000}
 SIZES = ("images", "tasks", "epochs", "batch_size")
