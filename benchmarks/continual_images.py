@@ -259,9 +259,9 @@ def row_of(
 
 
 def summary(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Chosen options and figures, mean and standard error over seeds, of all methods whose cells are there."""
+    """Chosen options and figures, mean and standard error over seeds, of all studies and methods with all cells."""
     tables: dict[str, Any] = {}
-    for benchmark in arguments.benchmarks:
+    for benchmark in STUDIES:
         rows = tables.setdefault(benchmark, {})
         for method in STUDIES[benchmark].grids:
             options = chosen(arguments, benchmark, method)
