@@ -1,6 +1,6 @@
 """Does what holds on small digits hold on images: permuted MNIST, split MNIST, split CIFAR-10?
 
-    OMP_NUM_THREADS=1 python -m benchmarks.continual_images run --data-dir DIR    # all studies, about 80 minutes of CPU
+    OMP_NUM_THREADS=1 python -m benchmarks.continual_images run --data-dir DIR    # all studies, about an hour of CPU
     python -m benchmarks.continual_images report --data-dir DIR
 
 ``DIR`` holds ``mnist.npz`` (``x_train``, ``y_train``, ``x_test``, ``y_test``) and ``cifar10_jpegbytes.npz`` (the images
