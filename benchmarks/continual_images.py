@@ -1,6 +1,6 @@
 """Does what holds on small digits hold on images: permuted MNIST, split MNIST, split CIFAR-10?
 
-    OMP_NUM_THREADS=1 python -m benchmarks.continual_images run --data-dir DIR    # all studies, about 80 minutes of CPU
+    OMP_NUM_THREADS=1 python -m benchmarks.continual_images run --data-dir DIR    # all studies, about an hour of CPU
     python -m benchmarks.continual_images report --data-dir DIR
 
 ``DIR`` holds ``mnist.npz`` (``x_train``, ``y_train``, ``x_test``, ``y_test``) and ``cifar10_jpegbytes.npz`` (the images
@@ -259,9 +259,9 @@ def row_of(
 
 
 def summary(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Chosen options and figures, mean and standard error over seeds, of all methods whose cells are there."""
+    """Chosen options and figures, mean and standard error over seeds, of all studies and methods with all cells."""
     tables: dict[str, Any] = {}
-    for benchmark in arguments.benchmarks:
+    for benchmark in STUDIES:
         rows = tables.setdefault(benchmark, {})
         for method in STUDIES[benchmark].grids:
             options = chosen(arguments, benchmark, method)

@@ -64,6 +64,7 @@ class VariationalContinualLearning(ContinualMethod):
         **options: Any,
     ) -> None:
         super().__init__(model, likelihood)
+        self.trained_by = ""
         if method not in HANDOVER:
             raise ValueError(f"method={method!r} is unknown; choose {', '.join(HANDOVER)}")
         check_positive(prior_precision=prior_precision, temperature=temperature)
