@@ -102,7 +102,7 @@ def test_a_checkpoint_of_another_agent_is_refused(tmp_path):
         run_bandit(small_agent("vogn", problem), problem, folder=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["greedy", "last-layer", "vogn", "kfac"])
+@pytest.mark.parametrize("name", ["last-layer", "vogn"])
 def test_networks_learn_what_chance_does_not(name):
     problem = breast_cancer_bandit(200, seed=0)
     agent = make_bandit_agent(name, problem, seed=0, hidden=(20,))
