@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.active.sizes import FORMS
 from benchmarks.cells import command, environment, write_cell
 from vogn.active import ActiveLearner, NaturalGradientMethod
+from vogn.active.acquisitions import acquisition_of
 from vogn.active.recipes import RECIPES
 from vogn.data import load_data
 from vogn.likelihoods import Categorical
@@ -22,7 +23,9 @@ from vogn.models import mlp
 
 INITIAL, QUERY, POOL, TEST = 20, 10, 5000, 1000
 HIDDEN = 100
-SAMPLES = 64
+SAMPLES = {"digits": 64, "mnist": 32}
+KEPT = {"digits": 2000, "mnist": 1000}
+"""Examples among which BatchBALD chooses."""
 METHODS = {"noisy K-FAC": "kfac", "IVON": "ivon"}
 ACQUISITIONS = ("random", "entropy", "bald", "batchbald", "epig")
 UPDATES = ("continue", "retrain", "prior")
@@ -59,11 +62,13 @@ def run_cell(arguments: argparse.Namespace) -> None:
     method = NaturalGradientMethod(
         name, update=arguments.update, steps=form.class_steps, update_steps=form.class_update_steps, **RECIPES[name]
     )
+    kept = {"kept": KEPT[arguments.data]} if arguments.acquisition == "batchbald" else {}
+    acquisition = acquisition_of(arguments.acquisition, **kept)
     scratch, start = arguments.cell.with_suffix(".run"), time.process_time()
     learner = ActiveLearner(
-        lambda: mlp((x.shape[1], HIDDEN, 10)), method, x, arguments.acquisition,
+        lambda: mlp((x.shape[1], HIDDEN, 10)), method, x, acquisition,
         likelihood=Categorical(), oracle=lambda numbers, inputs: y[numbers], initial=INITIAL, query_size=QUERY,
-        test=(x_test, y_test), samples=SAMPLES, seed=arguments.seed, folder=scratch,
+        test=(x_test, y_test), samples=SAMPLES[arguments.data], seed=arguments.seed, folder=scratch,
     )  # fmt: skip
     result = learner.run(rounds)
     keys = ("data", "method", "acquisition", "update", "seed", "form")
