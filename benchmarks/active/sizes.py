@@ -22,14 +22,14 @@ class Form:
     """
 
     seeds: int = 5
-    slow_seeds: int = 1
+    slow_seeds: int = 5
     initial: int = 20
     queries: int = 40
     steps: int = 2000
     update_steps: int = 200
     class_seeds: int = 3
     digits_rounds: int = 25
-    mnist_rounds: int = 31
+    mnist_rounds: int = 21
     class_steps: int = 300
     class_update_steps: int = 100
 
