@@ -123,6 +123,8 @@ def _plot_regression(folder: Path, curves: dict[str, Any]) -> None:
         values = {"information gain": curves[method], "random": curves[f"{method}, random"]}
         labels = range(20, 20 + len(curves[method][0]))
         label_curves(list(labels), values, metric="rmse", ax=place).set_title(f"{folder.name}: {method}", fontsize=9)
+    for place in axes.flat[len(methods) :]:
+        place.set_axis_off()
     figure.savefig(folder.parent / f"{folder.name}.png", dpi=100)
 
 
