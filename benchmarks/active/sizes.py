@@ -22,7 +22,7 @@ class Form:
     """
 
     seeds: int = 5
-    slow_seeds: int = 5
+    slow_seeds: int = 2
     initial: int = 20
     queries: int = 40
     steps: int = 2000
