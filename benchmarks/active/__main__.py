@@ -18,8 +18,11 @@ REGRESSION, CLASSES = ("yacht", "boston", "energy"), ("digits", "mnist")
 SLOW = ("SLANG", "HMC")
 """On yacht only, in the reduced form."""
 
-FEWER = {"digits": ("random", "bald", "batchbald"), "mnist": ()}
-"""Acquisitions of IVON, in the reduced form."""
+REDUCED = {
+    "digits": {"noisy K-FAC": classification.ACQUISITIONS, "IVON": ("random", "bald", "batchbald")},
+    "mnist": {"IVON": classification.ACQUISITIONS},
+}
+"""Acquisitions of every method, in the reduced form."""
 
 
 def word(name: str) -> str:
@@ -44,8 +47,7 @@ def cells_of(arguments: argparse.Namespace) -> list[tuple[Path, list[str]]]:
         seeds = range(arguments.seeds or FORMS[arguments.form].class_seeds)
         rows = [(method, a, "continue") for method in classification.METHODS for a in classification.ACQUISITIONS]
         if arguments.form == "reduced":
-            few = FEWER[data]
-            rows = [(method, a, update) for method, a, update in rows if method == "noisy K-FAC" or a in few]
+            rows = [row for row in rows if row[1] in REDUCED[data].get(row[0], ())]
         if data == "digits":
             rows += [("noisy K-FAC", "bald", update) for update in classification.UPDATES[1:]]
         for seed in seeds:

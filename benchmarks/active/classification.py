@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.active.sizes import FORMS
 from benchmarks.cells import command, environment, write_cell
 from vogn.active import ActiveLearner, NaturalGradientMethod
+from vogn.active.acquisitions import acquisition_of
 from vogn.active.recipes import RECIPES
 from vogn.data import load_data
 from vogn.likelihoods import Categorical
@@ -22,15 +23,20 @@ from vogn.models import mlp
 
 INITIAL, QUERY, POOL, TEST = 20, 10, 5000, 1000
 HIDDEN = 100
-SAMPLES = 64
+SAMPLES = {"digits": 64, "mnist": 32}
+KEPT = {"digits": 2000, "mnist": 1000}
+"""Examples among which BatchBALD chooses."""
 METHODS = {"noisy K-FAC": "kfac", "IVON": "ivon"}
+SETTINGS = {("mnist", "ivon"): {"lr": 0.03, "temperature": 0.1}}
+"""In place of those of the recipe."""
 ACQUISITIONS = ("random", "entropy", "bald", "batchbald", "epig")
 UPDATES = ("continue", "retrain", "prior")
 """How noisy K-FAC learns from new labels; compared on digits with BALD."""
 
 
 def data_of(name: str, folder: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pool and test part: inputs ``(n, d)``, classes. Of MNIST the first 5000 training and 1000 test images."""
+    """Pool and test part: inputs ``(n, d)``, classes. Of MNIST the first 5000 training images, and of
+    the test images the second 1000: settings were looked at on the first."""
     if name == "digits":
         data = load_data("digits")
         return data.train.x.flatten(1), data.train.y, data.test.x.flatten(1), data.test.y
@@ -39,7 +45,7 @@ def data_of(name: str, folder: Path | None) -> tuple[Tensor, Tensor, Tensor, Ten
         sys.exit("mnist needs --data-dir with the file mnist.npz: arrays x_train, y_train, x_test, y_test")
     with np.load(path, allow_pickle=False) as archive:
         names = ("x_train", "y_train", "x_test", "y_test")
-        parts = [archive[part][: TEST if "test" in part else POOL] for part in names]
+        parts = [archive[part][TEST : 2 * TEST] if "test" in part else archive[part][:POOL] for part in names]
     x, y, x_test, y_test = parts
     mean, deviation = x.mean(), x.std()
     return tuple(  # type: ignore[return-value]
@@ -56,14 +62,17 @@ def run_cell(arguments: argparse.Namespace) -> None:
     x, y, x_test, y_test = data_of(arguments.data, arguments.data_dir)
     rounds = form.digits_rounds if arguments.data == "digits" else form.mnist_rounds
     name = METHODS[arguments.method]
+    options = RECIPES[name] | SETTINGS.get((arguments.data, name), {})
     method = NaturalGradientMethod(
-        name, update=arguments.update, steps=form.class_steps, update_steps=form.class_update_steps, **RECIPES[name]
+        name, update=arguments.update, steps=form.class_steps, update_steps=form.class_update_steps, **options
     )
+    kept = {"kept": KEPT[arguments.data]} if arguments.acquisition == "batchbald" else {}
+    acquisition = acquisition_of(arguments.acquisition, **kept)
     scratch, start = arguments.cell.with_suffix(".run"), time.process_time()
     learner = ActiveLearner(
-        lambda: mlp((x.shape[1], HIDDEN, 10)), method, x, arguments.acquisition,
+        lambda: mlp((x.shape[1], HIDDEN, 10)), method, x, acquisition,
         likelihood=Categorical(), oracle=lambda numbers, inputs: y[numbers], initial=INITIAL, query_size=QUERY,
-        test=(x_test, y_test), samples=SAMPLES, seed=arguments.seed, folder=scratch,
+        test=(x_test, y_test), samples=SAMPLES[arguments.data], seed=arguments.seed, folder=scratch,
     )  # fmt: skip
     result = learner.run(rounds)
     keys = ("data", "method", "acquisition", "update", "seed", "form")

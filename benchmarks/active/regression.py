@@ -170,8 +170,16 @@ def run(
             chosen.append(gain[:, r].argmax() if kind == QUERIES[0] else lucky)
         labelled = torch.cat([labelled, torch.stack(chosen).unsqueeze(0)])
     for r, record in enumerate(records):
+        record["neighbour"] = neighbour_distance(pool[labelled[form.initial :, r], r])
         record["labelled"] = " ".join(str(number) for number in labelled[:, r].tolist())
     return records
+
+
+def neighbour_distance(x: Tensor) -> float:
+    """How far an example that was asked for is from the nearest other one, on average over ``(n, d)``, in standard
+    deviations of the inputs."""
+    apart = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
+    return round(float(apart.amin(1).mean()), 4)
 
 
 def run_cell(arguments: argparse.Namespace) -> None:

@@ -72,13 +72,15 @@ def regressions(folder: Path) -> dict[str, Any]:
                 row[name] = mean_error([last[kind][s] - structured[kind][s] for s in seeds])
             gains = [[table[RANDOM][s] - table[ASKED][s] for s in seeds] for table in (structured, last)]
             row["gain of noisy K-FAC above this one"] = mean_error(np.subtract(*gains))
+        row["distance of questions"] = mean_error([runs[ASKED][s]["neighbour"] for s in seeds])
+        row["distance of questions, random"] = mean_error([runs[RANDOM][s]["neighbour"] for s in seeds])
         rows[method] = row
         curves[f"{method}"] = [runs[ASKED][s]["rmse"] for s in seeds]
         curves[f"{method}, random"] = [runs[RANDOM][s]["rmse"] for s in seeds]
     print(f"\n{folder.name}: test RMSE at the end and averaged over the queries; gains over random, paired by seed")
     heads = ("method", "asked", "random", "gain, last", "mean asked", "gain, mean", "gain in NLL")
-    print(f"| {' | '.join(heads)} | above K-FAC | K-FAC's gain above | with HMC | CPU s |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(f"| {' | '.join(heads)} | above K-FAC | K-FAC's gain above | with HMC | apart | CPU s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for method, row in rows.items():
         cells = [
             show(row[key])
@@ -88,7 +90,8 @@ def regressions(folder: Path) -> dict[str, Any]:
         with_reference = show(row["rank correlation with HMC"]) if "rank correlation with HMC" in row else "-"
         for key in ("last rmse above noisy K-FAC", "gain of noisy K-FAC above this one"):
             cells.append(show(row[key]) if key in row else "-")
-        print(f"| {method} | {' | '.join(cells)} | {with_reference} | {row['cpu s']:.0f} |")
+        apart = show(row["distance of questions"])
+        print(f"| {method} | {' | '.join(cells)} | {with_reference} | {apart} | {row['cpu s']:.0f} |")
     _plot_regression(folder, curves)
     return rows
 
@@ -120,6 +123,8 @@ def _plot_regression(folder: Path, curves: dict[str, Any]) -> None:
         values = {"information gain": curves[method], "random": curves[f"{method}, random"]}
         labels = range(20, 20 + len(curves[method][0]))
         label_curves(list(labels), values, metric="rmse", ax=place).set_title(f"{folder.name}: {method}", fontsize=9)
+    for place in axes.flat[len(methods) :]:
+        place.set_axis_off()
     figure.savefig(folder.parent / f"{folder.name}.png", dpi=100)
 
 

@@ -369,6 +369,7 @@ def test_binary_labels_and_a_learnable_noise(tmp_path):
         ({"samples": 0}, ValueError, "samples=0"),
         ({"chunk": 0}, ValueError, "chunk=0"),
         ({"seed": -1}, ValueError, "seed=-1"),
+        ({"prediction": {"samples": 3, "method": "mc"}}, ValueError, "prediction holds samples"),
         ({"initial": 0}, ValueError, "at least one example"),
         ({"initial": -1}, ValueError, "initial must be"),
         ({"initial": [1, 1]}, ValueError, "different numbers"),

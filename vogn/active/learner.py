@@ -102,6 +102,9 @@ class ActiveLearner:
                                    ("seed", seed, 0)):  # fmt: skip
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
+        taken = {"samples", "seed", "likelihood", "keep_samples", "progress"} & set(prediction or {})
+        if taken:
+            raise ValueError(f"prediction holds {', '.join(sorted(taken))}: what the learner sets itself")
         self.pool = as_pool(pool)
         self.acquisition = acquisition_of(acquisition)
         self.acquisition.check(likelihood)
