@@ -24,7 +24,12 @@ def test_example_is_short_and_asks_a_question(path):
     assert question.endswith("?")
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+QUICK = [path for path in EXAMPLES if path.stem[:2] in ("01", "02", "03")]
+RUNS = [pytest.param(path, marks=() if path in QUICK else pytest.mark.slow, id=path.stem) for path in EXAMPLES]
+"""Together the examples take minutes: all but the first run with the slow tests."""
+
+
+@pytest.mark.parametrize("path", RUNS)
 def test_example_runs(path, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
