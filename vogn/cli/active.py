@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,19 +14,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from vogn.active import ACQUISITIONS, ActiveLearner, ActiveResult, NaturalGradientMethod, StoppedError, progress_bar
+from vogn.active import ACQUISITIONS, ActiveLearner, ActiveResult, NaturalGradientMethod, progress_bar
 from vogn.active.acquisition import LABELS, NUMBERS
 from vogn.active.natural_gradient import PRIOR_METHODS, Mode
 from vogn.active.recipes import RECIPES
-from vogn.cli.errors import InterruptedRunError, UsageError
-from vogn.cli.interruption import Interruption
+from vogn.cli.errors import UsageError
 from vogn.cli.plots import plot_labels
-from vogn.cli.run_folder import RunFolder, new_path, read_json_object, versions
+from vogn.cli.run_folder import RunFolder
 from vogn.cli.screen import say
-from vogn.cli.settings import Settings
+from vogn.cli.side_by_side import Command
 from vogn.data import DataError, load_data
 from vogn.data.npz import read_arrays
-from vogn.errors import CheckpointError
 from vogn.likelihoods import Categorical, Gaussian, Likelihood
 from vogn.models import mlp
 from vogn.optim import METHODS
@@ -107,18 +104,8 @@ class ActiveSettings:
         if not self.hidden or min(self.hidden) < 1:
             raise UsageError("--hidden needs widths of at least 1, such as 100,100")
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ActiveSettings:
-        """Undoes ``asdict`` after a passage through JSON.
 
-        Raises:
-            CheckpointError: if it is no such thing.
-        """
-        try:
-            lists = {name: tuple(data[name]) for name in ("acquisitions", "hidden")}
-            return cls(**{field.name: data[field.name] for field in fields(cls)} | lists)
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"these are not the settings of an active run: {error}") from error
+ACTIVE = Command("active", ActiveSettings)
 
 
 def active(
@@ -140,43 +127,35 @@ def active(
         DataError: for data that cannot be used.
         InterruptedRunError: after a signal; every label and the state are written.
     """
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if resume is not None:
-        if output is not None or chosen:
-            raise UsageError("--resume continues a run as it is: it excludes --output and all settings")
-        folder = RunFolder.open(resume)
-        settings = ActiveSettings.from_dict(read_json_object(folder.path / "config.json").get("active", {}))
-    else:
-        settings = ActiveSettings(**chosen)
-        if "noise" in chosen and settings.target == LABELS:
-            raise UsageError("--noise goes with --target numbers")
+    settings, folder = ACTIVE.settled(given, _new, output=output, resume=resume)
     arrays = arrays_of(settings)
-    if resume is None:
-        folder = RunFolder.create(output or new_path(Settings(data=settings.data), f"active-{settings.method}"))
-        folder.write_json("config.json", {"active": asdict(settings), "versions": versions()})
+    folder = folder or ACTIVE.new_folder(settings, output, data=settings.data, suffix=f"-{settings.method}")
     say(console, f"{settings.data}, a pool of {len(arrays[0])}, {settings.method}, in {folder.path}")
     results: dict[str, list[ActiveResult]] = {name: [] for name in settings.acquisitions}
-    with folder.locked(), Interruption() as interruption:
+    with ACTIVE.running(folder) as running:
         for name in settings.acquisitions:
             for seed in range(settings.seeds):
+                label = f"{name}, seed {seed}"
                 learner = learner_of(settings, arrays, name, seed, folder.path / name / f"seed_{seed}")
-                with progress_bar(settings.rounds, f"{name}, seed {seed}") as watcher:
-                    try:
-                        found = learner.run(
-                            settings.rounds,
-                            watcher=watcher,
-                            should_stop=lambda: interruption.signal_number is not None,
-                        )
-                    except StoppedError as error:
-                        again = f"vogn active --resume {shlex.quote(str(folder.path))}"
-                        raise InterruptedRunError(
-                            f"{name}, seed {seed}: {error}. Continue with: {again}", interruption.signal_number or 0
-                        ) from error
+                with running.contender(label), progress_bar(settings.rounds, label) as watcher:
+                    found = learner.run(settings.rounds, watcher=watcher, should_stop=running.should_stop)
                 results[name].append(found)
             last = [run.curve(_metric(settings))[-1] for run in results[name]]
             say(console, f"{name}: {_metric(settings)} {np.mean(last):.4f} with {results[name][0].labels[-1]} labels")
     _report(settings, folder, results, console)
     return results
+
+
+def _new(chosen: dict[str, Any]) -> ActiveSettings:
+    """Settings of a new run.
+
+    Raises:
+        UsageError: if an option would do nothing.
+    """
+    settings = ActiveSettings(**chosen)
+    if "noise" in chosen and settings.target == LABELS:
+        raise UsageError("--noise goes with --target numbers")
+    return settings
 
 
 def arrays_of(settings: ActiveSettings) -> Arrays:

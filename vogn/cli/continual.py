@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,12 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from vogn.cli.errors import InterruptedRunError, UsageError
-from vogn.cli.interruption import Interruption
+from vogn.cli.errors import UsageError
 from vogn.cli.plots import plot_tasks
-from vogn.cli.run_folder import RunFolder, new_path, read_json_object, versions
+from vogn.cli.run_folder import RunFolder
 from vogn.cli.screen import say
-from vogn.cli.settings import Settings
+from vogn.cli.side_by_side import Command
 from vogn.continual import (
     BATCHNORM_POLICIES,
     CONTINUAL_METHODS,
@@ -27,7 +25,6 @@ from vogn.continual import (
     ContinualMethod,
     ContinualResult,
     MultiHead,
-    StoppedError,
     Task,
     adam,
     permuted_tasks,
@@ -36,7 +33,6 @@ from vogn.continual import (
     split_tasks,
 )
 from vogn.data import load_data
-from vogn.errors import CheckpointError
 from vogn.likelihoods import Categorical
 from vogn.models import mlp, small_convolutional
 
@@ -154,18 +150,8 @@ class ContinualSettings:
         """Whether the network is convolutional."""
         return BENCHMARKS[self.benchmark].images
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ContinualSettings:
-        """Undoes ``asdict`` after a passage through JSON.
 
-        Raises:
-            CheckpointError: if it is no such thing.
-        """
-        try:
-            lists = {name: tuple(data[name]) for name in ("methods", "hidden")}
-            return cls(**{one.name: data[one.name] for one in fields(cls)} | lists)
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"these are not the settings of a continual run: {error}") from error
+CONTINUAL = Command("continual", ContinualSettings)
 
 
 def continual(
@@ -186,49 +172,39 @@ def continual(
         UsageError: for settings that do not fit.
         InterruptedRunError: after a signal; checkpoints are written.
     """
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if resume is not None:
-        if output is not None or chosen:
-            raise UsageError("--resume continues a run as it is: it excludes --output and all settings")
-        folder = RunFolder.open(resume)
-        content = read_json_object(folder.path / "config.json")
-        settings = ContinualSettings.from_dict(content.get("continual", {}))
-    else:
-        benchmark = BENCHMARKS.get(str(chosen.get("benchmark", ContinualSettings.benchmark)))
-        defaults = {} if benchmark is None else {"data": benchmark.data} | dict(benchmark.defaults)
-        settings = ContinualSettings(**defaults | chosen)
-        _check_used(settings, chosen)
+    settings, folder = CONTINUAL.settled(given, _new, output=output, resume=resume)
     tasks = tasks_of(settings)
-    if resume is None:
-        folder = RunFolder.create(output or new_path(Settings(data=settings.data), f"continual-{settings.kind}"))
-        folder.write_json("config.json", {"continual": asdict(settings), "versions": versions()})
+    folder = folder or CONTINUAL.new_folder(settings, output, data=settings.data, suffix=f"-{settings.kind}")
     say(console, f"{settings.benchmark}, {len(tasks)} tasks, scenario {settings.scenario}, in {folder.path}")
     results: dict[str, ContinualResult] = {}
-    with folder.locked(), Interruption() as interruption:
+    with CONTINUAL.running(folder) as running:
         for name in settings.methods:
             method = method_of(settings, name, tasks)
-            with progress_bar(len(tasks), name) as watcher:
-                try:
-                    results[name] = run_tasks(
-                        method,
-                        tasks,
-                        epochs=settings.epochs,
-                        batch_size=settings.batch_size,
-                        seed=settings.seed,
-                        folder=folder.path / name,
-                        batchnorm=cast(BatchNormPolicy, settings.batchnorm),
-                        checkpoint_every=settings.checkpoint_every,
-                        watcher=watcher,
-                        should_stop=lambda: interruption.signal_number is not None,
-                    )
-                except StoppedError as error:
-                    again = f"vogn continual --resume {shlex.quote(str(folder.path))}"
-                    raise InterruptedRunError(
-                        f"{name}: {error}. Continue with: {again}", interruption.signal_number or 0
-                    ) from error
+            with running.contender(name), progress_bar(len(tasks), name) as watcher:
+                results[name] = run_tasks(
+                    method,
+                    tasks,
+                    epochs=settings.epochs,
+                    batch_size=settings.batch_size,
+                    seed=settings.seed,
+                    folder=folder.path / name,
+                    batchnorm=cast(BatchNormPolicy, settings.batchnorm),
+                    checkpoint_every=settings.checkpoint_every,
+                    watcher=watcher,
+                    should_stop=running.should_stop,
+                )
             say(console, f"{name}: average accuracy {results[name].metrics['average_accuracy']:.4f}")
     _report(settings, folder, results, console)
     return results
+
+
+def _new(chosen: dict[str, Any]) -> ContinualSettings:
+    """Settings of a new run: the benchmark's own where nothing was given."""
+    benchmark = BENCHMARKS.get(str(chosen.get("benchmark", ContinualSettings.benchmark)))
+    defaults = {} if benchmark is None else {"data": benchmark.data} | dict(benchmark.defaults)
+    settings = ContinualSettings(**defaults | chosen)
+    _check_used(settings, chosen)
+    return settings
 
 
 def _check_used(settings: ContinualSettings, chosen: Mapping[str, Any]) -> None:

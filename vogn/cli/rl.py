@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from vogn.cli.errors import InterruptedRunError, UsageError
-from vogn.cli.interruption import Interruption
+from vogn.cli.errors import UsageError
 from vogn.cli.plots import plot_rewards
-from vogn.cli.run_folder import RunFolder, new_path, read_json_object, versions
+from vogn.cli.run_folder import RunFolder
 from vogn.cli.screen import say
-from vogn.cli.settings import Settings
-from vogn.errors import CheckpointError, StoppedError
+from vogn.cli.side_by_side import Command
 from vogn.optim.methods import METHODS
 from vogn.rl import (
     BANDIT_AGENTS,
@@ -93,18 +90,8 @@ class RLSettings:
         """Whether the task is one."""
         return self.task in BANDITS
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RLSettings:
-        """Undoes ``asdict`` after a passage through JSON.
 
-        Raises:
-            CheckpointError: if it is no such thing.
-        """
-        try:
-            lists = {name: tuple(data[name]) for name in ("agents", "hidden")}
-            return cls(**{field.name: data[field.name] for field in fields(cls)} | lists)
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"these are not the settings of a run of `vogn rl`: {error}") from error
+RL = Command("rl", RLSettings)
 
 
 def rl(
@@ -126,27 +113,14 @@ def rl(
         EnvironmentFailure: if an environment fails later; a checkpoint is written.
         InterruptedRunError: after a signal; checkpoints are written.
     """
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if resume is not None:
-        if output is not None or chosen:
-            raise UsageError("--resume continues a run as it is: it excludes --output and all settings")
-        folder = RunFolder.open(resume)
-        settings = RLSettings.from_dict(read_json_object(folder.path / "config.json").get("rl", {}))
-    else:
-        settings = _complete(chosen)
-        name = re.sub(r"[^A-Za-z0-9]+", "-", settings.task).strip("-")
-        folder = RunFolder.create(output or new_path(Settings(data=name), "rl"))
-        folder.write_json("config.json", {"rl": asdict(settings), "versions": versions()})
+    settings, folder = RL.settled(given, _complete, output=output, resume=resume)
+    folder = folder or RL.new_folder(settings, output, data=re.sub(r"[^A-Za-z0-9]+", "-", settings.task).strip("-"))
     say(console, f"{settings.task}, {settings.steps} {'rounds' if settings.bandit else 'steps'}, in {folder.path}")
     results: dict[str, dict[str, Any]] = {}
-    with folder.locked(), Interruption() as interruption:
+    with RL.running(folder) as running:
         for agent in settings.agents:
-            try:
-                results[agent] = _run(settings, agent, folder, lambda: interruption.signal_number is not None)
-            except StoppedError as error:
-                again = f"vogn rl --resume {shlex.quote(str(folder.path))}"
-                message = f"{agent}: {error}. Continue with: {again}"
-                raise InterruptedRunError(message, interruption.signal_number or 0) from error
+            with running.contender(agent):
+                results[agent] = _run(settings, agent, folder, running.should_stop)
             first = next(iter(results[agent]["metrics"].items()))
             say(console, f"{agent}: {first[0].replace('_', ' ')} {first[1]:.4f}")
     _report(settings, folder, results, console)
