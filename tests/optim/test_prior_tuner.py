@@ -272,3 +272,18 @@ def test_what_is_measured_must_fit_the_groups():
         tuner(subset=["useless.*"]).tune()
     assert [group["weight_decay"] for group in opt.param_groups] == before
     assert set(tuner(structure="dense").tune()) == {0, 1}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_is_measured_is_tuned_as_after_training(frozen):
+    model = fill(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double())
+    model[0].bias.requires_grad_(not frozen)  # measured all the same, with its own length
+    opt = vogn.KFAC(model, lr=0.05, ess=100, weight_decay=0.01, groups=vogn.layer_groups(model))
+    train(opt, model, 3)
+
+    def measured():
+        return vogn.laplace(model, Categorical(), [batch()], structure="dense")
+
+    found = vogn.PriorTuner(opt, every=1, measure=measured).tune()
+    after = vogn.tune_prior_precision(measured()).sampled_blocks
+    assert list(found.values()) == pytest.approx([block.shift * block.ess for block in after], rel=1e-4)

@@ -18,7 +18,7 @@ from vogn.optim.blocks import BlockTable
 from vogn.optim.methods import sets_groups
 from vogn.posterior import GaussianPosterior, PosteriorBlock
 from vogn.posterior.block import exactly_damped
-from vogn.posterior.evidence import stationary_precision
+from vogn.posterior.evidence import precision_at, stationary_precision
 
 HALVINGS = 24
 """Of the interval in which a precision is sought: a relative error below 1e-5."""
@@ -147,7 +147,7 @@ class PriorTuner:
         measured = None
         if self.measure is not None:
             with torch.enable_grad():
-                measured = self.measure().sampled_blocks
+                measured = self.measure()
         found: dict[int, float] = {}
         for number, group in enumerate(self.optimizer.param_groups):
             members = [block for block, owner in table if owner is group]
@@ -156,12 +156,14 @@ class PriorTuner:
             if group["ess"] is None:
                 raise ValueError("the prior's precision is weight_decay * ess: set ess=len(train_set)")
             ess = float(group["ess"]) * self.temperature
-            if measured is None:
-                blocks = [_with_curvature(table, block, ess) for block in members]
+            options: dict[str, Any] = {"bounds": self.bounds, "halvings": HALVINGS}
+            if measured is not None:
+                own = _of_group(measured.sampled_blocks, group["param_names"])
+                found[number] = precision_at(own, measured.mean(), **options)
             else:
-                blocks = _of_group(measured, group["param_names"])
-            length = sum(float(whole(p.detach()).double().square().sum()) for b in members for p in b.parameters)
-            found[number] = stationary_precision(blocks, length, bounds=self.bounds, halvings=HALVINGS)
+                blocks = [_with_curvature(table, block, ess) for block in members]
+                length = sum(float(whole(p.detach()).double().square().sum()) for b in members for p in b.parameters)
+                found[number] = stationary_precision(blocks, length, **options)
             group["weight_decay"] = found[number] / ess
         return found
 

@@ -133,13 +133,25 @@ def tune_prior_precision(
     groups = [[block] for block in blocks] if per == "block" else [list(blocks)]
     found: dict[str, float] = {}
     for group in groups:
-        best = stationary_precision(group, sum(float(block.layout.pack(means).square().sum()) for block in group))
+        best = precision_at(group, means)
         found |= {block.name: best for block in group}
     tuned = [
         replace(block, shift=found[block.name] / block.ess) if block.name in found else block
         for block in posterior.blocks
     ]
     return GaussianPosterior(tuned, means, likelihood=posterior.likelihood, method=posterior.method)
+
+
+def precision_at(blocks: Sequence[PosteriorBlock], means: Mapping[str, Tensor], **options: Any) -> float:
+    """The :func:`stationary_precision` that blocks share at their own means.
+
+    Args:
+        blocks: of one posterior.
+        means: that posterior's.
+        **options: ``bounds`` and ``halvings``.
+    """
+    length = sum(float(block.layout.pack(means).double().square().sum()) for block in blocks)
+    return stationary_precision(blocks, length, **options)
 
 
 def stationary_precision(

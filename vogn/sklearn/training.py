@@ -16,7 +16,7 @@ from vogn.optim import METHODS, NaturalGradient
 from vogn.optim.laplace import laplace
 from vogn.optim.prior_tuner import layer_groups
 from vogn.optim.range_test import learning_rate_range_test
-from vogn.posterior.evidence import stationary_precision
+from vogn.posterior.evidence import precision_at
 from vogn.sklearn.recipes import recipe
 
 FIRST_NOISE = 1.0
@@ -189,8 +189,7 @@ class Training:
             if not own or not group["sampled"]:
                 continue
             if self.tuned:
-                length = sum(float(block.layout.pack(means).square().sum()) for block in own)
-                group["weight_decay"] = stationary_precision(own, length, bounds=PRIORS) / size
+                group["weight_decay"] = precision_at(own, means, bounds=PRIORS) / size
             precision = group["weight_decay"] * size
             for block in own:
                 fitted += block.numel - float(replace(block, shift=precision / block.ess).variance().sum()) * precision
