@@ -180,26 +180,45 @@ def chosen(arguments: argparse.Namespace, benchmark: str, method: str) -> dict[s
 
 
 def report(arguments: argparse.Namespace) -> None:
-    found = summary(arguments)
-    write_cell(arguments.results / "summary.json", found, sort_keys=False)
-    for benchmark, rows in found["benchmarks"].items():
-        print(f"\n{benchmark}, mean and standard error over {len(arguments.seeds)} seeds, test parts")
-        print(f"| {'method':10s} | {'average accuracy':16s} | {'backward transfer':17s} | CPU s | chosen |")
+    """Tables and plots of the benchmarks that were asked for; those of others stay in the summary."""
+    found, path = summary(arguments), arguments.results / "summary.json"
+    tables = found["benchmarks"]
+    earlier = (read_cell(path) or {}).get("benchmarks", {})
+    write_cell(path, found | {"benchmarks": earlier | tables}, sort_keys=False)
+    show(tables, arguments.results, seeds=len(arguments.seeds), parts="test parts", title="{} digits")
+
+
+def show(tables: dict[str, Any], results: Path, *, seeds: int, parts: str, title: str) -> None:
+    """Print a table of every benchmark, and draw it.
+
+    Args:
+        tables: benchmark to rows of methods.
+        results: folder of the plots.
+        seeds: number of them.
+        parts: what was tested on.
+        title: of a plot, with the benchmark for ``{}``.
+    """
+    for benchmark, rows in tables.items():
+        if not rows:
+            continue
+        print(f"\n{benchmark}, mean and standard error over {seeds} seeds, {parts}")
+        print(f"| {'method':15s} | {'average accuracy':16s} | {'backward transfer':17s} | CPU s | chosen |")
         print("| --- | --- | --- | --- | --- |")
         for method, row in rows.items():
             pairs = [f"{100 * row[key][0]:.1f} ± {100 * row[key][1]:.1f}" for key in
                      ("average_accuracy", "backward_transfer")]  # fmt: skip
-            picked = ", ".join(f"{key} {value:g}" for key, value in row["options"].items()) or "-"
-            print(f"| {method:10s} | {pairs[0]:16s} | {pairs[1]:17s} | {row['cpu s'][0]:.1f} | {picked} |")
-        plot(benchmark, rows, arguments.results / f"{benchmark}.png")
+            picked = ", ".join(f"{key} {value}" for key, value in row["options"].items()) or "-"
+            print(f"| {method:15s} | {pairs[0]:16s} | {pairs[1]:17s} | {row['cpu s'][0]:.1f} | {picked} |")
+        plot(rows, results / f"{benchmark}.png", title.format(benchmark))
 
 
-def plot(benchmark: str, rows: dict[str, Any], path: Path) -> None:
+def plot(rows: dict[str, Any], path: Path, title: str) -> None:
+    """Average accuracy over the tasks, of all methods."""
     from vogn.plots import task_curves
 
     errors = {m: [[max(0.0, a - e), min(1.0, a + e)] for a, e in row["curve"]] for m, row in rows.items()}
     axes = task_curves({m: [a for a, _ in row["curve"]] for m, row in rows.items()}, intervals=errors)
-    axes.set_title(f"{benchmark} digits: mean over seeds, bands of one standard error", fontsize=9)
+    axes.set_title(f"{title}: mean over seeds, bands of one standard error", fontsize=9)
     axes.figure.savefig(path, dpi=110)
 
 

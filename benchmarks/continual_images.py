@@ -31,7 +31,7 @@ from benchmarks.cells import (
     read_cell,
     write_cell,
 )
-from benchmarks.continual import SEEDED, strengths
+from benchmarks.continual import SEEDED, show, strengths
 from vogn.continual import (
     CONTINUAL_METHODS,
     ContinualResult,
@@ -279,27 +279,7 @@ def summary(arguments: argparse.Namespace) -> dict[str, Any]:
 def report(arguments: argparse.Namespace) -> None:
     found = summary(arguments)
     write_cell(arguments.results / "summary.json", found, sort_keys=False)
-    for benchmark, rows in found["benchmarks"].items():
-        if not rows:
-            continue
-        print(f"\n{benchmark}, mean and standard error over {len(arguments.seeds)} seeds, test images")
-        print(f"| {'method':15s} | {'average accuracy':16s} | {'backward transfer':17s} | CPU s | chosen |")
-        print("| --- | --- | --- | --- | --- |")
-        for method, row in rows.items():
-            pairs = [f"{100 * row[key][0]:.1f} ± {100 * row[key][1]:.1f}" for key in
-                     ("average_accuracy", "backward_transfer")]  # fmt: skip
-            picked = ", ".join(f"{key} {value}" for key, value in row["options"].items()) or "-"
-            print(f"| {method:15s} | {pairs[0]:16s} | {pairs[1]:17s} | {row['cpu s'][0]:.0f} | {picked} |")
-        plot(benchmark, rows, arguments.results / f"{benchmark}.png")
-
-
-def plot(benchmark: str, rows: dict[str, Any], path: Path) -> None:
-    from vogn.plots import task_curves
-
-    errors = {m: [[max(0.0, a - e), min(1.0, a + e)] for a, e in row["curve"]] for m, row in rows.items()}
-    axes = task_curves({m: [a for a, _ in row["curve"]] for m, row in rows.items()}, intervals=errors)
-    axes.set_title(f"{benchmark}: mean over seeds, bands of one standard error", fontsize=9)
-    axes.figure.savefig(path, dpi=110)
+    show(found["benchmarks"], arguments.results, seeds=len(arguments.seeds), parts="test images", title="{}")
 
 
 def cells_of(arguments: argparse.Namespace, benchmark: str, method: str) -> list[Any]:
