@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "vogn"
 
 FLOORS = {
-    "errors": 0, "types": 0, "announcement": 0, "kernels": 0,
+    "errors": 0, "types": 0, "announcement": 0, "terminal": 0, "kernels": 0,
     "linalg": 1,
     "structures": 2, "layers": 2, "likelihoods": 2, "distributed": 2,
     "capture": 3,

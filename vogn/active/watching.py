@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from vogn.terminal import progress
+
 
 class Watcher(Protocol):
     """What a run tells."""
@@ -46,27 +48,7 @@ def progress_bar(rounds: int, label: str = "active") -> Iterator[Watcher]:
         >>> with progress_bar(5) as watcher:  # learner.run(5, watcher=watcher)
         ...     pass
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rounds  {task.fields[state]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with progress("rounds  {task.fields[state]}", counted=True) as bar:
         task = bar.add_task(label, total=rounds, state="")
 
         class Bar:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from vogn.continual.tasks import Task
+from vogn.terminal import progress
 
 
 class Watcher(Protocol):
@@ -42,19 +43,8 @@ def progress_bar(tasks: int, label: str = "continual") -> Iterator[Watcher]:
         >>> with progress_bar(5) as watcher:  # run_tasks(..., watcher=watcher)
         ...     pass
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("task {task.fields[number]}  loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.4f}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    shown = "task {task.fields[number]}  loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.4f}"
+    with progress(shown) as bar:
         row = bar.add_task(label, total=None, number=f"1/{tasks}", loss=float("nan"), accuracy=float("nan"))
 
         class Bar:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from operator import length_hint
 
 from vogn.predict.inputs import Arguments, Batches
+from vogn.terminal import progress
 
 
 @contextmanager
@@ -21,19 +22,8 @@ def watched(batches: Iterable[Arguments], samples: int, *, show: bool) -> Iterat
     if not show:
         yield Batches(batches)
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"), TimeElapsedColumn())
     total = samples * length_hint(batches)
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    with progress("batches", counted=True, always=True) as bar:
         task = bar.add_task("predict", total=total)
         yield Batches(batches, lambda count: bar.advance(task, count))
         bar.update(task, total=bar.tasks[0].completed)
