@@ -13,11 +13,13 @@ from torch import Tensor
 from vogn.active.acquisition import Acquisition
 from vogn.active.pool import Pool, checked_inputs
 from vogn.errors import CheckpointError
-from vogn.posterior.checkpoint import read_checkpoint, write_checkpoint
+from vogn.posterior.checkpoint import difference, read_checkpoint, write_checkpoint
 
 SCHEMA_VERSION = 1
 """Raised when an older reader could misread a file."""
 DIGEST_EXAMPLES = 100
+
+PARTS = {part: f"its {part} is another one" for part in ("pool", "labelled", "test", "targets")}
 
 
 @dataclass
@@ -58,9 +60,8 @@ def read_state(path: Path, run: str) -> LearnerState | None:
     del content["schema"]
     state = LearnerState(**content | {"rows": json.loads(content["rows"])})
     if state.run != run:
-        raise CheckpointError(
-            f"{path} is of another run: {_difference(state.run, run)}; give the same arguments, or another folder"
-        )
+        other = difference(state.run, run, parts=PARTS, words="its {key} is {theirs}, here it is {mine}")
+        raise CheckpointError(f"{path} is of another run: {other}; give the same arguments, or another folder")
     return state
 
 
@@ -91,15 +92,3 @@ def digest(tensor: Tensor | None) -> list[float]:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, bool | int | float | str)
-
-
-def _difference(theirs: str, mine: str) -> str:
-    """The first entry that differs."""
-    try:
-        one, other = json.loads(theirs), json.loads(mine)
-        key = next(key for key in other if one.get(key) != other[key])
-    except (TypeError, ValueError, StopIteration):
-        return "it is described in another way"
-    if key in ("pool", "labelled", "test", "targets"):
-        return f"its {key} is another one"
-    return f"its {key} is {one.get(key)}, here it is {other[key]}"

@@ -23,10 +23,12 @@ from vogn.continual.training import train_step
 from vogn.continual.watching import Silent, Watcher
 from vogn.data import DataError, epoch_batches
 from vogn.errors import CheckpointError
+from vogn.posterior.checkpoint import difference
 
 BatchNormPolicy = Literal["running", "freeze"]
 BATCHNORM_POLICIES: tuple[BatchNormPolicy, ...] = ("running", "freeze")
 TEST_BATCH = 512
+PARTS = {"tasks": "its tasks are others"}
 EPOCHS_PER_TASK = 1_000_000
 """Epochs are numbered through all tasks, so that no two have the same order of examples."""
 
@@ -207,10 +209,8 @@ class _Run:
 
     def _restore(self, content: dict[str, Any]) -> None:
         if content.get("run") != self.description:
-            raise CheckpointError(
-                f"{self.path} is of another run: {_difference(content.get('run'), self.description)}; give the same "
-                "arguments, or another folder"
-            )
+            other = difference(content.get("run"), self.description, parts=PARTS)
+            raise CheckpointError(f"{self.path} is of another run: {other}; give the same arguments, or another folder")
         self.position = Position(**content["position"])
         self.method.model.load_state_dict(content["model"])
         self.method.load_state_dict(content["method"])
@@ -276,15 +276,3 @@ def _digest(tensor: Tensor) -> list[float]:
     some = flat[:: max(1, len(flat) // 10_000)].double()
     ranks = torch.linspace(0, 1, len(some)).to(some)
     return [float(len(tensor)), float(flat.sum(dtype=torch.float64)), float(some @ ranks)]
-
-
-def _difference(theirs: Any, mine: str) -> str:
-    """The first entry of two descriptions that differs."""
-    try:
-        one, other = json.loads(theirs), json.loads(mine)
-        key = next(key for key in other if one.get(key) != other[key])
-    except (TypeError, ValueError, StopIteration):
-        return "it is described in another way"
-    if key == "tasks":
-        return "its tasks are others"
-    return f"it has {key} {one.get(key)}, this one {other[key]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import uuid
@@ -61,3 +62,26 @@ def read_checkpoint(path: Path, device: torch.device | str, *, schema: int, run:
     if not isinstance(content, dict) or content.get("schema") != schema:
         raise CheckpointError(f"{path} is no checkpoint of this version (schema {schema}) of {run}")
     return content
+
+
+def difference(
+    theirs: Any,
+    mine: str,
+    *,
+    parts: Mapping[str, str] | None = None,
+    words: str = "it has {key} {theirs}, this one {mine}",
+) -> str:
+    """The first entry of two descriptions of runs that differs, in words.
+
+    Args:
+        theirs: the JSON of a checkpoint, or whatever stands there.
+        mine: that of the present run.
+        parts: entries that nobody wants to read, such as digests of data, and what is said of them.
+        words: what is said of all others.
+    """
+    try:
+        one, other = json.loads(theirs), json.loads(mine)
+        key = next(key for key in other if one.get(key) != other[key])
+    except (TypeError, ValueError, AttributeError, StopIteration):
+        return "it is described in another way"
+    return (parts or {}).get(key) or words.format(key=key, theirs=one.get(key), mine=other[key])

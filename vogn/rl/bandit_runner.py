@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from vogn.errors import CheckpointError, StoppedError
+from vogn.posterior.checkpoint import difference
 from vogn.rl.bandit_agent import BanditAgent
 from vogn.rl.bandit_problem import BanditProblem
 from vogn.rl.checkpoint import read_checkpoint, write_checkpoint
-from vogn.rl.description import description_of, difference
+from vogn.rl.description import description_of
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,3 @@ def description_of(agent: Any, **more: Any) -> str:
         elif isinstance(value, torch.nn.Module):
             found[name] = {key: list(p.shape) for key, p in value.named_parameters()}
     return json.dumps(found)
-
-
-def difference(theirs: Any, mine: str) -> str:
-    """The first entry of two descriptions that differs, in words."""
-    try:
-        one, other = json.loads(theirs), json.loads(mine)
-        key = next(key for key in other if one.get(key) != other[key])
-    except (TypeError, ValueError, AttributeError, StopIteration):
-        return "it is described in another way"
-    return f"it has {key} {one.get(key)}, this one {other[key]}"

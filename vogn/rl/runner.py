@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from vogn.errors import CheckpointError, StoppedError
+from vogn.posterior.checkpoint import difference
 from vogn.rl.agent import Agent
 from vogn.rl.checkpoint import read_checkpoint, write_checkpoint
 from vogn.rl.coverage import StateCoverage
-from vogn.rl.description import description_of, difference
+from vogn.rl.description import description_of
 from vogn.rl.environments import EnvironmentFailure, Environments, MakeEnvironment
 
 EVALUATION_SEED = 1 << 20
