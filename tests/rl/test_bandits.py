@@ -20,6 +20,7 @@ from vogn.rl import (
     classification_bandit,
     digits_bandit,
     make_bandit_agent,
+    progress_bar,
     run_bandit,
     wheel_bandit,
 )
@@ -190,3 +191,15 @@ def test_every_agent_can_be_made():
     problem = wheel_bandit(3)
     for name in BANDIT_AGENTS:
         assert run_bandit(make_bandit_agent(name, problem, **({} if name == "uniform" else {"noise": 0.2})), problem)
+
+
+def test_the_bar_is_told_about_every_round_and_its_regret(monkeypatch):
+    from rich.progress import Progress
+
+    seen = []
+    monkeypatch.setattr(Progress, "update", lambda self, row, **fields: seen.append(fields))
+    problem = wheel_bandit(30, seed=0)
+    with progress_bar(30) as bar:
+        result = run_bandit(UniformBandit(problem.features, problem.arms, seed=0), problem, watcher=bar.round_done)
+    assert [fields["completed"] for fields in seen] == list(range(1, 31))
+    assert [fields["state"] for fields in seen] == [f"regret {value:.1f}" for value in result.cumulative_regret]

@@ -16,6 +16,7 @@ from vogn.rl import (
     SpaceMismatchError,
     StateCoverage,
     evaluate_agent,
+    progress_bar,
     run_agent,
 )
 
@@ -160,3 +161,15 @@ def test_agents_refuse_other_spaces():
         make_agent("dqn", Environments(lambda: Corridor(True)))
     with pytest.raises(ValueError, match="steps=0"):
         run_agent(make("dqn"), Corridor, steps=0)
+
+
+def test_the_bar_is_told_about_every_episode(monkeypatch):
+    from rich.progress import Progress
+
+    seen = []
+    monkeypatch.setattr(Progress, "update", lambda self, row, **fields: seen.append(fields))
+    with progress_bar(90) as bar:
+        result = run_agent(make("dqn"), Corridor, steps=90, seed=3, watcher=bar.episode_done)
+    assert result.episodes and [fields["completed"] for fields in seen] == [int(step) for step, *_ in result.episodes]
+    last = min(20, len(result.episodes))
+    assert seen[-1]["state"] == f"return {result.mean_return(20):.1f} (last {last} episodes)"

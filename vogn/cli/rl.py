@@ -27,10 +27,12 @@ from vogn.rl import (
     evaluate_agent,
     make_agent,
     make_bandit_agent,
+    progress_bar,
     run_agent,
     run_bandit,
 )
 from vogn.rl.runner import EVALUATION_SEED
+from vogn.rl.watching import Bar
 
 USUAL = {
     "bandit": ("epsilon-greedy", "last-layer", "vogn"),
@@ -119,8 +121,8 @@ def rl(
     results: dict[str, dict[str, Any]] = {}
     with RL.running(folder) as running:
         for agent in settings.agents:
-            with running.contender(agent):
-                results[agent] = _run(settings, agent, folder, running.should_stop)
+            with running.contender(agent), progress_bar(settings.steps, agent) as bar:
+                results[agent] = _run(settings, agent, folder, running.should_stop, bar)
             first = next(iter(results[agent]["metrics"].items()))
             say(console, f"{agent}: {first[0].replace('_', ' ')} {first[1]:.4f}")
     _report(settings, folder, results, console)
@@ -161,18 +163,20 @@ def _environments(task: str, count: int, seed: int) -> Environments:
         raise UsageError(f"--task {task!r}: {error} (bandits are {', '.join(BANDITS)})") from error
 
 
-def _run(settings: RLSettings, agent: str, folder: RunFolder, should_stop: Any) -> dict[str, Any]:
+def _run(settings: RLSettings, agent: str, folder: RunFolder, should_stop: Any, bar: Bar) -> dict[str, Any]:
     common = {"folder": folder.path / agent, "checkpoint_every": settings.checkpoint_every, "should_stop": should_stop}
     if settings.bandit:
         info = BANDITS[settings.task]
         problem = info.make(settings.steps, seed=settings.seed)
         options = {} if agent == "uniform" else dict(info.options)
         player = make_bandit_agent(agent, problem, hidden=settings.hidden, seed=settings.seed, **options)
-        played = run_bandit(player, problem, **common)
+        played = run_bandit(player, problem, watcher=bar.round_done, **common)
         return {"metrics": played.metrics, "curve": list(enumerate(played.cumulative_regret, 1))}
     environments = _environments(settings.task, RL_AGENTS[agent].copies, settings.seed)
     learner = make_agent(agent, environments, hidden=settings.hidden, discount=settings.discount, seed=settings.seed)
-    found = run_agent(learner, settings.task, steps=settings.steps, seed=settings.seed, **common)
+    found = run_agent(
+        learner, settings.task, steps=settings.steps, seed=settings.seed, watcher=bar.episode_done, **common
+    )
     episodes = settings.evaluation_episodes
     returns = evaluate_agent(learner, settings.task, episodes=episodes, seed=settings.seed + EVALUATION_SEED)
     metrics = {

@@ -29,6 +29,7 @@ from vogn.rl.noisy_dqn import NoisyDQN, NoisyLinear
 from vogn.rl.registry import RL_AGENTS, AgentInfo, make_agent
 from vogn.rl.runner import RunResult, evaluate_agent, run_agent
 from vogn.rl.thompson_policy import ThompsonPolicy
+from vogn.rl.watching import progress_bar
 
 __all__ = [
     "ACKTR",
@@ -79,6 +80,7 @@ __all__ = [
     "kronecker_kl",
     "make_agent",
     "make_bandit_agent",
+    "progress_bar",
     "run_agent",
     "run_bandit",
     "wheel_bandit",

@@ -67,6 +67,7 @@ def run_bandit(
     folder: str | Path | None = None,
     checkpoint_every: int = 500,
     should_stop: Callable[[], bool] = lambda: False,
+    watcher: Callable[[int, float], None] = lambda done, regret: None,
 ) -> BanditResult:
     """Let an agent play all rounds.
 
@@ -79,6 +80,7 @@ def run_bandit(
         folder: made if need be; ``None`` keeps nothing.
         checkpoint_every: rounds, >= 1.
         should_stop: asked after every round; where it says yes, a checkpoint is written.
+        watcher: told the number of rounds and their regret so far after every round.
 
     Returns:
         Choices and regret.
@@ -109,11 +111,15 @@ def run_bandit(
         if path is not None:
             write_checkpoint(path, {"run": description, "agent": agent.state_dict(), "arms": torch.tensor(arms)})
 
+    missed = float(problem.regret(np.asarray(arms, dtype=np.int64)).sum())
     while len(arms) < problem.rounds:
         context, paid = problem.contexts[len(arms)], problem.rewards[len(arms)]
         arm = agent.choose(context)
         agent.observe(context, arm, float(paid[arm]))
+        expected = problem.expected[len(arms)]
+        missed += float(expected.max() - expected[arm])
         arms.append(arm)
+        watcher(len(arms), missed)
         stop = should_stop() and len(arms) < problem.rounds
         if stop or len(arms) % checkpoint_every == 0 or len(arms) == problem.rounds:
             save()
