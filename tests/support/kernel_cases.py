@@ -40,8 +40,9 @@ def diagonal(shape: tuple[int, ...], *, strided: bool = False, **options: Any) -
         if strided:
             tensors = [x.mT.contiguous().mT for x in tensors]
         common = {"lr": 0.1, "decay": 0.9, "weight": 0.1, "momentum_rate": 0.3, "weight_decay": 0.01, "damping": 0.02}
-        return tuple(tensors), common | {"ess": 100.0, "retract": True, "clip_radius": float("inf"), "seed": 3,
-                                         "offset": 5} | options  # fmt: skip
+        more = {"ess": 100.0, "retract": True, "clip_radius": float("inf"), "seed": 3, "offset": 5}
+        adam = {"prior_in_momentum": False, "root": False, "correction": 1.0}
+        return tuple(tensors), common | more | adam | options
 
     return Case("diagonal_step", make, 1e-5)  # logarithm, cosine and root differ by a few units in the last place
 
@@ -54,13 +55,15 @@ def squares(n: int, d_out: int, d_in: int, *, strided: bool = False) -> Case:
     return Case("squared_gradients", make)
 
 
-def update(batch: tuple[int, ...], n: int, size: int, *, ones: bool = False, strided: bool = False) -> Case:
+def update(
+    batch: tuple[int, ...], n: int, size: int, *, ones: bool = False, strided: bool = False, old: bool = True
+) -> Case:
     def make(dtype: torch.dtype, device: torch.device) -> Any:
         root = normal(*batch, size, size, seed=0)
         c, a = (root @ root.mT).to(device, dtype), normal(*batch, n, size - ones, seed=1).to(device, dtype)
         if strided:
             c, a = c.mT, a.mT.contiguous().mT
-        return (c, a), {"decay": 0.95, "weight": 0.3, "ones": ones}
+        return (c if old else None, a), {"decay": 0.95, "weight": 0.3, "ones": ones}
 
     return Case("symmetric_update", make)
 
@@ -124,6 +127,10 @@ CASES = {
     "diagonal step, retracted": diagonal((3, 7)),
     "diagonal step, more than one block": diagonal((1500,)),
     "diagonal step, blended and clipped": diagonal((33,), retract=False, clip_radius=0.2, weight_decay=8.0),
+    "diagonal step, as in Adam": diagonal(
+        (4, 9), retract=False, prior_in_momentum=True, root=True, correction=2.5, weight_decay=0.4
+    ),
+    "diagonal step, debiased without a root": diagonal((19,), correction=1.7),
     "diagonal step, no sample": diagonal((2, 5), ess=None),
     "diagonal step, long seed and offset": diagonal((17,), seed=(1 << 62) + 12345, offset=(1 << 40) + 7),
     "diagonal step, offset across 32 bits": diagonal((17,), offset=(1 << 32) - 9),
@@ -139,6 +146,8 @@ CASES = {
     "symmetric update, batch and ones": update((2,), 9, 17, ones=True),
     "symmetric update, only ones": update((), 9, 1, ones=True),
     "symmetric update, strided": update((2,), 9, 40, strided=True),
+    "symmetric update, of nothing": update((2,), 9, 40, old=False, strided=True),
+    "symmetric update, of nothing, ones": update((), 9, 17, old=False, ones=True),
     "symmetric update, no row": update((2,), 0, 3),
     "symmetric update, no matrix": update((0,), 4, 3),
     "woodbury": woodbury((), 300, 5, 2, wide=True),

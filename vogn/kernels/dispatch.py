@@ -31,7 +31,8 @@ def _triton(op: str) -> Callable[..., Any]:
 
     def launch(*args: Any, **options: Any) -> Any:
         function = getattr(import_module(f"vogn.kernels.gpu.{op}"), op)
-        with torch.cuda.device(args[0].device) if args[0].is_cuda else nullcontext():
+        device = next(x.device for x in args if isinstance(x, Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             return function(*args, **options)
 
     launch.__name__ = launch.__qualname__ = op
@@ -75,9 +76,7 @@ def select(op: str, *tensors: Tensor, limit: str = "") -> Callable[..., Any]:
         ValueError: if :data:`VARIABLE` has an unknown value, or forces Triton on operands that it cannot take.
         MissingExtraError: if it forces Triton, which is not installed.
     """
-    forced, table = os.environ.get(VARIABLE, ""), TABLE[op]
-    if forced not in ("", "triton", "reference"):
-        raise ValueError(f"{VARIABLE}={forced!r} is unknown; use 'triton' or 'reference', or unset it")
+    forced, table = _forced(), TABLE[op]
     if forced == "reference" or "triton" not in table:
         return table["reference"]
     on_cuda = all(x.is_cuda for x in tensors)
@@ -87,10 +86,7 @@ def select(op: str, *tensors: Tensor, limit: str = "") -> Callable[..., Any]:
     if not forced:
         fast = on_cuda and not limit and op not in SLOWER and installed()
         return table["triton" if fast else "reference"]
-    if not installed():
-        raise MissingExtraError(
-            f"{VARIABLE}=triton, but triton is not installed: pip install 'vogn[gpu]', or set {VARIABLE}=reference"
-        )
+    _require_installed()
     if limit:
         raise ValueError(f"{VARIABLE}=triton, but {op} has no kernel for this: {limit}; unset {VARIABLE}")
     if not on_cuda and not _interpreted():
@@ -99,6 +95,58 @@ def select(op: str, *tensors: Tensor, limit: str = "") -> Callable[..., Any]:
             "TRITON_INTERPRET=1 before Python starts to run the kernels slowly on the CPU"
         )
     return table["triton"]
+
+
+def fitting(op: str, *tensors: Tensor, limit: str = "", worthwhile: bool = True) -> Callable[..., Any] | None:
+    """Triton's kernel where code that has a way of its own is to take it; ``None`` where it goes its own way.
+
+    Unlike :func:`select` it never raises because of the operands: an optimizer of a float64 model, or of one on the
+    CPU, works under ``VOGN_KERNELS=triton`` as it does without. Kernels record no gradient, so operands that are
+    differentiated do not fit; nor do tensors of other types than :class:`torch.Tensor` and parameters.
+
+    Args:
+        op: a key of :data:`TABLE` with a Triton kernel.
+        tensors: the operands; on one device where they fit.
+        limit: why the kernel cannot take sizes like these; empty if it can.
+        worthwhile: whether it is to be taken unasked; ``VOGN_KERNELS=triton`` asks for it, as for :data:`SLOWER` ones.
+
+    Raises:
+        ValueError: if :data:`VARIABLE` has an unknown value.
+        MissingExtraError: if it forces Triton, which is not installed.
+    """
+    forced, first = _forced(), tensors[0]
+    if forced == "reference" or not (forced or first.is_cuda):
+        return None
+    if forced:
+        _require_installed()
+    elif not worthwhile or op in SLOWER or not installed():
+        return None
+    if limit or not (first.is_cuda or (first.device.type == "cpu" and _interpreted())):
+        return None
+    recording = torch.is_grad_enabled()
+    fits = all(
+        x.dtype in DTYPES
+        and x.device == first.device
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and not (recording and x.requires_grad)
+        for x in tensors
+    )
+    return TABLE[op]["triton"] if fits else None
+
+
+def _forced() -> str:
+    """What :data:`VARIABLE` says, checked."""
+    forced = os.environ.get(VARIABLE, "")
+    if forced not in ("", "triton", "reference"):
+        raise ValueError(f"{VARIABLE}={forced!r} is unknown; use 'triton' or 'reference', or unset it")
+    return forced
+
+
+def _require_installed() -> None:
+    if not installed():
+        raise MissingExtraError(
+            f"{VARIABLE}=triton, but triton is not installed: pip install 'vogn[gpu]', or set {VARIABLE}=reference"
+        )
 
 
 @cache

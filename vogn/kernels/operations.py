@@ -21,6 +21,9 @@ LARGEST_ROOT = 32
 MOST_COLUMNS = 32
 """Largest rank of :func:`woodbury_solve` with a Triton kernel: the small system lives in registers."""
 
+MOST_POSITIONS = 1 << 30
+"""Most positions of :func:`patch_factor` with a Triton kernel, which counts them in 32 bits."""
+
 
 @torch.no_grad()
 def diagonal_step(
@@ -37,6 +40,9 @@ def diagonal_step(
     weight_decay: float,
     damping: float = 0.0,
     retract: bool = False,
+    prior_in_momentum: bool = False,
+    root: bool = False,
+    correction: float = 1.0,
     ess: float | None = None,
     clip_radius: float = math.inf,
     seed: int = 0,
@@ -52,6 +58,9 @@ def diagonal_step(
     sample                ``m' + noise / sqrt(ess (c' + weight_decay))``
     ====================  =====================================================================================
 
+    As in Adam, with ``root`` the mean moves by ``sqrt(max(0, correction c'))`` in the place of ``c'``, and with
+    ``prior_in_momentum`` the average is one of ``g + weight_decay m``, which is not added again.
+
     Args:
         mean: ``m``, any shape; the other tensors have the same.
         curvature: ``c``, of the mean loss; ``c + weight_decay > 0`` for ``retract``.
@@ -65,6 +74,10 @@ def diagonal_step(
         weight_decay: precision of the prior per example, >= 0.
         damping: enters the step, not the sample, >= 0.
         retract: for evidence of any sign.
+        prior_in_momentum: whether the prior's gradient enters the momentum, or comes after it.
+        root: whether the mean moves by the root of the curvature.
+        correction: factor, > 0, on the curvature in the step, not in the sample: the inverse total weight of the
+            evidence debiases an average that started at zero.
         ess: effective sample size, > 0; ``None`` draws no sample.
         clip_radius: bound, > 0, on the elements of the preconditioned gradient.
         seed: of the noise, in ``[0, 2^63)``.
@@ -86,6 +99,7 @@ def diagonal_step(
     for name, x in tensors.items():
         _require(x.shape == mean.shape, "diagonal_step", f"{name} has shape {_shape(x)}, mean has {_shape(mean)}")
     _require(ess is None or ess > 0, "diagonal_step", f"ess is {ess}; it is > 0, or None for no sample")
+    _require(correction > 0, "diagonal_step", f"correction is {correction}; it is > 0, or 1 for none")
     _require(clip_radius > 0, "diagonal_step", f"clip_radius is {clip_radius}; it is > 0, or inf for none")
     _require(0 <= seed < 1 << 63, "diagonal_step", f"seed is {seed}; it is in [0, 2^63)")
     _require(0 <= offset <= (1 << 63) - 1 - mean.numel(), "diagonal_step", f"offset {offset} is out of [0, 2^63)")
@@ -98,6 +112,9 @@ def diagonal_step(
         weight_decay=weight_decay,
         damping=damping,
         retract=retract,
+        prior_in_momentum=prior_in_momentum,
+        root=root,
+        correction=correction,
         ess=ess,
         clip_radius=clip_radius,
         seed=seed,
@@ -131,23 +148,27 @@ def squared_gradients(g: Tensor, a: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def symmetric_update(c: Tensor, a: Tensor, *, decay: float, weight: float, ones: bool = False) -> Tensor:
+def symmetric_update(c: Tensor | None, a: Tensor, *, decay: float, weight: float, ones: bool = False) -> Tensor:
     """``decay C + weight A^T A``, exactly symmetric; only the lower half of ``C`` is read.
 
     Args:
-        c: ``C``, ``(*batch, d, d)``.
+        c: ``C``, ``(*batch, d, d)``; ``None`` for zero, which is not read.
         a: ``A``, ``(*batch, n, d)``; with ``ones`` ``(*batch, n, d - 1)``.
         decay: factor on ``C``.
         weight: factor on ``A^T A``.
         ones: append a column of ones to ``A``, the input of a bias, without storing it.
 
     Returns:
-        ``(*batch, d, d)`` in the dtype of ``C``.
+        ``(*batch, d, d)`` in the dtype of ``C``, or of ``A`` where there is no ``C``.
 
     Raises:
         ValueError: if the shapes do not match.
         TypeError: if a tensor holds no floating-point numbers.
     """
+    if c is None:
+        _check("symmetric_update", {"a": a})
+        _require(a.ndim >= 2, "symmetric_update", f"a has shape {_shape(a)}; it is (*batch, n, d)")
+        return _tensor(select("symmetric_update", a)(None, a, decay=decay, weight=weight, ones=ones))
     _check("symmetric_update", {"c": c, "a": a})
     _require(
         c.ndim >= 2 and c.ndim == a.ndim and c.shape[:-2] == a.shape[:-2] and c.shape[-1] == c.shape[-2],
@@ -317,7 +338,7 @@ def patch_factor(
         f"a kernel of {options['kernel_size']} has no place in inputs of {_shape(x)[2:]} with these options",
     )
     positions = len(x) * out_size[0] * out_size[1]
-    limit = f"there are {positions} positions, it takes up to 2^30" if positions > 1 << 30 else ""
+    limit = f"there are {positions} positions, it takes up to 2^30" if positions > MOST_POSITIONS else ""
     function = select("patch_factor", x, limit=limit)
     return _tensor(function(x, out_size=out_size, ones=ones, **options))
 

@@ -149,6 +149,9 @@ def diagonal_step(
     weight_decay: float,
     damping: float,
     retract: bool,
+    prior_in_momentum: bool,
+    root: bool,
+    correction: float,
     ess: float | None,
     clip_radius: float,
     seed: int,
@@ -162,8 +165,10 @@ def diagonal_step(
         c = c.clamp_min((4.0 * torch.finfo(curvature.dtype).eps - 1.0) * weight_decay)
     else:
         c = decay * c + weight * h
-    average = average + momentum_rate * (g - average)
-    update = (average + weight_decay * m) / (c + (weight_decay + damping))
+    prior = weight_decay * m
+    average = average + momentum_rate * ((g + prior if prior_in_momentum else g) - average)
+    metric = (correction * c).clamp_min(0.0).sqrt() if root else correction * c
+    update = (average if prior_in_momentum else average + prior) / (metric + (weight_decay + damping))
     m = m - lr * update.clamp(-clip_radius, clip_radius)
     sample = None
     if ess is not None:
@@ -177,11 +182,12 @@ def squared_gradients(g: Tensor, a: Tensor) -> Tensor:
     return widen(g).square().T @ widen(a).square()
 
 
-def symmetric_update(c: Tensor, a: Tensor, *, decay: float, weight: float, ones: bool) -> Tensor:
+def symmetric_update(c: Tensor | None, a: Tensor, *, decay: float, weight: float, ones: bool) -> Tensor:
     """See :func:`vogn.kernels.symmetric_update`."""
     wide = widen(F.pad(a, (0, 1), value=1.0) if ones else a)
-    lower = (decay * widen(c) + weight * (wide.mT @ wide)).tril()
-    return (lower + lower.tril(-1).mT).to(c.dtype)
+    lower = weight * (wide.mT @ wide)
+    lower = (lower if c is None else decay * widen(c) + lower).tril()
+    return (lower + lower.tril(-1).mT).to(a.dtype if c is None else c.dtype)
 
 
 def woodbury_solve(d: Tensor, u: Tensor, v: Tensor, *, wide: bool) -> Tensor:

@@ -108,6 +108,9 @@ def _(rows: PatchRows, sharing: str, diagonal: bool = False) -> Tensor:
     if sharing != "expand" or rows.mask is not None:
         return input_factor.dispatch(Rows)(rows, sharing, diagonal)
     patches = rows.patches
+    in_place = None if diagonal else patches.factor_in_place()
+    if in_place is not None:
+        return in_place
     per_example = rows.g.shape[-2] * max(1, patches.groups) * patches.d_in
     chunk = max(1, chunk_elements(rows.g) // max(1, per_example))
     total = None

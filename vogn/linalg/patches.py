@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import grad
 
+from vogn.kernels.dispatch import fitting
+from vogn.kernels.operations import MOST_POSITIONS
 from vogn.types import Shape
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -83,6 +85,28 @@ class Patches:
         return patch_matrix(
             sliding_patches(self.x, self.kernel, self.stride, self.dilation), self.groups, self.bias, self.x.dtype
         )
+
+    def factor_in_place(self) -> Tensor | None:
+        """``matrix^T matrix`` over all examples and positions by Triton's kernel, which reads the patches where they
+        are, ``(d_in, d_in)``; ``None`` where it does not run: groups and three dimensions are not its own."""
+        if self.groups > 1 or len(self.kernel) > 2:
+            return None
+        positions = self.count * math.prod(self.out)
+        kernel = fitting("patch_factor", self.x, limit="too many positions" if positions > MOST_POSITIONS else "")
+        if kernel is None:
+            return None
+        flat = len(self.kernel) == 1  # an image of one row
+        one: tuple[int, ...] = (1,) if flat else ()
+        factor: Tensor = kernel(
+            self.x.unsqueeze(2) if flat else self.x,
+            kernel_size=one + self.kernel,
+            stride=one + self.stride,
+            padding=(0, 0),
+            dilation=one + self.dilation,
+            out_size=one + self.out,
+            ones=self.bias,
+        )
+        return factor.to(self.x.dtype)
 
     def example_gradients(self, g: Tensor) -> Tensor:
         """``sum_t g[k, n, t] patch[n, t]^T`` of every example: a weight gradient in which each is a group of its own.

@@ -6,12 +6,20 @@ they are the axes. The functions on bases are those of :mod:`vogn.linalg.eigh` f
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from vogn.errors import NonFiniteStatisticsError
+from vogn.kernels.dispatch import fitting
 from vogn.linalg import eigh as full
 from vogn.types import Shape
+
+FEWEST_ELEMENTS = 1 << 18
+"""Triton's symmetric product divides its work by tiles of the result, not of the sum over rows: a result with fewer
+elements, which has few tiles, would leave most of a GPU idle, and is PyTorch's."""
 
 
 def is_diagonal(side: Tensor) -> bool:
@@ -38,6 +46,10 @@ def second_moment(left: Tensor, right: Tensor, *, diagonal: bool) -> Tensor:
 def _symmetric(x: Tensor) -> Tensor:
     """``x^T x`` of ``(*lead, m, n)``: bands of rows from the diagonal on, and their mirror images."""
     size = x.shape[-1]
+    kernel = fitting("symmetric_update", x, worthwhile=math.prod(x.shape[:-2]) * size**2 >= FEWEST_ELEMENTS)
+    if kernel is not None:
+        product: Tensor = kernel(None, x, decay=0.0, weight=1.0, ones=False)
+        return product
     if size < 128:
         return x.mT @ x
     out = x.new_empty((*x.shape[:-2], size, size))
@@ -113,6 +125,23 @@ def to_basis(v: Tensor, qs: Tensor, qa: Tensor) -> Tensor:
 def from_basis(v: Tensor, qs: Tensor, qa: Tensor) -> Tensor:
     """Back from coordinates."""
     return _rotate(v, None if is_diagonal(qs) else qs, None if is_diagonal(qa) else qa.mT)
+
+
+def quotient_kernel(
+    v: Tensor, qs: Tensor, qa: Tensor, *values: Tensor
+) -> Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor] | None:
+    """Triton's ``(v, qs, qa, values, shift) -> from_basis(to_basis(v) / (values + shift))``, which does not check that
+    the divisor is positive; ``None`` where it does not run.
+
+    Args:
+        v: ``(*lead, o, i)``; with further dimensions in front the kernel does not run.
+        qs, qa: the basis; where a side is diagonal the kernel does not run.
+        values: what the eigenvalues are made of.
+    """
+    if is_diagonal(qs) or is_diagonal(qa) or v.shape != (*qs.shape[:-1], qa.shape[-1]):
+        return None
+    kernel = fitting("eigenbasis_solve", v, qs, qa, *values)
+    return None if kernel is None else lambda v, qs, qa, values, shift: kernel(v, qs, qa, values, shift=shift)
 
 
 def diagonal_from_basis(values: Tensor, qs: Tensor, qa: Tensor) -> Tensor:

@@ -167,12 +167,17 @@ TOLERATED_FAILURES = 3
 
 
 def staged_curvature(
-    bundle: Bundle, state: Mapping[str, State], group: Group, observation: Observation
+    bundle: Bundle,
+    state: Mapping[str, State],
+    group: Group,
+    observation: Observation,
+    update: Callable[..., State] | None = None,
 ) -> dict[str, State]:
     """``C <- decay C + weight C_hat``, and the factorisation where it is due, as a new block state; nothing is written.
 
     ``state`` is that of the whole bundle. A factorisation that does not converge keeps the last good factors;
     ``memory["kept_factors"]`` counts how often, ``memory["kept_in_a_row"]`` how often since the last success.
+    ``update`` takes the place of the structure's own.
 
     Returns:
         ``{"curvature": ..., "memory": ...}`` without any tensor that was changed in place.
@@ -191,7 +196,8 @@ def staged_curvature(
                 decay, weight = 0.0, 1.0
             shift = float(group["weight_decay"])
             try:
-                curvature = bundle.structure.update(curvature, observation, decay=decay, weight=weight, shift=shift)
+                absorb = update or bundle.structure.update
+                curvature = absorb(curvature, observation, decay=decay, weight=weight, shift=shift)
             except FactorisationError as error:
                 failure = error
             else:

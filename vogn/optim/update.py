@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -19,7 +19,8 @@ from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.optim.blocks import BlockTable, Group
 from vogn.optim.evidence import TakingPart, anneal, staged_curvature
 from vogn.optim.functional import check_finite, evidence_tensors, natural_gradient_step, result_tensors
-from vogn.optim.steps import BlockView, StepContext
+from vogn.optim.one_pass import OnePass, chain_form, fitting_pass
+from vogn.optim.steps import BlockView, Step, StepContext
 from vogn.types import Observation, State
 
 if TYPE_CHECKING:
@@ -185,13 +186,20 @@ def _stage(
             check_finite(evidence_tensors(evidence))
     for block, group in taking_part.blocks:  # by what all processes know
         optimizer._evidence.check_block(table, collector, block, group, taking_part.moves)
+    form = chain_form(optimizer.chain)
     with table.together():
         views, rates, olds = [], [], []
+        passes: list[OnePass | None] = []
         for bundle, (gradient, observation) in evidence.items():
             first = bundle.blocks[0]
             states, group = [table.state(block) for block in bundle.blocks], table.group(first)
             old = {kind: bundle.join_states([state[kind] for state in states]) for kind in ("curvature", "memory")}
-            new = staged_curvature(bundle, old, group, observation)
+            mean = bundle.join([means[block] for block in bundle.blocks])
+            rate = float(group["lr"]) / anneal(group)
+            one_pass = form and fitting_pass(form, bundle.structure, old, group, observation, (mean, gradient), rate)
+            new = staged_curvature(bundle, old, group, observation, one_pass)
+            if one_pass is not None:
+                new["memory"] |= one_pass.memory
             views.append(
                 BlockView(
                     bundle.name,
@@ -199,13 +207,14 @@ def _stage(
                     new["curvature"],
                     new["memory"],
                     group,
-                    bundle.join([means[block] for block in bundle.blocks]),
+                    mean,
                     gradient,
                     terms=float(collector.loss_terms(first)) if observation else 0.0,
                     counts=table.placement[first].counts,
                 )
             )
-            rates.append(float(group["lr"]) / anneal(group))
+            rates.append(rate)
+            passes.append(one_pass)
             olds.append(old["curvature"])
         context = StepContext(
             views,
@@ -215,7 +224,7 @@ def _stage(
             groups=[group for _, group in taking_part.blocks],
             over_processes=table.total,
         )
-        moved = natural_gradient_step(context, optimizer.chain, rates)
+        moved = _moved(context, optimizer.chain, rates, passes)
         suspects = [] if measured else list(evidence_tensors(evidence))
         check_finite(result_tensors(zip(views, moved, olds, strict=True)), suspects)
     new_states, new_means = {}, {}
@@ -224,6 +233,18 @@ def _stage(
         for block, (curvature, memory, own) in zip(bundle.blocks, parts, strict=True):
             new_states[block], new_means[block] = {"curvature": curvature, "memory": memory}, own
     return StagedUpdate(new_states, new_means, moved, context)
+
+
+def _moved(
+    context: StepContext, chain: Sequence[Step], rates: Sequence[float], passes: Sequence[OnePass | None]
+) -> list[Tensor]:
+    """New means: those of the passes, and of the chain where there was none."""
+    if all(one_pass is None for one_pass in passes):
+        return natural_gradient_step(context, chain, rates)
+    rest = [k for k, one_pass in enumerate(passes) if one_pass is None]
+    others = replace(context, blocks=[context.blocks[k] for k in rest])
+    by_chain = iter(natural_gradient_step(others, chain, [rates[k] for k in rest]) if rest else ())
+    return [next(by_chain) if one_pass is None else one_pass.moved for one_pass in passes]
 
 
 def _bundles(

@@ -19,6 +19,7 @@ from vogn.linalg.sides import (
     identity,
     input_variance,
     is_diagonal,
+    quotient_kernel,
     side,
     to_basis,
     trace,
@@ -180,6 +181,9 @@ class EigenKronecker(Structure):
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
         """Division in the basis; under a root, negative ``s`` counts as zero."""
         if exponent == 1.0:
+            kernel = quotient_kernel(v, state["QS"], state["QA"], state["s"])
+            if kernel is not None and not isinstance(shift, Tensor) and shift > 0:
+                return kernel(v, state["QS"], state["QA"], state["s"], shift)
             return self._scale(state, v, self._eigenvalues(state, shift).reciprocal_())
         values = state["s"].clamp_min(0.0).pow_(exponent) + self._scalar_shift(shift)
         return self._scale(state, v, require_positive_without_shift(values, shift).reciprocal_())

@@ -22,6 +22,7 @@ from vogn.linalg.sides import (
     is_diagonal,
     multiply,
     power,
+    quotient_kernel,
     side,
     to_basis,
 )
@@ -143,6 +144,10 @@ class Kronecker(Structure):
         self._only_linear(exponent)
         if self.damping == "factored":
             return self._between(state, v, shift, -1.0)
+        kernel = quotient_kernel(v, state["QS"], state["QA"], state["y"], state["x"])
+        if kernel is not None and not isinstance(shift, Tensor) and shift > 0:
+            y, x, rest = self.damped(state, shift)
+            return kernel(v, state["QS"], state["QA"], y.unsqueeze(-1) * x.unsqueeze(-2), rest)
         return self._scale(state, v, self._eigenvalues(state, shift).reciprocal())
 
     def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:

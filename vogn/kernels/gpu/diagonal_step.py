@@ -36,7 +36,10 @@ def _kernel(
     clip_radius: tl.tensor,
     seed: tl.tensor,
     offset: tl.tensor,
+    correction: tl.tensor,
     RETRACT: tl.constexpr,
+    PRIOR_IN_MOMENTUM: tl.constexpr,
+    ROOT: tl.constexpr,
     SAMPLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -53,8 +56,16 @@ def _kernel(
         c_new = tl.where(c_new < lowest, lowest, c_new)  # NaN stays
     else:
         c_new = decay * c + weight * h
-    average += momentum_rate * (g - average)
-    update = (average + weight_decay * m) / (c_new + (weight_decay + damping))
+    prior = weight_decay * m
+    metric = correction * c_new
+    if ROOT:
+        metric = tl.sqrt(tl.where(metric < 0.0, 0.0, metric))  # NaN stays
+    if PRIOR_IN_MOMENTUM:
+        average += momentum_rate * (g + prior - average)
+        update = average / (metric + (weight_decay + damping))
+    else:
+        average += momentum_rate * (g - average)
+        update = (average + prior) / (metric + (weight_decay + damping))
     update = tl.where(update > clip_radius, clip_radius, tl.where(update < -clip_radius, -clip_radius, update))
     m -= lr * update
     tl.store(new_curvature + index, c_new.to(new_curvature.dtype.element_ty), mask=inside)
@@ -84,6 +95,9 @@ def diagonal_step(
     weight_decay: float,
     damping: float,
     retract: bool,
+    prior_in_momentum: bool,
+    root: bool,
+    correction: float,
     ess: float | None,
     clip_radius: float,
     seed: int,
@@ -116,7 +130,10 @@ def diagonal_step(
             float(clip_radius),
             seed,
             offset,
+            float(correction),
             RETRACT=retract,
+            PRIOR_IN_MOMENTUM=prior_in_momentum,
+            ROOT=root,
             SAMPLE=sample is not None,
             BLOCK=BLOCK,
         )

@@ -33,6 +33,7 @@ def _kernel(
     a_column: tl.tensor,
     decay: tl.tensor,
     weight: tl.tensor,
+    OLD: tl.constexpr,
     ONES: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -63,20 +64,25 @@ def _kernel(
             left = tl.where(i[:, None] == width, 1.0, left).to(left.dtype)
             right = tl.where((j[None, :] == width) & (n[:, None] < rows), 1.0, right).to(right.dtype)
         total = tl.dot(left, right, total, input_precision=PRECISION)
-    old = tl.load(
-        c + batch * c_batch + i[:, None] * c_row + j[None, :] * c_column,
-        mask=(i[:, None] < size) & (j[None, :] <= i[:, None]),
-        other=0.0,
-    ).to(tl.float32)
-    store_mirrored(out + batch * size * size, decay * old + weight * total, i, j, size)
+    total *= weight
+    if OLD:
+        old = tl.load(
+            c + batch * c_batch + i[:, None] * c_row + j[None, :] * c_column,
+            mask=(i[:, None] < size) & (j[None, :] <= i[:, None]),
+            other=0.0,
+        ).to(tl.float32)
+        total += decay * old
+    store_mirrored(out + batch * size * size, total, i, j, size)
 
 
-def symmetric_update(c: Tensor, a: Tensor, *, decay: float, weight: float, ones: bool) -> Tensor:
+def symmetric_update(c: Tensor | None, a: Tensor, *, decay: float, weight: float, ones: bool) -> Tensor:
     """See :func:`vogn.kernels.symmetric_update`."""
-    size, (rows, width) = c.shape[-1], a.shape[-2:]
-    out = torch.empty(c.shape, dtype=c.dtype, device=c.device)
+    (*batch, rows, width), like = a.shape, a if c is None else c
+    size = width + ones
+    out = torch.empty((*batch, size, size), dtype=like.dtype, device=a.device)
     if out.numel():
-        old, new = matrices(c), matrices(a)
+        new = matrices(a)
+        old = new if c is None else matrices(c)
 
         def grid(meta: dict[str, int]) -> tuple[int]:  # one axis: the others end at 65535
             return (lower_tiles(blocks(size, meta["BLOCK"])) * old.shape[0],)
@@ -92,6 +98,7 @@ def symmetric_update(c: Tensor, a: Tensor, *, decay: float, weight: float, ones:
             *new.stride(),
             float(decay),
             float(weight),
+            OLD=c is not None,
             ONES=ones,
             PRECISION=dot_precision(),
         )

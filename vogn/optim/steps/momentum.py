@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vogn.linalg.each import lerp_each
-from vogn.optim.steps.base import BlockView, Scope, Step, StepContext
+from vogn.optim.steps.base import Scope, Step, StepContext
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,10 @@ class Momentum(Step):
             k for k, block in enumerate(context.blocks) if block.group["momentum"] or "momentum" in block.memory
         ]
         memories = [context.blocks[k].memory for k in averaged]
-        shares = [self._share(updates[k], context.blocks[k]) for k in averaged]
+        shares = [
+            self.share(memory, updates[k], context.blocks[k].group)
+            for k, memory in zip(averaged, memories, strict=True)
+        ]
         # m / w with w <- b w + 1 - b follows m / w <- m / w + (1 - b) / w (u - m / w): one pass over the parameters
         new = lerp_each([memory["momentum"] for memory in memories], [updates[k] for k in averaged], shares)
         out = list(updates)
@@ -44,9 +47,9 @@ class Momentum(Step):
         if group["momentum"] > 0.0:
             _start(memory, mean)
 
-    def _share(self, update: Tensor, block: BlockView) -> float:
-        """The update's share in the average that is returned; counts its weight."""
-        memory, beta = block.memory, block.group["momentum"]
+    def share(self, memory: dict[str, Tensor], update: Tensor, group: Mapping[str, Any]) -> float:
+        """The update's share in the average that is returned; counts its weight in the memory."""
+        beta = group["momentum"]
         if "momentum" not in memory:
             _start(memory, update)
         # new tensors, not in place: a step that is refused later on leaves the old ones untouched
