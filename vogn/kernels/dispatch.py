@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vogn.errors import MissingExtraError
-from vogn.kernels import reference
+from vogn.kernels import native, reference
 
 VARIABLE = "VOGN_KERNELS"
 """Environment variable, read at every call: forces ``triton`` or ``reference`` where an operation has both."""
@@ -45,7 +45,11 @@ TABLE: dict[str, dict[str, Callable[..., Any]]] = {
     "row_matvec": {"reference": reference.row_matvec},
     "row_rmatvec": {"reference": reference.row_rmatvec},
     "row_gram": {"reference": reference.row_gram},
-    "diagonal_step": {"reference": reference.diagonal_step, "triton": _triton("diagonal_step")},
+    "diagonal_step": {
+        "reference": reference.diagonal_step,
+        "triton": _triton("diagonal_step"),
+        "native": native.diagonal_step,
+    },
     "squared_gradients": {"reference": reference.squared_gradients, "triton": _triton("squared_gradients")},
     "symmetric_update": {"reference": reference.symmetric_update, "triton": _triton("symmetric_update")},
     "woodbury_solve": {"reference": reference.woodbury_solve, "triton": _triton("woodbury_solve")},
@@ -98,7 +102,8 @@ def select(op: str, *tensors: Tensor, limit: str = "") -> Callable[..., Any]:
 
 
 def fitting(op: str, *tensors: Tensor, limit: str = "", worthwhile: bool = True) -> Callable[..., Any] | None:
-    """Triton's kernel where code that has a way of its own is to take it; ``None`` where it goes its own way.
+    """The kernel that code with a way of its own is to take, Triton's or on the CPU one in C; ``None`` where it goes
+    its own way.
 
     Unlike :func:`select` it never raises because of the operands: an optimizer of a float64 model, or of one on the
     CPU, works under ``VOGN_KERNELS=triton`` as it does without. Kernels record no gradient, so operands that are
@@ -115,6 +120,8 @@ def fitting(op: str, *tensors: Tensor, limit: str = "", worthwhile: bool = True)
         MissingExtraError: if it forces Triton, which is not installed.
     """
     forced, first = _forced(), tensors[0]
+    if not forced and "native" in TABLE[op] and native.fit(*tensors):
+        return TABLE[op]["native"]
     if forced == "reference" or not (forced or first.is_cuda):
         return None
     if forced:

@@ -45,7 +45,7 @@ def weight_noise(
 def displacement(structure: Structure, state: State, noise: Tensor, *, ess: float, shift: float, name: str) -> Tensor:
     """``(ess (C + shift I))^(-1/2) noise``: a draw from the posterior minus its mean, as a block vector."""
     with in_block(name):
-        return structure.sample(state, noise, shift).mul_(ess**-0.5)
+        return structure.displace(state, noise, shift, ess)
 
 
 def check_finite(

@@ -1,7 +1,7 @@
-"""A whole step of diagonal blocks in one pass over their numbers, where Triton's kernel for it runs.
+"""A whole step of diagonal blocks in one pass over their numbers, where a kernel for it runs.
 
 The kernel knows the structure :class:`vogn.structures.Diagonal` and the chains of IVON, VOGN and VAdam. Everything
-else, and everything on the CPU, goes through the structure and the chain's steps one after the other.
+else goes through the structure and the chain's steps one after the other.
 """
 
 from __future__ import annotations

@@ -81,6 +81,13 @@ class Structure(ABC):
         """Evidence from a pair with ``E[probe response^T] = H``; both are block vectors."""
         raise UnsupportedObservationError(f"{type(self).__name__} cannot be fed with probes")
 
+    def observe_displacement(
+        self, state: State, displacement: Tensor, response: Tensor, *, shift: Shift, ess: float
+    ) -> Observation:
+        """Evidence from a weight sample: the probe ``ess (C + shift I) displacement`` and its response."""
+        probe = self.apply(state, displacement, shift).mul_(ess)
+        return self.observe_probe(state, probe, response)
+
     @abstractmethod
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """``C <- decay * C + weight * C_hat``, or the structure's own law. Returns a new state dictionary."""
@@ -107,6 +114,10 @@ class Structure(ABC):
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
         """``S noise``, linear in the noise, with ``S S^T = (C + shift I)^-1`` and ``S`` continuous in ``C``; in memory
         of its own."""
+
+    def displace(self, state: State, noise: Tensor, shift: Shift, ess: float) -> Tensor:
+        """``(ess (C + shift I))^(-1/2) noise``, see :meth:`sample`: a draw from the posterior minus its mean."""
+        return self.sample(state, noise, shift).mul_(ess**-0.5)
 
     @abstractmethod
     def logdet(self, state: State, shift: Shift) -> Tensor:

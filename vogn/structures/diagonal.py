@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vogn.kernels import native
 from vogn.linalg.rows import AnyRows
 from vogn.structures.base import Negative, Shift, Structure
 from vogn.structures.earlier import kept, with_earlier
@@ -57,6 +58,15 @@ class Diagonal(Structure):
         """``probe * response``."""
         return {"probe": probe * response}
 
+    def observe_displacement(
+        self, state: State, displacement: Tensor, response: Tensor, *, shift: Shift, ess: float
+    ) -> Observation:
+        """See :meth:`Structure.observe_displacement`."""
+        c = state["c"]
+        if isinstance(shift, float) and c.shape == response.shape and native.fit(displacement, c, response):
+            return {"probe": native.price(displacement, c, response, shift=shift, ess=ess)}
+        return super().observe_displacement(state, displacement, response, shift=shift, ess=ess)
+
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """``decay c + weight c_hat``; probes follow ``negative``."""
         if "probe" in observation:
@@ -88,6 +98,13 @@ class Diagonal(Structure):
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
         """``noise / sqrt(c + shift)``."""
         return _into(torch.mul, noise, self._shifted(state, shift).rsqrt_())
+
+    def displace(self, state: State, noise: Tensor, shift: Shift, ess: float) -> Tensor:
+        """See :meth:`Structure.displace`."""
+        c = state["c"]
+        if isinstance(shift, float) and shift > 0.0 and c.shape == noise.shape and native.fit(noise, c):
+            return native.displace(noise, c, shift=shift, ess=ess)
+        return super().displace(state, noise, shift, ess)
 
     def logdet(self, state: State, shift: Shift) -> Tensor:
         """``sum log(c + shift)``."""

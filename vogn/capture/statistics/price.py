@@ -55,9 +55,10 @@ class Price(Statistic):
                 structure, first = bundle.structure, bundle.blocks[0].name
                 displacement = bundle.join([context.displacement[block.name] for block in bundle.blocks])
                 state = bundle.join_states([collector.state_of(block) for block in bundle.blocks])
-                probe = structure.apply(state, displacement, context.shift[first]).mul_(context.ess[first])
                 response = bundle.join([responses[block] for block in bundle.blocks])
-                leaves = bundle.split_state(structure.observe_probe(state, probe, response))
+                shift, ess = context.shift[first], context.ess[first]
+                found = structure.observe_displacement(state, displacement, response, shift=shift, ess=ess)
+                leaves = bundle.split_state(found)
                 for block, own in zip(bundle.blocks, leaves, strict=True):
                     collector.add(block, own, "exit", probe=True)
 

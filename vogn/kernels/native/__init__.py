@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vogn.kernels.native.build import library
+from vogn.kernels.reference import DiagonalStep
 
 TILE = 256
 """Numbers that are drawn together; a stream can be entered at their multiples."""
@@ -43,18 +44,42 @@ def why_not() -> str:
     return ""
 
 
+class StepNumbers(ctypes.Structure):
+    """Those of ``vogn_diagonal_step``, in its order."""
+
+    NAMES = (
+        "lr", "decay", "forgotten", "weight", "momentum_rate", "weight_decay", "shift", "correction", "radius", "least",
+    )  # fmt: skip
+    _fields_ = [(name, ctypes.c_float) for name in NAMES]
+
+
 @cache
 def _functions() -> Any:
     found = library()
     assert not isinstance(found, str)
-    found.vogn_fill_normal.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_uint64)
-    found.vogn_fill_normal.restype = None
+    array, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    arguments = {
+        "vogn_fill_normal": (array, count, ctypes.c_uint64, ctypes.c_uint64),
+        "vogn_diagonal_step": (*8 * (array,), count, ctypes.POINTER(StepNumbers), ctypes.c_int),
+        "vogn_displace": (*3 * (array,), count, number, number),
+        "vogn_price": (*4 * (array,), count, number, number),
+    }
+    for name, types in arguments.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = types, None
     return found
 
 
 def takes(*tensors: Tensor) -> bool:
     """Whether the kernels can work on these: single precision, contiguous, on the CPU."""
     return all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
+
+
+def fit(*tensors: Tensor) -> bool:
+    """Whether the kernels are to work on these: they can, they are available, and nothing is differentiated."""
+    recording = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    plain = all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+    return plain and not recording and takes(*tensors) and available()
 
 
 def fill_normal(out: Tensor, *, seed: int) -> None:
@@ -72,6 +97,73 @@ def fill_normal(out: Tensor, *, seed: int) -> None:
         fill(start + 4 * first, last - first, seed, first)
 
     in_parts(out.numel(), part)
+
+
+def displace(noise: Tensor, curvature: Tensor, *, shift: float, ess: float) -> Tensor:
+    """``noise / sqrt(ess (curvature + shift))``; all float32 and contiguous, of one shape."""
+    out = torch.empty_like(noise)
+    _elementwise(_functions().vogn_displace, (noise, curvature, out), shift, ess**-0.5)
+    return out
+
+
+def price(displacement: Tensor, curvature: Tensor, response: Tensor, *, shift: float, ess: float) -> Tensor:
+    """``displacement ess (curvature + shift) response``; all float32 and contiguous, of one shape."""
+    out = torch.empty_like(response)
+    _elementwise(_functions().vogn_price, (displacement, curvature, response, out), shift, ess)
+    return out
+
+
+def diagonal_step(
+    mean: Tensor,
+    curvature: Tensor,
+    momentum: Tensor,
+    gradient: Tensor,
+    evidence: Tensor,
+    *,
+    lr: float,
+    decay: float,
+    weight: float,
+    momentum_rate: float,
+    weight_decay: float,
+    damping: float,
+    retract: bool,
+    prior_in_momentum: bool,
+    root: bool,
+    correction: float,
+    ess: float | None,
+    clip_radius: float,
+    seed: int,
+    offset: int,
+) -> DiagonalStep:
+    """See :func:`vogn.kernels.diagonal_step`; it draws no sample.
+
+    Raises:
+        ValueError: if a sample is wanted.
+    """
+    if ess is not None:
+        raise ValueError("the CPU's kernel draws no sample")
+    operands = mean, curvature, momentum, gradient, evidence
+    new = [torch.empty_like(x) for x in operands[:3]]
+    least = (4.0 * torch.finfo(torch.float32).eps - 1.0) * weight_decay
+    numbers = StepNumbers(
+        lr, decay, 1.0 - decay, weight, momentum_rate, weight_decay, weight_decay + damping, correction, clip_radius,
+        least,
+    )  # fmt: skip
+    _elementwise(
+        _functions().vogn_diagonal_step, (*operands, *new), ctypes.byref(numbers),
+        int(retract) + 2 * int(prior_in_momentum) + 4 * int(root),
+    )  # fmt: skip
+    return DiagonalStep(new[1], new[2], new[0], None)
+
+
+def _elementwise(function: Any, tensors: tuple[Tensor, ...], *numbers: Any) -> None:
+    """Call ``function(pointers, count, numbers)``, the tensors cut alike."""
+    starts = [tensor.data_ptr() for tensor in tensors]
+
+    def part(first: int, last: int) -> None:
+        function(*(start + 4 * first for start in starts), last - first, *numbers)
+
+    in_parts(tensors[0].numel(), part)
 
 
 def in_parts(count: int, part: Any) -> None:

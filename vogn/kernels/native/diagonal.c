@@ -1,0 +1,87 @@
+/* One pass over the numbers of diagonal blocks. The arithmetic is that of vogn/kernels/reference.py, operation by
+   operation; comparisons are written so that NaN stays NaN. */
+
+#include <math.h>
+#include <stdint.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
+enum { RETRACT = 1, PRIOR_IN_MOMENTUM = 2, ROOT = 4 };
+
+typedef struct {
+    float lr, decay, forgotten, weight, momentum_rate, weight_decay, shift, correction, radius, least;
+} step_numbers;
+
+INLINE void step(const float *restrict mean, const float *restrict curvature, const float *restrict momentum,
+                 const float *restrict gradient, const float *restrict evidence, float *restrict new_mean,
+                 float *restrict new_curvature, float *restrict new_momentum, int64_t count, const step_numbers *given,
+                 const int kind)
+{
+    const step_numbers n = *given;
+    INDEPENDENT
+    for (int64_t i = 0; i < count; i++) {
+        float m = mean[i], c = curvature[i], u = momentum[i], h = evidence[i];
+        if (kind & RETRACT) {
+            float delta = n.weight * h - n.forgotten * c;
+            float moved = c + delta + 0.5f * (delta * delta) / (c + n.weight_decay);
+            c = moved < n.least ? n.least : moved;
+        } else {
+            c = n.decay * c + n.weight * h;
+        }
+        float prior = n.weight_decay * m;
+        float target = (kind & PRIOR_IN_MOMENTUM) ? gradient[i] + prior : gradient[i];
+        u = u + n.momentum_rate * (target - u);
+        float metric = n.correction * c;
+        if (kind & ROOT)
+            metric = sqrtf(metric < 0.0f ? 0.0f : metric);
+        float update = ((kind & PRIOR_IN_MOMENTUM) ? u : u + prior) / (metric + n.shift);
+        update = update > n.radius ? n.radius : update;
+        update = update < -n.radius ? -n.radius : update;
+        new_mean[i] = m - n.lr * update;
+        new_curvature[i] = c;
+        new_momentum[i] = u;
+    }
+}
+
+void vogn_diagonal_step(const float *mean, const float *curvature, const float *momentum, const float *gradient,
+                        const float *evidence, float *new_mean, float *new_curvature, float *new_momentum,
+                        int64_t count, const step_numbers *given, int kind)
+{
+#define CASE(k)                                                                                                        \
+    case k:                                                                                                            \
+        step(mean, curvature, momentum, gradient, evidence, new_mean, new_curvature, new_momentum, count, given, k);   \
+        break;
+    switch (kind) {
+        CASE(0)
+        CASE(1)
+        CASE(2)
+        CASE(3)
+        CASE(4)
+        CASE(5)
+        CASE(6)
+        CASE(7)
+    }
+}
+
+/* displacement = noise / sqrt(curvature + shift) * scale; may be written over the noise. */
+void vogn_displace(const float *noise, const float *curvature, float *displacement, int64_t count, float shift,
+                   float scale)
+{
+    INDEPENDENT
+    for (int64_t i = 0; i < count; i++)
+        displacement[i] = noise[i] * (1.0f / sqrtf(curvature[i] + shift)) * scale;
+}
+
+/* product = displacement (curvature + shift) scale response. */
+void vogn_price(const float *restrict displacement, const float *restrict curvature, const float *restrict response,
+                float *restrict product, int64_t count, float shift, float scale)
+{
+    INDEPENDENT
+    for (int64_t i = 0; i < count; i++)
+        product[i] = displacement[i] * (curvature[i] + shift) * scale * response[i];
+}
