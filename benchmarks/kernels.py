@@ -4,7 +4,8 @@ For every kernel the bytes that must be moved and the operations that must be do
 larger of bytes / copy bandwidth and operations / rate of matrix products, both measured on the device, the rate in the
 precision of the kernel's arithmetic; the achieved fraction is that time over the measured one. On the CPU the reference
 is timed, on CUDA the Triton kernel where triton is installed, and the reference on the same device beside it
-(``VOGN_KERNELS`` forces one of them).
+(``VOGN_KERNELS`` forces one of them). Where optimizers use a kernel, the code that they run without it is timed too:
+a kernel that is slower belongs into ``SLOWER`` of ``vogn/kernels/dispatch.py``.
 
     python -m benchmarks.kernels                    # on CUDA if there is one, else on the CPU
     python -m benchmarks.kernels --device cpu --rounds 3
@@ -16,7 +17,8 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -24,11 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cells import environment, write_cell
 from vogn import kernels
 from vogn.kernels.dispatch import TABLE, VARIABLE, select
+from vogn.linalg.each import add_each, lerp_each, subtract_each
+from vogn.linalg.patches import Patches
+from vogn.linalg.sides import from_basis, second_moment, to_basis
+from vogn.structures import Diagonal
+from vogn.structures.evidence import blend
 
 RESULTS = Path(__file__).parent / "results" / "kernels"
 CALLS = 20
@@ -48,6 +56,7 @@ class Work:
         bytes: every operand read once and every result written once.
         operations: additions and multiplications, 2 for each multiply-add.
         precision: of the arithmetic.
+        own: the same as optimizers compute it where the kernel does not run, if they do.
     """
 
     call: Callable[[], Any]
@@ -56,6 +65,7 @@ class Work:
     bytes: int
     operations: int
     precision: torch.dtype = torch.float32
+    own: Callable[[], Any] | None = None
 
 
 def normal(*shape: int, device: torch.device, seed: int = 0) -> Tensor:
@@ -63,16 +73,24 @@ def normal(*shape: int, device: torch.device, seed: int = 0) -> Tensor:
 
 
 def diagonal_step(device: torch.device, scale: int) -> Work:
-    """Five tensors are read and four written; noise is computed, not moved."""
+    """Five tensors are read and four written; noise is computed, not moved. Optimizers draw it elsewhere."""
     count = 1 << (18 + 8 * scale)
     tensors = [normal(count, device=device, seed=seed) for seed in range(5)]
     tensors[1] = tensors[1].square() + 0.1
     options = {"lr": 0.1, "decay": 0.99, "weight": 0.01, "momentum_rate": 0.1, "weight_decay": 1e-3}
+    structure = Diagonal(negative="retract")
 
     def call() -> Any:
         return kernels.diagonal_step(*tensors, retract=True, ess=1e4, seed=1, **options)
 
-    return Work(call, tuple(tensors), {"parameters": count}, 9 * count * FLOAT, 20 * count)
+    def own() -> Any:
+        m, c, u, g, h = tensors
+        state = structure.update({"c": c}, {"probe": h}, decay=0.99, weight=0.01, shift=1e-3)
+        average = lerp_each([u], [g], [0.1])
+        (update,) = add_each(average, [m], [1e-3])
+        return average, state, subtract_each([m], [structure.solve(state, update, 1e-3)], [0.1])
+
+    return Work(call, tuple(tensors), {"parameters": count}, 9 * count * FLOAT, 20 * count, own=own)
 
 
 def squared_gradients(device: torch.device, scale: int) -> Work:
@@ -93,7 +111,11 @@ def symmetric_update(device: torch.device, scale: int) -> Work:
     def call() -> Any:
         return kernels.symmetric_update(c, a, decay=0.95, weight=0.05, ones=True)
 
-    return Work(call, (c, a), {"rows": n, "size": d}, moved, n * d * (d + 1))
+    def own() -> Any:
+        rows = F.pad(a, (0, 1), value=1.0)
+        return blend(c, second_moment(rows, rows, diagonal=False), 0.95, 0.05)
+
+    return Work(call, (c, a), {"rows": n, "size": d}, moved, n * d * (d + 1), own=own)
 
 
 def woodbury_solve(device: torch.device, scale: int) -> Work:
@@ -117,7 +139,10 @@ def eigenbasis_solve(device: torch.device, scale: int) -> Work:
     def call() -> Any:
         return kernels.eigenbasis_solve(g, q_s, q_a, values, shift=0.1)
 
-    return Work(call, (g, q_s, q_a, values), {"d_out": d_out, "d_in": d_in}, moved, operations)
+    def own() -> Any:
+        return from_basis(to_basis(g, q_s, q_a).mul_((values + 0.1).reciprocal_()), q_s, q_a)
+
+    return Work(call, (g, q_s, q_a, values), {"d_out": d_out, "d_in": d_in}, moved, operations, own=own)
 
 
 def inverse_root(device: torch.device, scale: int) -> Work:
@@ -137,7 +162,13 @@ def patch_factor(device: torch.device, scale: int) -> Work:
     moved = (x.numel() + features**2) * FLOAT
     size = {"images": images, "channels": channels, "side": side, "kernel": 3}
     operations = positions * features * (features + 1)
-    return Work(lambda: kernels.patch_factor(x, 3, padding=1), (x,), size, moved, operations)
+
+    def own() -> Any:
+        patches = Patches(F.pad(x, (1, 1, 1, 1)), (3, 3), (1, 1), (1, 1), 1, bias=False)
+        rows = patches.matrix().flatten(0, 1)
+        return second_moment(rows, rows, diagonal=False)
+
+    return Work(lambda: kernels.patch_factor(x, 3, padding=1), (x,), size, moved, operations, own=own)
 
 
 WORKS: dict[str, Callable[[torch.device, int], Work]] = {
@@ -193,19 +224,33 @@ def backend(op: str, work: Work) -> str:
     return next(name for name, function in TABLE[op].items() if function is taken)
 
 
+@contextmanager
+def forced(backend: str) -> Iterator[None]:
+    """Inside, :data:`VARIABLE` says so."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = backend
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
 def measure(op: str, device: torch.device, scale: int, rounds: int) -> dict[str, Any]:
     """One row of the table."""
     work = WORKS[op](device, scale)
     moving = work.bytes / bandwidth(device, scale, rounds)
     computing = work.operations / matmul_rate(device, scale, rounds, work.precision)
+    with_reference = backend(op, work) == "triton" and not os.environ.get(VARIABLE)
     measured, roofline = seconds(work.call, device, rounds), max(moving, computing)
     plain = {}
-    if backend(op, work) == "triton" and not os.environ.get(VARIABLE):
-        os.environ[VARIABLE] = "reference"
-        try:
+    with forced("reference"):
+        if work.own is not None:
+            plain["own_ms"] = 1e3 * seconds(work.own, device, rounds)
+        if with_reference:
             plain["reference_ms"] = 1e3 * seconds(work.call, device, rounds)
-        finally:
-            del os.environ[VARIABLE]
     return plain | {
         "backend": backend(op, work),
         "size": work.size,
@@ -245,7 +290,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(
             f"{op:18} {row['backend']:9} {row['measured_ms']:9.3f} ms, roofline {row['roofline_ms']:9.3f} ms "
             f"({row['bound_by']}), achieved {row['achieved_fraction']:5.1%}"
-            + (f", reference {row['reference_ms']:9.3f} ms" if "reference_ms" in row else ""),
+            + (f", reference {row['reference_ms']:9.3f} ms" if "reference_ms" in row else "")
+            + (f", the optimizers' own code {row['own_ms']:9.3f} ms" if "own_ms" in row else ""),
             flush=True,
         )
     record = {

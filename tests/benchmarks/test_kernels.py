@@ -30,7 +30,22 @@ def test_every_kernel_is_measured_against_the_ceilings(study, tmp_path, capsys):
         assert row["achieved_fraction"] == pytest.approx(row["roofline_ms"] / row["measured_ms"])
         assert row["bound_by"] == ("memory" if times[0] >= times[1] else "arithmetic")
         assert row["backend"] == "reference"
+    used = {"diagonal_step", "symmetric_update", "eigenbasis_solve", "patch_factor"}
+    assert {op for op, row in record["kernels"].items() if "own_ms" in row} == used
     assert capsys.readouterr().out.count("achieved") == len(record["kernels"])
+
+
+def test_what_optimizers_run_without_a_kernel_computes_the_same(study):
+    for op in ("diagonal_step", "symmetric_update", "eigenbasis_solve", "patch_factor"):
+        work = study.WORKS[op](torch.device("cpu"), 0)
+        found, expected = work.own(), work.call()
+        if op == "diagonal_step":
+            (momentum,), state, (mean,) = found
+            pairs = zip((state["c"], momentum, mean), expected[:3], strict=True)
+        else:
+            pairs = [(found, expected)]
+        for x, y in pairs:
+            assert float((x - y).abs().max()) < 1e-5 * float(y.abs().max())
 
 
 def test_bytes_and_operations_are_those_of_the_shapes(study):

@@ -15,7 +15,6 @@ from vogn.kernels import TABLE, kernel, philox
 from vogn.kernels.gpu import language, woodbury_solve
 from vogn.kernels.gpu.tiles import lower_tile, lower_tiles
 
-
 ADAM = {"prior_in_momentum": False, "root": False, "correction": 1.0}
 
 

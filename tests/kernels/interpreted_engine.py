@@ -78,6 +78,7 @@ def test_evidence_that_is_made_positive(negative, monkeypatch, launched):
     assert launched["diagonal_step"] == 4
 
 
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
 def test_a_refused_step_leaves_everything(launched):
     model, x = fill(torch.nn.Linear(3, 2)), normal(5, 3, dtype=torch.float32)
     opt = IVON(model, ess=10.0)

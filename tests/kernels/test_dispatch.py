@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from kernel_engine import METHODS, assert_equal_up_to, trained
 from vogn import kernels
 from vogn.errors import MissingExtraError
 from vogn.kernels import TABLE, dispatch
@@ -18,14 +19,20 @@ class OnCuda:
 
     is_cuda = True
 
-    def __init__(self, dtype=torch.float32):
-        self.dtype = dtype
+    def __init__(self, dtype=torch.float32, device="cuda:0", requires_grad=False):
+        self.dtype, self.device, self.requires_grad = dtype, torch.device(device), requires_grad
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     monkeypatch.delenv("VOGN_KERNELS", raising=False)
     monkeypatch.setattr(dispatch, "installed", lambda: True)
+
+
+def fits(*tensors, op="symmetric_update", **options):
+    function = dispatch.fitting(op, *tensors, **options)
+    assert function is None or function is TABLE[op]["triton"]
+    return function is not None
 
 
 def taken(*tensors, op="symmetric_update", limit=""):
@@ -102,8 +109,71 @@ def test_forcing_triton_that_is_not_installed_names_the_extra(monkeypatch):
         kernels.squared_gradients(CPU, CPU)
 
 
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """Fitting takes the double for a tensor."""
+    monkeypatch.setattr(dispatch, "Tensor", OnCuda)
+
+
+def test_code_with_a_way_of_its_own_takes_kernels_on_cuda(on_cuda, monkeypatch):
+    assert fits(OnCuda(), OnCuda(torch.bfloat16))
+    assert not fits(CPU, CPU)
+    assert not fits(OnCuda(), CPU)
+    assert not fits(OnCuda(), OnCuda(device="cuda:1"))
+    assert not fits(OnCuda(torch.float64))
+    assert not fits(OnCuda(), limit="it is too large")
+    monkeypatch.setattr(dispatch, "installed", lambda: False)
+    assert not fits(OnCuda())
+
+
+def test_what_is_differentiated_goes_its_own_way(on_cuda):
+    assert not fits(OnCuda(), OnCuda(requires_grad=True))
+    with torch.no_grad():
+        assert fits(OnCuda(), OnCuda(requires_grad=True))
+
+
+def test_tensors_of_other_types_go_their_own_way(on_cuda):
+    class Distributed(OnCuda):
+        pass
+
+    assert not fits(OnCuda(), Distributed())
+
+
+def test_what_is_not_worth_it_is_taken_where_it_is_asked_for(on_cuda, monkeypatch):
+    assert not fits(OnCuda(), worthwhile=False)
+    assert not fits(OnCuda(), op="squared_gradients")
+    monkeypatch.setenv("VOGN_KERNELS", "triton")
+    assert fits(OnCuda(), worthwhile=False)
+    assert fits(OnCuda(), op="squared_gradients")
+    monkeypatch.setenv("VOGN_KERNELS", "reference")
+    assert not fits(OnCuda())
+
+
+def test_forcing_triton_breaks_nothing_that_has_a_way_of_its_own(on_cuda, monkeypatch):
+    monkeypatch.setenv("VOGN_KERNELS", "triton")
+    monkeypatch.setattr(dispatch, "_interpreted", lambda: False)
+    assert not fits(CPU)
+    assert not fits(OnCuda(torch.float64))
+    assert not fits(OnCuda(), limit="it is too large")
+    monkeypatch.setattr(dispatch, "installed", lambda: False)
+    with pytest.raises(MissingExtraError, match="triton is not installed"):
+        fits(CPU)
+
+
+@pytest.mark.parametrize("value", ["triton", "reference"])
+@pytest.mark.parametrize("name", ["IVON", "EK-FAC"])
+def test_steps_on_the_cpu_do_not_depend_on_the_variable(name, value, monkeypatch):
+    """Without the interpreter, bit for bit."""
+    monkeypatch.setattr(dispatch, "_interpreted", lambda: False)
+    expected = trained(METHODS[name], torch.device("cpu"), steps=2)
+    monkeypatch.setenv("VOGN_KERNELS", value)
+    assert_equal_up_to(trained(METHODS[name], torch.device("cpu"), steps=2), expected, 0.0)
+
+
 def test_an_unknown_value_is_named(monkeypatch):
     monkeypatch.setenv("VOGN_KERNELS", "cuda")
+    with pytest.raises(ValueError, match="VOGN_KERNELS='cuda' is unknown"):
+        fits(CPU)
     with pytest.raises(ValueError, match="VOGN_KERNELS='cuda' is unknown; use 'triton' or 'reference', or unset it"):
         kernels.squared_gradients(CPU, CPU)
 

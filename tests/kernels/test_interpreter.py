@@ -1,4 +1,4 @@
-"""Runs ``interpreted.py`` in a process of its own; see there."""
+"""Runs ``interpreted.py`` and ``interpreted_engine.py`` in a process of their own; see there."""
 
 import os
 import re
@@ -11,11 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_triton_kernels_equal_their_references_in_the_interpreter():
+@pytest.mark.parametrize("file", ["interpreted.py", "interpreted_engine.py"], ids=["kernels", "engine"])
+def test_the_triton_kernels_equal_their_references_in_the_interpreter(file):
     pytest.importorskip("triton", reason="triton is not installed: pip install 'vogn[gpu]'")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "VOGN_KERNELS"))}
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/interpreted.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/kernels/{file}"],
         cwd=ROOT,
         env=environment | {"TRITON_INTERPRET": "1"},
         capture_output=True,

@@ -42,6 +42,22 @@ def test_diagonal_step_equals_a_loop_over_elements(retract, clip_radius):
         assert found == pytest.approx([c, u, m, theta], rel=1e-12)
 
 
+@pytest.mark.parametrize("root", [False, True])
+@pytest.mark.parametrize("prior_in_momentum", [False, True])
+def test_diagonal_step_as_in_adam_equals_a_loop_over_elements(prior_in_momentum, root):
+    *operands, evidence = step_operands(11)
+    operands.append(30.0 * evidence)  # curvatures of both signs: under the root a negative one counts as zero
+    options = STEP | {"damping": 0.02, "ess": 50.0, "prior_in_momentum": prior_in_momentum, "root": root}
+    result = kernels.diagonal_step(*operands, correction=1.7, **options)
+    for k, (m, c, u, g, h) in enumerate(zip(*(x.tolist() for x in operands), strict=True)):
+        c = 0.9 * c + 0.1 * h
+        u = 0.7 * u + 0.3 * (g + 0.01 * m if prior_in_momentum else g)
+        above = u if prior_in_momentum else u + 0.01 * m
+        m = m - 0.1 * above / ((math.sqrt(max(0.0, 1.7 * c)) if root else 1.7 * c) + 0.01 + 0.02)
+        assert [float(x[k]) for x in result[:3]] == pytest.approx([c, u, m], rel=1e-12)
+    assert float(result.curvature.min()) < -0.01
+
+
 def test_retraction_equals_the_law_of_the_structures():
     from vogn.structures.evidence import absorb
 
@@ -115,6 +131,14 @@ def test_symmetric_update_equals_the_dense_sum(ones):
     full = torch.cat([a, torch.ones(2, 7, 1).double()], -1) if ones else a
     torch.testing.assert_close(found, 0.95 * c + 0.3 * torch.einsum("bni,bnj->bij", full, full))
     assert torch.equal(found, found.mT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_symmetric_update_of_nothing_is_that_of_zero(dtype):
+    a = normal(2, 7, 4, seed=1).to(dtype)
+    found = kernels.symmetric_update(None, a, decay=math.nan, weight=0.3, ones=True)
+    assert found.dtype == dtype
+    assert torch.equal(found, kernels.symmetric_update(a.new_zeros(2, 5, 5), a, decay=0.5, weight=0.3, ones=True))
 
 
 def test_symmetric_update_reads_the_lower_half_only():
@@ -238,11 +262,13 @@ REFUSED = {
     "integers": (lambda: kernels.diagonal_step(one, one, one, one, ids, **STEP), "evidence has dtype torch.int64"),
     "ess": (lambda: kernels.diagonal_step(*[one] * 5, ess=0.0, **STEP), "ess is 0.0; it is > 0, or None"),
     "clip": (lambda: kernels.diagonal_step(*[one] * 5, clip_radius=0.0, **STEP), "clip_radius is 0.0; it is > 0"),
+    "correction": (lambda: kernels.diagonal_step(*[one] * 5, correction=0.0, **STEP), "correction is 0.0; it is > 0"),
     "seed": (lambda: kernels.diagonal_step(*[one] * 5, seed=-1, **STEP), r"seed is -1; it is in \[0, 2\^63\)"),
     "offset": (lambda: kernels.diagonal_step(*[one] * 5, offset=2**63 - 2, **STEP), "offset 9223372036854775806"),
     "examples": (lambda: kernels.squared_gradients(mat, torch.ones(3, 2)), r"they are \(N, d_out\) and \(N, d_in\)"),
     "dtypes": (lambda: kernels.squared_gradients(mat, mat.double()), "a has dtype torch.float64, g has torch.float32"),
     "square": (lambda: kernels.symmetric_update(mat, mat, decay=1.0, weight=1.0), r"they are \(\*batch, d, d\)"),
+    "one row": (lambda: kernels.symmetric_update(None, one, decay=1.0, weight=1.0), r"it is \(\*batch, n, d\)"),
     "columns": (
         lambda: kernels.symmetric_update(torch.eye(3), mat, decay=1.0, weight=1.0, ones=True),
         "a has 3 columns; c of size 3 takes 2 with ones=True",

@@ -2,7 +2,8 @@
 
 ``reference`` is the meaning of every operation in plain PyTorch; kernels in Triton stand beside it in the table and are
 tested against it. The public functions check their operands and take Triton's kernel on CUDA where triton is installed,
-the reference everywhere else; ``VOGN_KERNELS=triton`` or ``VOGN_KERNELS=reference`` forces one of them.
+the reference everywhere else; ``VOGN_KERNELS=triton`` or ``VOGN_KERNELS=reference`` forces one of them. Structures and
+optimizers have code of their own, and ask :func:`vogn.kernels.dispatch.fitting` whether a kernel takes its place.
 """
 
 from vogn.kernels.dispatch import TABLE, kernel

@@ -135,7 +135,7 @@ class OnePass:
 
 
 def fitting_pass(
-    form: ChainForm,
+    form: ChainForm | None,
     structure: Structure,
     old: Mapping[str, State],
     group: Mapping[str, Any],
@@ -157,7 +157,7 @@ def fitting_pass(
         vectors: mean and gradient.
         rate: the learning rate.
     """
-    if type(structure) is not Diagonal or len(observation) != 1:
+    if form is None or type(structure) is not Diagonal or len(observation) != 1:
         return None
     (channel, evidence), (mean, gradient), memory = next(iter(observation.items())), vectors, old["memory"]
     operands = mean, old["curvature"]["c"], memory.get("momentum", gradient), gradient, evidence

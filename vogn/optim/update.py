@@ -196,7 +196,7 @@ def _stage(
             old = {kind: bundle.join_states([state[kind] for state in states]) for kind in ("curvature", "memory")}
             mean = bundle.join([means[block] for block in bundle.blocks])
             rate = float(group["lr"]) / anneal(group)
-            one_pass = form and fitting_pass(form, bundle.structure, old, group, observation, (mean, gradient), rate)
+            one_pass = fitting_pass(form, bundle.structure, old, group, observation, (mean, gradient), rate)
             new = staged_curvature(bundle, old, group, observation, one_pass)
             if one_pass is not None:
                 new["memory"] |= one_pass.memory
