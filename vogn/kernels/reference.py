@@ -122,12 +122,14 @@ def gram_by_rows(a: Tensor, g: Tensor) -> Tensor:
 
 
 class DiagonalStep(NamedTuple):
-    """What :func:`diagonal_step` computes; ``sample`` is ``None`` without ``ess``."""
+    """What :func:`diagonal_step` computes; ``sample`` is ``None`` without ``ess``, ``finite`` says whether all of it is
+    finite where the kernel has looked."""
 
     curvature: Tensor
     momentum: Tensor
     mean: Tensor
     sample: Tensor | None
+    finite: bool | None = None
 
 
 def widen(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vogn.kernels.dispatch import fitting
+from vogn.kernels.dispatch import TABLE, fitting
 from vogn.kernels.reference import DiagonalStep
 from vogn.optim.steps import Momentum, Prior, RescaleToInitial, Solve, Step
 from vogn.structures import Diagonal
@@ -86,6 +86,16 @@ class OnePass:
     rate: float
     memory: dict[str, Tensor] = field(default_factory=dict)
     result: DiagonalStep | None = None
+
+    @property
+    def looks(self) -> bool:
+        """Whether the kernel looks for numbers that are not finite."""
+        return self.kernel is TABLE["diagonal_step"]["native"]
+
+    @property
+    def found_finite(self) -> bool:
+        """After the call: whether it has looked and found none."""
+        return self.result is not None and bool(self.result.finite)
 
     @property
     def moved(self) -> Tensor:

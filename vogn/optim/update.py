@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.optim.blocks import BlockTable, Group
 from vogn.optim.evidence import TakingPart, anneal, staged_curvature
 from vogn.optim.functional import check_finite, evidence_tensors, natural_gradient_step, result_tensors
-from vogn.optim.one_pass import OnePass, chain_form, fitting_pass
+from vogn.optim.one_pass import ChainForm, OnePass, chain_form, fitting_pass
 from vogn.optim.steps import BlockView, Step, StepContext
 from vogn.types import Observation, State
 
@@ -182,24 +183,22 @@ def _stage(
         measured = any(observations.values())
         bundles = _bundles(table, collector, observations, together)
         evidence = {bundle: _evidence(bundle, taking_part.gradients, observations) for bundle in bundles}
-        if measured:  # else what is not finite shows in the result
+        form = chain_form(optimizer.chain)
+        plans = [_plan(table, form, bundle, found, means) for bundle, found in evidence.items()]
+        passes = [plan.one_pass for plan in plans]
+        checked = measured and not all(one_pass is not None and one_pass.looks for one_pass in passes)
+        if checked:  # else what is not finite shows in the result
             check_finite(evidence_tensors(evidence))
     for block, group in taking_part.blocks:  # by what all processes know
         optimizer._evidence.check_block(table, collector, block, group, taking_part.moves)
-    form = chain_form(optimizer.chain)
     with table.together():
-        views, rates, olds = [], [], []
-        passes: list[OnePass | None] = []
-        for bundle, (gradient, observation) in evidence.items():
+        views = []
+        for (bundle, (gradient, observation)), plan in zip(evidence.items(), plans, strict=True):
             first = bundle.blocks[0]
-            states, group = [table.state(block) for block in bundle.blocks], table.group(first)
-            old = {kind: bundle.join_states([state[kind] for state in states]) for kind in ("curvature", "memory")}
-            mean = bundle.join([means[block] for block in bundle.blocks])
-            rate = float(group["lr"]) / anneal(group)
-            one_pass = fitting_pass(form, bundle.structure, old, group, observation, (mean, gradient), rate)
-            new = staged_curvature(bundle, old, group, observation, one_pass)
-            if one_pass is not None:
-                new["memory"] |= one_pass.memory
+            group = table.group(first)
+            new = staged_curvature(bundle, plan.old, group, observation, plan.one_pass)
+            if plan.one_pass is not None:
+                new["memory"] |= plan.one_pass.memory
             views.append(
                 BlockView(
                     bundle.name,
@@ -207,15 +206,12 @@ def _stage(
                     new["curvature"],
                     new["memory"],
                     group,
-                    mean,
+                    plan.mean,
                     gradient,
                     terms=float(collector.loss_terms(first)) if observation else 0.0,
                     counts=table.placement[first].counts,
                 )
             )
-            rates.append(rate)
-            passes.append(one_pass)
-            olds.append(old["curvature"])
         context = StepContext(
             views,
             optimizer.param_groups[0]["steps_done"],
@@ -224,15 +220,51 @@ def _stage(
             groups=[group for _, group in taking_part.blocks],
             over_processes=table.total,
         )
-        moved = _moved(context, optimizer.chain, rates, passes)
-        suspects = [] if measured else list(evidence_tensors(evidence))
-        check_finite(result_tensors(zip(views, moved, olds, strict=True)), suspects)
+        moved = _moved(context, optimizer.chain, [plan.rate for plan in plans], passes)
+        suspects = [] if checked else list(evidence_tensors(evidence))
+        results = zip(views, moved, (plan.old["curvature"] for plan in plans), strict=True)
+        unseen = [not (one_pass is not None and one_pass.found_finite) for one_pass in passes]
+        check_finite(result_tensors(compress(results, unseen)), suspects)
     new_states, new_means = {}, {}
     for bundle, view, mean in zip(bundles, views, moved, strict=True):
         parts = zip(bundle.split_state(view.state), bundle.split_state(view.memory), bundle.split(mean), strict=True)
         for block, (curvature, memory, own) in zip(bundle.blocks, parts, strict=True):
             new_states[block], new_means[block] = {"curvature": curvature, "memory": memory}, own
     return StagedUpdate(new_states, new_means, moved, context)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the update of a bundle starts from.
+
+    Args:
+        old: its ``"curvature"`` and ``"memory"``.
+        mean: its block vector.
+        rate: its learning rate.
+        one_pass: the pass that does it all, where there is one.
+    """
+
+    old: dict[str, State]
+    mean: Tensor
+    rate: float
+    one_pass: OnePass | None
+
+
+def _plan(
+    table: BlockTable,
+    form: ChainForm | None,
+    bundle: Bundle,
+    evidence: tuple[Tensor, Observation],
+    means: Mapping[Block, Tensor],
+) -> _Plan:
+    states, group = [table.state(block) for block in bundle.blocks], table.group(bundle.blocks[0])
+    old = {kind: bundle.join_states([state[kind] for state in states]) for kind in ("curvature", "memory")}
+    mean = bundle.join([means[block] for block in bundle.blocks])
+    rate = float(group["lr"]) / anneal(group)
+    gradient, observation = evidence
+    return _Plan(
+        old, mean, rate, fitting_pass(form, bundle.structure, old, group, observation, (mean, gradient), rate)
+    )
 
 
 def _moved(

@@ -66,7 +66,8 @@ def _functions() -> Any:
     }
     for name, types in arguments.items():
         function = getattr(found, name)
-        function.argtypes, function.restype = types, None
+        function.argtypes = types
+        function.restype = ctypes.c_int if name == "vogn_diagonal_step" else None
     return found
 
 
@@ -100,10 +101,9 @@ def fill_normal(out: Tensor, *, seed: int) -> None:
 
 
 def displace(noise: Tensor, curvature: Tensor, *, shift: float, ess: float) -> Tensor:
-    """``noise / sqrt(ess (curvature + shift))``; all float32 and contiguous, of one shape."""
-    out = torch.empty_like(noise)
-    _elementwise(_functions().vogn_displace, (noise, curvature, out), shift, ess**-0.5)
-    return out
+    """``noise / sqrt(ess (curvature + shift))``, written over the noise; both float32 and contiguous, of one shape."""
+    _elementwise(_functions().vogn_displace, (noise, curvature, noise), shift, ess**-0.5)
+    return noise
 
 
 def price(displacement: Tensor, curvature: Tensor, response: Tensor, *, shift: float, ess: float) -> Tensor:
@@ -149,21 +149,23 @@ def diagonal_step(
         lr, decay, 1.0 - decay, weight, momentum_rate, weight_decay, weight_decay + damping, correction, clip_radius,
         least,
     )  # fmt: skip
-    _elementwise(
+    finite = _elementwise(
         _functions().vogn_diagonal_step, (*operands, *new), ctypes.byref(numbers),
         int(retract) + 2 * int(prior_in_momentum) + 4 * int(root),
     )  # fmt: skip
-    return DiagonalStep(new[1], new[2], new[0], None)
+    return DiagonalStep(new[1], new[2], new[0], None, finite=all(finite))
 
 
-def _elementwise(function: Any, tensors: tuple[Tensor, ...], *numbers: Any) -> None:
-    """Call ``function(pointers, count, numbers)``, the tensors cut alike."""
+def _elementwise(function: Any, tensors: tuple[Tensor, ...], *numbers: Any) -> list[Any]:
+    """What ``function(pointers, count, numbers)`` returns for every part, the tensors cut alike."""
     starts = [tensor.data_ptr() for tensor in tensors]
+    found: list[Any] = []
 
     def part(first: int, last: int) -> None:
-        function(*(start + 4 * first for start in starts), last - first, *numbers)
+        found.append(function(*(start + 4 * first for start in starts), last - first, *numbers))
 
     in_parts(tensors[0].numel(), part)
+    return found
 
 
 def in_parts(count: int, part: Any) -> None:

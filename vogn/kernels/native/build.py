@@ -30,13 +30,18 @@ def library() -> ctypes.CDLL | str:
     if compiler is None or shutil.which(compiler.split()[0]) is None:
         return f"no C compiler was found (looked for ${COMPILER}, cc, gcc and clang)"
     try:
-        return ctypes.CDLL(str(_compiled(compiler.split())))
+        path = compiled(compiler.split())
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:  # damaged
+            path.unlink(missing_ok=True)
+            return ctypes.CDLL(str(compiled(compiler.split())))
     except (OSError, subprocess.SubprocessError) as error:
         return f"{compiler} did not make a library: {error}"
 
 
-def _compiled(compiler: list[str]) -> Path:
-    """The file for this compiler, these sources and this processor."""
+def compiled(compiler: list[str]) -> Path:
+    """The file for this compiler, these sources and this processor, made if it is not there."""
     version = _run([*compiler, "--version"])
     sources = sorted((*FOLDER.glob("*.c"), *FOLDER.glob("*.h")))
     parts = [*compiler, version, " ".join((*FLAGS, TUNED)), _processor(), *(path.read_text() for path in sources)]

@@ -1,6 +1,7 @@
 /* One pass over the numbers of diagonal blocks. The arithmetic is that of vogn/kernels/reference.py, operation by
    operation; comparisons are written so that NaN stays NaN. */
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 
@@ -17,12 +18,13 @@ typedef struct {
     float lr, decay, forgotten, weight, momentum_rate, weight_decay, shift, correction, radius, least;
 } step_numbers;
 
-INLINE void step(const float *restrict mean, const float *restrict curvature, const float *restrict momentum,
-                 const float *restrict gradient, const float *restrict evidence, float *restrict new_mean,
-                 float *restrict new_curvature, float *restrict new_momentum, int64_t count, const step_numbers *given,
-                 const int kind)
+INLINE int step(const float *restrict mean, const float *restrict curvature, const float *restrict momentum,
+                const float *restrict gradient, const float *restrict evidence, float *restrict new_mean,
+                float *restrict new_curvature, float *restrict new_momentum, int64_t count, const step_numbers *given,
+                const int kind)
 {
     const step_numbers n = *given;
+    int infinite = 0;
     INDEPENDENT
     for (int64_t i = 0; i < count; i++) {
         float m = mean[i], c = curvature[i], u = momentum[i], h = evidence[i];
@@ -42,20 +44,24 @@ INLINE void step(const float *restrict mean, const float *restrict curvature, co
         float update = ((kind & PRIOR_IN_MOMENTUM) ? u : u + prior) / (metric + n.shift);
         update = update > n.radius ? n.radius : update;
         update = update < -n.radius ? -n.radius : update;
-        new_mean[i] = m - n.lr * update;
+        m = m - n.lr * update;
+        new_mean[i] = m;
         new_curvature[i] = c;
         new_momentum[i] = u;
+        infinite |= !(fabsf(m) <= FLT_MAX) | !(fabsf(c) <= FLT_MAX) | !(fabsf(u) <= FLT_MAX);
     }
+    return !infinite;
 }
 
-void vogn_diagonal_step(const float *mean, const float *curvature, const float *momentum, const float *gradient,
-                        const float *evidence, float *new_mean, float *new_curvature, float *new_momentum,
-                        int64_t count, const step_numbers *given, int kind)
+/* Whether everything that was written is finite. */
+int vogn_diagonal_step(const float *mean, const float *curvature, const float *momentum, const float *gradient,
+                       const float *evidence, float *new_mean, float *new_curvature, float *new_momentum,
+                       int64_t count, const step_numbers *given, int kind)
 {
 #define CASE(k)                                                                                                        \
     case k:                                                                                                            \
-        step(mean, curvature, momentum, gradient, evidence, new_mean, new_curvature, new_momentum, count, given, k);   \
-        break;
+        return step(mean, curvature, momentum, gradient, evidence, new_mean, new_curvature, new_momentum, count,       \
+                    given, k);
     switch (kind) {
         CASE(0)
         CASE(1)
@@ -64,6 +70,7 @@ void vogn_diagonal_step(const float *mean, const float *curvature, const float *
         CASE(4)
         CASE(5)
         CASE(6)
+    default:
         CASE(7)
     }
 }

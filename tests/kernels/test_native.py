@@ -1,0 +1,231 @@
+"""Kernels in C: the bits of their oracle, the arithmetic of the reference, and life without a compiler."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import vogn
+from vogn.errors import NonFiniteStatisticsError
+from vogn.kernels import kernel, native
+from vogn.kernels.native import build
+from vogn.kernels.native.build import library
+from vogn.kernels.native.oracle import normal_numbers
+from vogn.likelihoods import Categorical
+from vogn.linalg.noise import generator, normal
+
+needs_compiler = pytest.mark.skipif(isinstance(library(), str), reason=f"no library: {library()}")
+
+
+def filled(count, seed):
+    out = torch.full((count,), torch.nan)
+    native.fill_normal(out, seed=seed)
+    return out
+
+
+@needs_compiler
+class TestNumbers:
+    def test_there_is_nothing_against_them(self):
+        assert native.why_not() == ""
+
+    @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, 2**63 + 12345, 2**64 - 1])
+    @pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 1000])
+    def test_they_are_the_bits_of_the_oracle(self, seed, count):
+        assert torch.equal(filled(count, seed), normal_numbers(count, seed=seed))
+
+    @pytest.mark.parametrize("threads", [2, 3])
+    def test_threads_do_not_change_them(self, threads, monkeypatch):
+        whole = filled(5000, 7)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        monkeypatch.setattr(native, "PART", 300)
+        assert torch.equal(filled(5000, 7), whole)
+
+    @pytest.mark.parametrize("seed", [3, 2**40])
+    def test_they_are_normal(self, seed):
+        numbers = filled(400_000, seed).double().numpy()
+        assert stats.kstest(numbers, "norm").pvalue > 1e-3
+        for power, expected, variance in ((1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)):
+            assert abs(np.mean(numbers**power) - expected) < 4 * (variance / len(numbers)) ** 0.5
+        assert 4.2 < np.abs(numbers).max() < 6.8
+
+    @pytest.mark.parametrize("lag", [1, 2, 64, 128, 256])
+    def test_they_are_independent_of_those_before(self, lag):
+        numbers = filled(200_000, 11).double().numpy()
+        for function in (lambda x: x, np.square):
+            values = function(numbers)
+            assert abs(np.corrcoef(values[lag:], values[:-lag])[0, 1]) < 4 / len(numbers) ** 0.5
+
+    def test_streams_are_independent(self):
+        a, b = (filled(100_000, seed).double().numpy() for seed in (5, 6))
+        assert abs(np.corrcoef(a, b)[0, 1]) < 4 / len(a) ** 0.5
+
+    def test_weights_are_drawn_with_them(self):
+        here = {"seed": 1, "stream": "weights", "step": 2, "sample": 3, "name": "layer"}
+        drawn = normal((7, 9), **here)
+        assert torch.equal(drawn.flatten(), normal((63,), **here))
+        assert not torch.equal(drawn, normal((7, 9), **(here | {"step": 3})))
+        wide = normal((7, 9), **here, dtype=torch.float64)  # drawn by PyTorch
+        assert wide.dtype == torch.float64 and not torch.allclose(wide.float(), drawn)
+
+
+NUMBERS = {
+    "lr": 0.1, "decay": 0.97, "weight": 0.02, "momentum_rate": 0.3, "weight_decay": 0.01, "damping": 0.002,
+    "correction": 1.3, "ess": None, "clip_radius": 0.7, "seed": 0, "offset": 0,
+}  # fmt: skip
+
+
+def operands(count=1003, seed=0):
+    source = torch.Generator().manual_seed(seed)
+    mean, momentum, gradient = (torch.randn(count, generator=source) for _ in range(3))
+    return [mean, torch.rand(count, generator=source), momentum, gradient, torch.randn(count, generator=source)]
+
+
+@needs_compiler
+class TestDiagonal:
+    @pytest.mark.parametrize("retract", [False, True])
+    @pytest.mark.parametrize("prior_in_momentum", [False, True])
+    @pytest.mark.parametrize("root", [False, True])
+    def test_a_step_is_that_of_the_reference(self, retract, prior_in_momentum, root):
+        kind = {"retract": retract, "prior_in_momentum": prior_in_momentum, "root": root}
+        found = native.diagonal_step(*operands(), **NUMBERS, **kind)
+        expected = kernel("diagonal_step", "reference")(*operands(), **NUMBERS, **kind)
+        assert found.finite is True and found.sample is None
+        assert torch.equal(found.curvature, expected.curvature) and torch.equal(found.momentum, expected.momentum)
+        # PyTorch's root is not always the nearest number
+        torch.testing.assert_close(found.mean, expected.mean, rtol=3e-7 if root else 0, atol=3e-7 if root else 0)
+
+    @pytest.mark.parametrize("place", range(5))
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+    def test_what_is_not_finite_is_seen(self, place, bad):
+        tensors = operands()
+        tensors[place][517] = bad
+        kind = {"retract": False, "prior_in_momentum": False, "root": False}
+        assert native.diagonal_step(*tensors, **NUMBERS, **kind).finite is False
+
+    def test_threads_do_not_change_it(self, monkeypatch):
+        kind = {"retract": True, "prior_in_momentum": False, "root": False}
+        whole = native.diagonal_step(*operands(), **NUMBERS, **kind)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        monkeypatch.setattr(native, "PART", 400)
+        parts = native.diagonal_step(*operands(), **NUMBERS, **kind)
+        assert all(torch.equal(a, b) for a, b in zip(whole[:3], parts[:3], strict=True)) and parts.finite is True
+
+    def test_it_draws_no_sample(self):
+        with pytest.raises(ValueError, match="draws no sample"):
+            native.diagonal_step(*operands(), **(NUMBERS | {"ess": 1.0}), retract=True, prior_in_momentum=False,
+                                 root=False)  # fmt: skip
+
+    def test_displacements_and_evidence(self):
+        noise, c, response = operands()[0], operands()[1], operands()[3]
+        wide = [x.double() for x in (noise, c, response)]
+        found = native.price(noise, c, response, shift=0.1, ess=50.0)
+        torch.testing.assert_close(found.double(), wide[0] * 50.0 * (wide[1] + 0.1) * wide[2], rtol=5e-7, atol=0)
+        expected = wide[0] / (50.0 * (wide[1] + 0.1)).sqrt()
+        torch.testing.assert_close(
+            native.displace(noise, c, shift=0.1, ess=50.0).double(), expected, rtol=5e-7, atol=0
+        )
+
+    @pytest.mark.parametrize(
+        "change", [lambda x: x.double(), lambda x: x[::2], lambda x: x.to("meta"), lambda x: x.requires_grad_()]
+    )
+    def test_other_tensors_do_not_fit(self, change):
+        tensors = operands()
+        assert native.fit(*tensors)
+        tensors[2] = change(tensors[2])
+        assert not native.fit(*tensors)
+
+
+def trained(method, steps=4, **options):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    x = torch.randn(24, 6)
+    optimizer = vogn.METHODS[method].build(model, ess=100.0, weight_decay=0.01, seed=3, **options)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        with optimizer.sampled_params():
+            Categorical()(model(x), x[:, :3].argmax(1)).backward()
+        optimizer.step()
+    return model, optimizer
+
+
+CASES = [
+    ("ivon", {}), ("ivon", {"mc_samples": 1, "curvature_decay": 0.9}), ("ivon", {"clip_radius": 0.01}), ("vogn", {}),
+    ("vogn", {"momentum": 0.0}), ("vadam", {}), ("vadam", {"initial_curvature": 0.01}), ("von", {"variational": False}),
+    ("vogn", {"variational": False}), ("vadam", {"variational": False}),
+]  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize(("method", "options"), CASES)
+def test_steps_are_those_without_them(method, options, monkeypatch):
+    calls = []
+    table = vogn.kernels.TABLE["diagonal_step"]
+    step = table["native"]
+    monkeypatch.setitem(table, "native", lambda *args, **named: calls.append(1) or step(*args, **named))
+    with_kernels, optimizer = trained(method, **options)
+    monkeypatch.setattr(native, "fit", lambda *tensors: False)  # the noise stays that of the kernels
+    without, other = trained(method, **options)
+    assert bool(calls) == ("clip_radius" not in options)
+    for (name, a), b in zip(with_kernels.named_parameters(), without.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6, msg=lambda text, n=name: f"{n}: {text}")
+    if options.get("variational", True):
+        variances = [found.posterior().variance() for found in (optimizer, other)]
+        for name, value in variances[0].items():
+            torch.testing.assert_close(value, variances[1][name], rtol=2e-5, atol=0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("method", ["ivon", "vogn", "vadam"])
+def test_a_refused_step_changes_nothing_and_names_the_block(method):
+    model, optimizer = trained(method)
+    before = [p.detach().clone() for p in model.parameters()]
+    state = optimizer.posterior().variance()
+    optimizer.zero_grad()
+    with optimizer.sampled_params():
+        Categorical()(model(torch.randn(8, 6)), torch.zeros(8, dtype=torch.long)).backward()
+    model[2].weight.grad[1, 2] = torch.nan
+    with pytest.raises(NonFiniteStatisticsError, match=r"block '2"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    after = optimizer.posterior().variance()
+    assert all(torch.equal(state[name], after[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [("no-such-compiler", "no C compiler was found"), ("false", "false did not make a library")],
+)
+def test_without_a_compiler_there_is_a_reason(compiler, reason, monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setenv("VOGN_CACHE_DIR", str(tmp_path))
+    assert reason in library.__wrapped__()
+
+
+@pytest.mark.parametrize("way", ["no library", "switched off"])
+def test_without_a_library_pytorch_draws_and_trains(way, monkeypatch):
+    if way == "switched off":
+        monkeypatch.setenv("VOGN_KERNELS", "reference")
+    else:
+        monkeypatch.setattr(native, "why_not", lambda: "no C compiler was found")
+    here = {"seed": 1, "stream": "weights", "step": 2, "sample": 3}
+    assert torch.equal(normal((50,), **here), torch.randn(50, generator=generator(**here)))
+    model, _ = trained("ivon")
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@needs_compiler
+def test_the_library_is_kept_and_made_again_where_it_is_damaged(monkeypatch, tmp_path):
+    monkeypatch.setenv("VOGN_CACHE_DIR", str(tmp_path))
+    made = build.compiled(["cc"])
+    number = made.stat().st_ino
+    assert build.compiled(["cc"]) == made and made.stat().st_ino == number
+    made.unlink()
+    made.write_bytes(b"not a library")
+    monkeypatch.setenv("CC", "cc")
+    assert not isinstance(library.__wrapped__(), str) and made.stat().st_size > 1000
+
+
+@needs_compiler
+def test_a_library_that_draws_other_numbers_is_not_used(monkeypatch):
+    monkeypatch.setattr("vogn.kernels.native.oracle.normal_numbers", lambda count, seed: torch.zeros(count))
+    assert "other numbers than it should" in native.why_not.__wrapped__()
