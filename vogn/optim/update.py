@@ -17,6 +17,7 @@ from vogn.capture.objective import Objective
 from vogn.capture.partition import Block
 from vogn.capture.statistics import Statistic
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
+from vogn.kernels import native
 from vogn.optim.blocks import BlockTable, Group
 from vogn.optim.evidence import TakingPart, anneal, staged_curvature
 from vogn.optim.functional import check_finite, evidence_tensors, natural_gradient_step, result_tensors
@@ -103,7 +104,11 @@ def _take_part(optimizer: NaturalGradient, table: BlockTable, collector: Collect
         RuntimeError: if the contexts do not fit ``mc_samples``, or the processes do not agree.
     """
     if optimizer.replicas.size > 1:
-        numbers = {"seed": optimizer.seed, "the number of steps": optimizer.param_groups[0]["steps_done"]}
+        numbers = {
+            "seed": optimizer.seed,
+            "the number of steps": optimizer.param_groups[0]["steps_done"],
+            "the source of noise (a C compiler was found, or not)": int(native.available()),
+        }
         collector.pool({block: optimizer._contexts.divisor(group) for block, group in table}, numbers)
     blocks: list[tuple[Block, Group]] = []
     gradients: dict[Block, Tensor] = {}
