@@ -135,6 +135,14 @@ class TestDiagonal:
         assert not native.fit(*tensors)
 
 
+@needs_compiler
+def test_tensors_without_numbers_are_left_to_pytorch():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        assert normal((4, 5), seed=0, stream="weights", step=0, sample=0).shape == (4, 5)
+
+
 def trained(method, steps=4, **options):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))

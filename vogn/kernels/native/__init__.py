@@ -72,15 +72,20 @@ def _functions() -> Any:
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether the kernels can work on these: single precision, contiguous, on the CPU."""
-    return all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
+    """Whether the kernels can work on these: plain tensors in single precision, contiguous, on the CPU."""
+    return all(
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.is_contiguous()
+        for x in tensors
+    )
 
 
 def fit(*tensors: Tensor) -> bool:
     """Whether the kernels are to work on these: they can, they are available, and nothing is differentiated."""
     recording = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    plain = all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
-    return plain and not recording and takes(*tensors) and available()
+    return not recording and takes(*tensors) and available()
 
 
 def fill_normal(out: Tensor, *, seed: int) -> None:
