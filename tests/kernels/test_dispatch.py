@@ -29,7 +29,7 @@ def environment(monkeypatch):
     monkeypatch.setattr(dispatch, "installed", lambda: True)
 
 
-def fits(*tensors, op="symmetric_update", **options):
+def fits(*tensors, op="eigenbasis_solve", **options):
     function = dispatch.fitting(op, *tensors, **options)
     assert function is None or function is TABLE[op]["triton"]
     return function is not None
@@ -140,11 +140,10 @@ def test_tensors_of_other_types_go_their_own_way(on_cuda):
 
 
 def test_what_is_not_worth_it_is_taken_where_it_is_asked_for(on_cuda, monkeypatch):
-    assert not fits(OnCuda(), worthwhile=False)
-    assert not fits(OnCuda(), op="squared_gradients")
+    others = ("squared_gradients", "symmetric_update", "patch_factor")
+    assert not any(fits(OnCuda(), op=op) for op in others)
     monkeypatch.setenv("VOGN_KERNELS", "triton")
-    assert fits(OnCuda(), worthwhile=False)
-    assert fits(OnCuda(), op="squared_gradients")
+    assert all(fits(OnCuda(), op=op) for op in others)
     monkeypatch.setenv("VOGN_KERNELS", "reference")
     assert not fits(OnCuda())
 

@@ -22,6 +22,10 @@ VARIABLE = "VOGN_KERNELS"
 SLOWER = frozenset({"squared_gradients", "woodbury_solve"})
 """Kernels that took longer than PyTorch where they were measured: they run only where they are asked for."""
 
+UNPROVEN = frozenset({"symmetric_update", "patch_factor"})
+"""Kernels that nobody has timed against the code that structures have of their own, which does less than the reference:
+that code takes them only where they are asked for (``python -m benchmarks.kernels`` times it, ``own_ms``)."""
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 """What the Triton kernels read and write; they compute in single precision."""
 
@@ -101,19 +105,19 @@ def select(op: str, *tensors: Tensor, limit: str = "") -> Callable[..., Any]:
     return table["triton"]
 
 
-def fitting(op: str, *tensors: Tensor, limit: str = "", worthwhile: bool = True) -> Callable[..., Any] | None:
+def fitting(op: str, *tensors: Tensor, limit: str = "") -> Callable[..., Any] | None:
     """The kernel that code with a way of its own is to take, Triton's or on the CPU one in C; ``None`` where it goes
     its own way.
 
     Unlike :func:`select` it never raises because of the operands: an optimizer of a float64 model, or of one on the
     CPU, works under ``VOGN_KERNELS=triton`` as it does without. Kernels record no gradient, so operands that are
-    differentiated do not fit; nor do tensors of other types than :class:`torch.Tensor` and parameters.
+    differentiated do not fit; nor do tensors of other types than :class:`torch.Tensor` and parameters. Kernels in
+    :data:`SLOWER` and :data:`UNPROVEN` are taken only where ``VOGN_KERNELS=triton`` asks for them.
 
     Args:
         op: a key of :data:`TABLE` with a Triton kernel.
         tensors: the operands; on one device where they fit.
         limit: why the kernel cannot take sizes like these; empty if it can.
-        worthwhile: whether it is to be taken unasked; ``VOGN_KERNELS=triton`` asks for it, as for :data:`SLOWER` ones.
 
     Raises:
         ValueError: if :data:`VARIABLE` has an unknown value.
@@ -126,7 +130,7 @@ def fitting(op: str, *tensors: Tensor, limit: str = "", worthwhile: bool = True)
         return None
     if forced:
         _require_installed()
-    elif not worthwhile or op in SLOWER or not installed():
+    elif op in SLOWER | UNPROVEN or not installed():
         return None
     if limit or not (first.is_cuda or (first.device.type == "cpu" and _interpreted())):
         return None

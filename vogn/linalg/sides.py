@@ -6,7 +6,6 @@ they are the axes. The functions on bases are those of :mod:`vogn.linalg.eigh` f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -16,10 +15,6 @@ from vogn.errors import NonFiniteStatisticsError
 from vogn.kernels.dispatch import fitting
 from vogn.linalg import eigh as full
 from vogn.types import Shape
-
-FEWEST_ELEMENTS = 1 << 18
-"""Triton's symmetric product divides its work by tiles of the result, not of the sum over rows: a result with fewer
-elements, which has few tiles, would leave most of a GPU idle, and is PyTorch's."""
 
 
 def is_diagonal(side: Tensor) -> bool:
@@ -46,7 +41,7 @@ def second_moment(left: Tensor, right: Tensor, *, diagonal: bool) -> Tensor:
 def _symmetric(x: Tensor) -> Tensor:
     """``x^T x`` of ``(*lead, m, n)``: bands of rows from the diagonal on, and their mirror images."""
     size = x.shape[-1]
-    kernel = fitting("symmetric_update", x, worthwhile=math.prod(x.shape[:-2]) * size**2 >= FEWEST_ELEMENTS)
+    kernel = fitting("symmetric_update", x)
     if kernel is not None:
         product: Tensor = kernel(None, x, decay=0.0, weight=1.0, ones=False)
         return product
