@@ -69,6 +69,8 @@ OPTIONS = {
     "sketched_gram": st.fixed_dictionaries({"coordinates": st.integers(1, 20), "window": st.integers(1, 12)}),
     "sampled_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
     "compressed_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
+    "switched_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
+    "switched_interpolative_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
     "interpolative_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
     "swift_kronecker": st.fixed_dictionaries(
         {

@@ -22,6 +22,8 @@ from vogn.structures import (
     SampleSpace,
     SketchedGram,
     SwiftKronecker,
+    SwitchedGram,
+    SwitchedInterpolativeGram,
 )
 from vogn.testing import StructureConformance
 from vogn.testing.structure_cases import random_rows
@@ -82,6 +84,8 @@ CONFIGURATIONS = {
     "SketchedGramOfSmallBlocks": SketchedGram(coordinates=12),
     "CompressedGramWhole": CompressedGram(rank=1.0),
     "InterpolativeGramWhole": InterpolativeGram(rank=1.0),
+    "SwitchedGramWhole": SwitchedGram(rank=1.0),
+    "SwitchedInterpolativeGramWhole": SwitchedInterpolativeGram(rank=1.0),
     "SampleSpace": SampleSpace(),
 }
 

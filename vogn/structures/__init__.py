@@ -25,6 +25,7 @@ from vogn.structures.local_fisher import LocalFisher
 from vogn.structures.sample_space import SampleSpace
 from vogn.structures.sampled_gram import SampledGram
 from vogn.structures.sketched_gram import SketchedGram
+from vogn.structures.switched_gram import SwitchedGram, SwitchedInterpolativeGram
 from vogn.structures.swift_kronecker import SwiftKronecker
 
 REGISTRY: dict[str, type[Structure]] = {
@@ -43,6 +44,8 @@ REGISTRY: dict[str, type[Structure]] = {
     "compressed_gram": CompressedGram,
     "interpolative_gram": InterpolativeGram,
     "sample_space": SampleSpace,
+    "switched_gram": SwitchedGram,
+    "switched_interpolative_gram": SwitchedInterpolativeGram,
 }
 """Name to structure. A third party adds its own line: ``REGISTRY["mine"] = Mine``."""
 
@@ -96,6 +99,8 @@ __all__ = [
     "SketchedGram",
     "Structure",
     "SwiftKronecker",
+    "SwitchedGram",
+    "SwitchedInterpolativeGram",
     "structure_from_dict",
     "structure_to_dict",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vogn.optim.steps.base import BlockView, Scope, Step, StepContext
 from vogn.optim.steps.clip import ClipElements, ClipKL
+from vogn.optim.steps.critical_phases import CriticalPhases
 from vogn.optim.steps.earlier import EarlierPosterior
 from vogn.optim.steps.kalman import KalmanSchedule
 from vogn.optim.steps.levenberg_marquardt import LevenbergMarquardt
@@ -18,6 +19,7 @@ __all__ = [
     "BlockView",
     "ClipElements",
     "ClipKL",
+    "CriticalPhases",
     "EarlierPosterior",
     "KalmanSchedule",
     "LevenbergMarquardt",
