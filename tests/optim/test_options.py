@@ -109,7 +109,7 @@ ILLEGAL = {
     "hylo": [
         ({"compression": "kid"}, UnsupportedObservationError, r"InterpolativeGram cannot sample; use variational"),
         ({"compression": "qr"}, ValueError, r"compression='qr': choose one of nystrom, kid, kis, hybrid, kid_kis"),
-        ({"compression": "kid_kis"}, UnsupportedObservationError, r"SwitchedInterpolativeGram cannot sample; use varia"),
+        ({"compression": "kid_kis"}, UnsupportedObservationError, r"SwitchedInterpolativeGram cannot sample; use va"),
         ({"switch_every": 0}, ValueError, r"every=0 must be a whole number of steps >= 1"),
         ({"threshold": -0.1}, ValueError, r"threshold=-0\.1 must be at least 0"),
         ({"rank": 1.5}, ValueError, r"CompressedGram: rank=1\.5 must be a whole number of at least 1"),
@@ -122,6 +122,9 @@ ILLEGAL = {
         ({"depth": -1}, ValueError, r"depth=-1 must be at least 0"),
         ({"scale": 0.0}, ValueError, r"scale=0\.0 must be positive, or None"),
         ({"rows_per_term": 0}, ValueError, r"rows=0 at least 1 or None"),
+        ({"products": "fisher"}, ValueError, r"products='fisher': choose 'rows' or 'hessian'"),
+        ({"products": "hessian"}, UnsupportedObservationError, r"may be indefinite, .* use variational=False"),
+        ({"products": "hessian", "variational": False, "rows_per_term": 0}, ValueError, r"examples=0 at least 1 or"),
     ],
     "kalman": [
         ({"momentum": 0.5}, ValueError, r"momentum must be 0: the Kalman filter has none"),

@@ -25,8 +25,8 @@ from vogn.structures.local_fisher import LocalFisher
 from vogn.structures.sample_space import SampleSpace
 from vogn.structures.sampled_gram import SampledGram
 from vogn.structures.sketched_gram import SketchedGram
-from vogn.structures.switched_gram import SwitchedGram, SwitchedInterpolativeGram
 from vogn.structures.swift_kronecker import SwiftKronecker
+from vogn.structures.switched_gram import SwitchedGram, SwitchedInterpolativeGram
 
 REGISTRY: dict[str, type[Structure]] = {
     "identity": Identity,
