@@ -16,7 +16,6 @@ from vogn.optim.kfac import fisher_statistic
 from vogn.optim.sample_size import SampleSize
 from vogn.optim.steps import HessianNeumann, Momentum, Neumann, Prior, Step
 from vogn.structures import Gram, Identity
-from vogn.structures.base import Structure
 
 
 class LiSSA(NaturalGradient):
@@ -97,10 +96,8 @@ class LiSSA(NaturalGradient):
             raise UnsupportedObservationError(
                 "a Hessian may be indefinite, so that nothing can be sampled; use variational=False, or products='rows'"
             )
-        series: Step = Neumann(depth, chains, scale, rows_per_term, seed)
-        own: Structure = Gram(window)
-        if products == "hessian":
-            series, own = HessianNeumann(depth, chains, scale, rows_per_term, seed), Identity()
+        kind, own = (Neumann, Gram(window)) if products == "rows" else (HessianNeumann, Identity())
+        series: Step = kind(depth, chains, scale, rows_per_term, seed)
         super().__init__(
             params,
             make_selection(structure, own),
