@@ -48,6 +48,7 @@ CASES = {
     "mfac dynamic": {"method": "mfac", "window": 3, "inverse": "dynamic", "batch_size": 6.0},
     "ggt": {"method": "ggt", "window": 3},
     "tonga": {"method": "tonga", "rank": 1, "truncate_every": 1},
+    "tonga units": {"method": "tonga", "partition": "unit", "rank": 1, "truncate_every": 1},
 }
 
 FROZEN = {

@@ -25,6 +25,7 @@ from vogn.structures import (
     SampledGram,
     SketchedGram,
     SwiftKronecker,
+    UnitGradientWindow,
     structure_from_dict,
     structure_to_dict,
 )
@@ -65,6 +66,10 @@ OPTIONS = {
         ),
         st.fixed_dictionaries({"window": st.integers(2, 3), "law": st.just("average"), "keep": st.just(1)}),
     ),
+    "unit_gradient_window": st.one_of(
+        st.fixed_dictionaries({"window": st.integers(4, 6)}),
+        st.fixed_dictionaries({"window": st.integers(2, 3), "keep": st.just(1)}),
+    ),
     "sample_space": st.just({}),
     "sketched_gram": st.fixed_dictionaries({"coordinates": st.integers(1, 20), "window": st.integers(1, 12)}),
     "sampled_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
@@ -101,6 +106,7 @@ OPTIONS = {
 }
 
 
+WINDOWS = GradientWindow | UnitGradientWindow
 RUNS = [("quick", name) for name in sorted(REGISTRY)]
 RUNS += [pytest.param("thorough", name, marks=pytest.mark.slow) for name in sorted(REGISTRY)]
 
@@ -207,7 +213,7 @@ def smallest_diagonal(structure, state, shift):
     """Of a diagonal plus columns: what the operators lose depends on it, whatever the columns add; else infinity."""
     if isinstance(structure, ColumnStructure):
         return float(structure.flat(state, shift)[0].min())
-    return float(state["c"] / state["mass"]) + shift if isinstance(structure, GradientWindow) else math.inf
+    return float(state["c"] / state["mass"]) + shift if isinstance(structure, WINDOWS) else math.inf
 
 
 def check_operators(system):
@@ -292,6 +298,7 @@ def structure_keeps(structure):
     forgets = isinstance(structure, InterpolativeGram | SampledGram | SketchedGram)
     forgets = forgets or (isinstance(structure, CompressedGram) and isinstance(structure.rank, float))
     forgets = forgets or structure.GROWS or getattr(structure, "law", "") == "average"  # rows of one batch alone
+    forgets = forgets or isinstance(structure, UnitGradientWindow)
     return getattr(structure, "basis_decay", None) is None and not forgets
 
 

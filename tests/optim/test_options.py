@@ -142,6 +142,7 @@ ILLEGAL = {
     "tonga": [
         ({"rank": 0}, ValueError, r"rank=0 must be at least 1"),
         ({"truncate_every": 0}, ValueError, r"truncate_every=0 must be at least 1"),
+        ({"partition": "neuron"}, ValueError, r"partition='neuron' is unknown; choose one of layer, parameter, model"),
         ({"batch_size": -1}, ValueError, r"batch_size=-1 must be a positive number"),
     ],
     "skfac": [
@@ -224,7 +225,14 @@ LEGAL = {
     "kalman": [{"curvature_decay": 0.9}, {"damping": 0.1}, {"partition": "layer"}],
     "mfac": [{"window": 1}, {"partition": "layer"}, {"inverse": "static"}, {"inverse": "dynamic"}, {"batch_size": 8}],
     "ggt": [{"window": 1}, {"partition": "parameter"}, {"pinv": True}, {"batch_size": 8}, {"curvature_decay": 0.9}],
-    "tonga": [{"rank": 1, "truncate_every": 1}, {"partition": "model"}, {"normalise": False}, {"batch_size": 8}],
+    "tonga": [
+        {"rank": 1, "truncate_every": 1},
+        {"partition": "model"},
+        {"partition": "unit"},
+        {"partition": "unit", "normalise": False, "rank": 1, "truncate_every": 1},
+        {"normalise": False},
+        {"batch_size": 8},
+    ],
     "skfac": [{"rank": 1}, {"rank": None}, {"factored": False}, {"kfac_approx": "expand", "stride": 2}],
     "sngd": [
         {"metric": "rfim_unit"},

@@ -24,6 +24,7 @@ from vogn.structures import (
     SwiftKronecker,
     SwitchedGram,
     SwitchedInterpolativeGram,
+    UnitGradientWindow,
 )
 from vogn.testing import StructureConformance
 from vogn.testing.structure_cases import random_rows
@@ -65,6 +66,9 @@ CONFIGURATIONS = {
     "GradientWindowKept": GradientWindow(window=3, columns=2, law="average", keep=3),
     "GradientWindowStatic": GradientWindow(window=3, columns=2, inverse="static"),
     "GradientWindowDynamic": GradientWindow(window=3, columns=2, inverse="dynamic"),
+    "UnitGradientWindow": UnitGradientWindow(),
+    "UnitGradientWindowFull": UnitGradientWindow(window=2),
+    "UnitGradientWindowKept": UnitGradientWindow(window=3, keep=2),
     "LocalFisher": LocalFisher(),
     "LocalFisherReduce": LocalFisher(sharing="reduce"),
     "LocalFisherDiagonal": LocalFisher(max_dim=3),

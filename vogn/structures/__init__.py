@@ -27,6 +27,7 @@ from vogn.structures.sampled_gram import SampledGram
 from vogn.structures.sketched_gram import SketchedGram
 from vogn.structures.swift_kronecker import SwiftKronecker
 from vogn.structures.switched_gram import SwitchedGram, SwitchedInterpolativeGram
+from vogn.structures.unit_window import UnitGradientWindow
 
 REGISTRY: dict[str, type[Structure]] = {
     "identity": Identity,
@@ -46,6 +47,7 @@ REGISTRY: dict[str, type[Structure]] = {
     "sample_space": SampleSpace,
     "switched_gram": SwitchedGram,
     "switched_interpolative_gram": SwitchedInterpolativeGram,
+    "unit_gradient_window": UnitGradientWindow,
 }
 """Name to structure. A third party adds its own line: ``REGISTRY["mine"] = Mine``."""
 
@@ -101,6 +103,7 @@ __all__ = [
     "SwiftKronecker",
     "SwitchedGram",
     "SwitchedInterpolativeGram",
+    "UnitGradientWindow",
     "structure_from_dict",
     "structure_to_dict",
 ]
