@@ -32,6 +32,7 @@ CASES = {
     "smw merged": {"method": "smw", "window": 4},
     "seng": {"method": "seng", "observe_every": 2},
     "seng rows": {"method": "seng", "rows": 0.5, "observe_every": 1, "curvature_decay": 0.5},
+    "seng pairs": {"method": "seng", "implicit_above": 0, "positions": 1, "observe_every": 1, "curvature_decay": 0.5},
     "hylo": {"method": "hylo", "rank": 0.5, "observe_every": 1, "curvature_decay": 0.5},
     "hylo hybrid": {
         "method": "hylo",

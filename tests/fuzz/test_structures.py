@@ -72,6 +72,12 @@ OPTIONS = {
     ),
     "sample_space": st.just({}),
     "sketched_gram": st.fixed_dictionaries({"coordinates": st.integers(1, 20), "window": st.integers(1, 12)}),
+    "pair_gram": st.fixed_dictionaries(
+        {"positions": st.integers(1, 3), "window": st.integers(1, 12), "above": st.sampled_from([0, 6])}
+    ),
+    "sketched_pair_gram": st.fixed_dictionaries(
+        {"positions": st.integers(1, 2), "coordinates": st.integers(1, 20), "window": st.integers(1, 12)}
+    ),
     "sampled_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
     "compressed_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
     "switched_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
