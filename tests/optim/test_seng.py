@@ -5,7 +5,7 @@ import torch
 from per_layer import DAMPING, DECAY, OPTIONS, PerLayer, dense_solve, run
 
 from vogn import SENG
-from vogn.errors import UnsupportedObservationError
+from vogn.errors import NonFiniteStatisticsError, UnsupportedObservationError
 from vogn.likelihoods import Categorical
 
 
@@ -133,7 +133,7 @@ class Convolutions(torch.nn.Sequential):
 def convolutional_run(tools, steps=4, **options):
     torch.manual_seed(0)
     model = Convolutions().double()
-    opt = SENG(model, observe_every=2, **(OPTIONS | options))
+    opt = SENG(model, **(OPTIONS | {"observe_every": 2} | options))
     for step in range(steps):
         source = torch.Generator().manual_seed(step)
         x = torch.randn(5, 2, 9, 9, generator=source, dtype=torch.float64)
@@ -175,3 +175,15 @@ def test_fewer_positions_give_a_step_near_by_and_a_gaussian(tools):
             torch.testing.assert_close(precision, precision.T)
             assert float(torch.linalg.eigvalsh(precision)[0]) > 0
     assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-9
+
+
+def test_nan_in_a_convolution_is_refused_in_the_step_and_nothing_changes(tools):
+    model, opt = convolutional_run(tools, variational=False, implicit_above=100, positions=2, observe_every=1)
+    before = tools.weights(model)
+    x, y = torch.full((5, 2, 9, 9), torch.nan).double(), torch.zeros(5, dtype=torch.int64)
+    opt.zero_grad()
+    with opt.sampled_params():
+        Categorical()(model(x), y).backward()
+    with pytest.raises(NonFiniteStatisticsError, match="NaN or infinity"):
+        opt.step()
+    assert all(torch.equal(before[name], weight) for name, weight in tools.weights(model).items())

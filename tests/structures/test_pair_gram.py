@@ -57,6 +57,23 @@ def test_silent_examples_padding_and_repeated_positions_are_exact():
     torch.testing.assert_close(torch.einsum("npo,npi->noi", g, a), rows.dense()[0], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("steps", [4, 12])
+def test_extreme_gradients_keep_their_pairs_and_numbers_that_are_not_finite_stay(steps):
+    """The squares of the gradients leave single precision."""
+    rows = rows_of(steps)
+    for scale in (1e-30, 1e25):
+        a, g = truncated_pairs(Rows(rows.a.float(), (rows.g * scale).float()), 3)
+        found = torch.einsum("npo,npi->noi", g.double() / scale, a.double())
+        torch.testing.assert_close(found, cut(rows, 3), rtol=1e-4, atol=1e-5)
+    for number in (torch.nan, torch.inf):
+        spoilt = rows.g.clone()
+        spoilt[0, 2, 1, 0] = number
+        g = truncated_pairs(Rows(rows.a, spoilt), 3)[1]
+        assert g[[0, 1, 3, 4, 5]].isfinite().all() and not g[2].isfinite().all()
+        gradient = GradientRow(spoilt[0, 2].clone())
+        assert not truncated_pairs(gradient, 2)[1].isfinite().any()
+
+
 def test_look_ups_and_a_gradient_are_read():
     index = torch.tensor([[0, 2, 2, 5], [1, 3, 0, 8]])
     table = IndexedRows(index, normal(1, 2, 4, 5, seed=1), 9)

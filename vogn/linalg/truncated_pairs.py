@@ -25,21 +25,20 @@ def truncated_pairs(rows: Rows | IndexedRows | GradientRow, positions: int) -> t
     Source: Yang, Xu, Wen, Chen, Xu (2020), "Sketchy Empirical Natural Gradient Methods for Deep Learning", section 3.
     """
     if isinstance(rows, GradientRow):
-        left, values, right = torch.linalg.svd(rows.gradient, full_matrices=False)
-        own = (values * left).mT[:positions]
-        return right[:positions].unsqueeze(0), own.unsqueeze(0)
+        spoilt = (rows.gradient * 0.0).sum()  # NaN stays for whoever checks numbers before a step
+        left, values, right = torch.linalg.svd(rows.gradient.nan_to_num(0.0, 0.0, 0.0), full_matrices=False)
+        return right[:positions].unsqueeze(0), (values * left + spoilt).mT[:positions].unsqueeze(0)
     g = rows.g
     steps, d_out = g.shape[-2:]
     if steps <= positions:
         a = rows.a.expand(rows.columns, *rows.a.shape)
         return a.flatten(0, 1), g.flatten(0, 1)
+    largest = g.abs().amax((-2, -1), keepdim=True)
+    unit = torch.where(largest > 0, g / largest, 0.0).nan_to_num(0.0, 0.0, 0.0)  # does not scale with the loss
     if steps <= d_out:
-        left = eigh(g @ g.mT)[1][..., -positions:]  # U_p, (K, N, T, p)
+        left = eigh(unit @ unit.mT)[1][..., -positions:]  # U_p, (K, N, T, p)
         a, short = rows.changed(g=left, outputs=None).dense(), left.mT @ g
     else:
-        right = eigh(g.mT @ g)[1][..., -positions:]  # V_p, (K, N, d_out, p)
-        length = torch.linalg.matrix_norm(g, keepdim=True)
-        unit = torch.where(length > 0, g / length, 0.0)  # so that a~ does not scale with the loss, and g~ does
-        a, short = rows.changed(g=unit @ right, outputs=None).dense(), length * right.mT
+        right = eigh(unit.mT @ unit)[1][..., -positions:]  # V_p, (K, N, d_out, p)
+        a, short = rows.changed(g=unit @ right, outputs=None).dense(), largest * right.mT
     return a.flatten(0, 1), short.flatten(0, 1)
-

@@ -22,7 +22,8 @@ class CriticalPhases(Step):
     ``Delta_e`` is the sum of the gradients of all blocks over period ``e``. Period ``e + 1`` is critical if
     ``|(|Delta_e| - |Delta_{e-1}|)| >= threshold |Delta_{e-1}|``; so are the first two, for which there is nothing to
     compare. Structures that care (:meth:`vogn.structures.Structure.with_phase`) measure more carefully in a critical
-    phase. The average of the note ``critical`` is the share of critical steps. ``Delta_e`` is one copy of the parameters.
+    phase. The average of the note ``critical`` is the share of critical steps. ``Delta_e`` takes one copy of the
+    parameters.
 
     Args:
         every: steps of a period, >= 1; the paper's are epochs.
