@@ -40,7 +40,8 @@ class HessianNeumann(Step):
             ``examples`` the estimate is multiplied by what bounds all parts of a convex loss, the size of the batch
             over ``examples``.
         examples: examples per term, drawn anew without replacement (the paper: 1); ``None`` takes the whole batch, on
-            one graph for all terms. Layers that mix examples (batch normalisation) then see other batches.
+            one graph for all terms. Layers that mix examples (batch normalisation) or draw for each (dropout) then see
+            other things than in the whole batch.
         seed: of the draws.
 
     Raises:
