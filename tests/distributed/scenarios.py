@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tiny_models import OPTIONS, batch, fill
+from vogn import Objective
 from vogn.distributed import Part, Replicas, lengths, reduce_parts, reduction
 from vogn.errors import NonFiniteStatisticsError
 from vogn.likelihoods import Categorical
@@ -100,6 +101,18 @@ def result(model, opt):
         for name, tensor in out.items()
         if name.split()[-1] in roots
     }
+
+
+def objectives(me, group, /, method, sizes, **options):
+    """Steps that see the loss again."""
+    model = wrap(network(), group)
+    opt = build(method, model, variational=False, **(options if group is None else options | {"process_group": group}))
+    for step in range(4):
+        x, y = batch(sum(sizes), 100 * step)
+        if group is not None:
+            x, y = share(x, sizes, me), share(y, sizes, me)
+        opt.step(Objective(model, Categorical(), x, y))
+    return result(model, opt)
 
 
 class FixedScale:

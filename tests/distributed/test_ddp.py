@@ -32,13 +32,24 @@ CASES = {
     "smw merged": {"method": "smw", "window": 4},
     "seng": {"method": "seng", "observe_every": 2},
     "seng rows": {"method": "seng", "rows": 0.5, "observe_every": 1, "curvature_decay": 0.5},
+    "seng pairs": {"method": "seng", "implicit_above": 0, "positions": 1, "observe_every": 1, "curvature_decay": 0.5},
     "hylo": {"method": "hylo", "rank": 0.5, "observe_every": 1, "curvature_decay": 0.5},
+    "hylo hybrid": {
+        "method": "hylo",
+        "compression": "hybrid",
+        "rank": 0.5,
+        "observe_every": 1,
+        "curvature_decay": 0.5,
+        "switch_every": 1,
+        "threshold": 9.0,
+    },
     "lissa": {"method": "lissa", "rows_per_term": 2},
     "kalman": {"method": "kalman"},
     "mfac": {"method": "mfac", "window": 3},
     "mfac dynamic": {"method": "mfac", "window": 3, "inverse": "dynamic", "batch_size": 6.0},
     "ggt": {"method": "ggt", "window": 3},
     "tonga": {"method": "tonga", "rank": 1, "truncate_every": 1},
+    "tonga units": {"method": "tonga", "partition": "unit", "rank": 1, "truncate_every": 1},
 }
 
 FROZEN = {
@@ -72,6 +83,14 @@ def test_two_ranks_equal_one_process(ranks, case, variational):
 
 
 ONE_PER_STRUCTURE = ["vogn", "kfac", "ekfac", "evon", "ivon", "slang", "mfac", "skfac", "sngd"]
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": 6.0, "partition": "layer"}])
+def test_hessian_products_of_two_ranks_are_averaged(ranks, options):
+    arguments = {"method": "lissa", "products": "hessian", "damping": 1.0, "sizes": (3, 3)} | options
+    results = ranks.run("objectives", size=2, **arguments)
+    ranks.assert_identical(results)
+    ranks.assert_equal(results[0], ranks.alone("objectives", **arguments), 1e-12)
 
 
 @pytest.mark.parametrize("case", ONE_PER_STRUCTURE)

@@ -25,9 +25,20 @@ CASES = {
     "sngd": {"method": "sngd", "refresh_every": 2},
     "seng": {"method": "seng", "observe_every": 2},
     "hylo": {"method": "hylo", "rank": 0.5, "observe_every": 1, "curvature_decay": 0.5},
+    "hylo hybrid": {
+        "method": "hylo",
+        "compression": "hybrid",
+        "rank": 0.5,
+        "observe_every": 2,
+        "curvature_decay": 0.5,
+        "switch_every": 1,
+        "threshold": 9.0,
+    },
+    "seng pairs": {"method": "seng", "implicit_above": 0, "positions": 1, "observe_every": 1, "curvature_decay": 0.5},
     "mfac": {"method": "mfac", "window": 3},
     "ggt": {"method": "ggt", "window": 3},
     "tonga": {"method": "tonga", "rank": 1, "truncate_every": 1},
+    "tonga units": {"method": "tonga", "partition": "unit", "rank": 1, "truncate_every": 1},
 }
 
 
@@ -53,6 +64,11 @@ def test_micro_batches_that_are_averaged_once_equal_one_process_with_the_same_mi
     arguments = CASES[case] | {"micro": 2, "contexts": 2}
     results = ranks.run("train", file="sharded.py", **arguments)
     ranks.assert_equal(results[0], ranks.alone("train", **arguments), 1e-12)
+
+
+def test_products_with_the_hessian_of_sharded_parameters_are_refused(ranks):
+    with pytest.raises(AssertionError, match="is sharded .* products with the Hessian cannot be taken"):
+        ranks.run("entries", file="sharded.py", method="lissa", products="hessian")
 
 
 def test_contexts_that_are_not_averaged_are_refused(ranks):

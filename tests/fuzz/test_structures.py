@@ -25,6 +25,8 @@ from vogn.structures import (
     SampledGram,
     SketchedGram,
     SwiftKronecker,
+    SwitchedGram,
+    UnitGradientWindow,
     structure_from_dict,
     structure_to_dict,
 )
@@ -65,10 +67,22 @@ OPTIONS = {
         ),
         st.fixed_dictionaries({"window": st.integers(2, 3), "law": st.just("average"), "keep": st.just(1)}),
     ),
+    "unit_gradient_window": st.one_of(
+        st.fixed_dictionaries({"window": st.integers(4, 6)}),
+        st.fixed_dictionaries({"window": st.integers(2, 3), "keep": st.just(1)}),
+    ),
     "sample_space": st.just({}),
     "sketched_gram": st.fixed_dictionaries({"coordinates": st.integers(1, 20), "window": st.integers(1, 12)}),
+    "pair_gram": st.fixed_dictionaries(
+        {"positions": st.integers(1, 3), "window": st.integers(1, 12), "above": st.sampled_from([0, 6])}
+    ),
+    "sketched_pair_gram": st.fixed_dictionaries(
+        {"positions": st.integers(1, 2), "coordinates": st.integers(1, 20), "window": st.integers(1, 12)}
+    ),
     "sampled_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
     "compressed_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
+    "switched_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
+    "switched_interpolative_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
     "interpolative_gram": st.fixed_dictionaries({"rank": RANKS, "window": st.integers(1, 12)}),
     "swift_kronecker": st.fixed_dictionaries(
         {
@@ -99,6 +113,7 @@ OPTIONS = {
 }
 
 
+WINDOWS = GradientWindow | UnitGradientWindow
 RUNS = [("quick", name) for name in sorted(REGISTRY)]
 RUNS += [pytest.param("thorough", name, marks=pytest.mark.slow) for name in sorted(REGISTRY)]
 
@@ -156,6 +171,8 @@ def systems(draw, name):
     shift = 10.0 ** draw(st.integers(-4, 2))
     state = structure.init(shape, initial=initial, dtype=dtype, device="cpu")
     for step in range(draw(st.integers(0, 3))):
+        if "critical" in state:
+            state = structure.with_phase(state, critical=draw(st.booleans()))
         decay = draw(st.sampled_from([0.0, 0.5, 0.95, 1.0]))
         weight = draw(st.sampled_from([0.0, 0.05, 0.5, 1.0]))
         if "probe" in structure.OBSERVES and getattr(structure, "negative", "") != "raise" and draw(st.booleans()):
@@ -197,6 +214,9 @@ def check_linear_operators(system):
     singular = torch.linalg.svdvals(dense)
     if singular[-1] > 1e4 * eps * singular[0]:
         tolerance = 500 * eps * float(singular[0] / singular[-1])
+        if isinstance(structure, InterpolativeGram):  # a refined Woodbury identity, in double precision
+            ratio = float(singular[0]) / (float(state["scale"]) + shift)
+            tolerance += 10 * (torch.finfo(torch.float64).eps * ratio) ** 2
         close(structure.solve(state, product, shift), v, tolerance, "solve(apply v)")
         close(structure.apply(state, structure.solve(state, v, shift), shift), v, tolerance, "apply(solve v)")
 
@@ -205,7 +225,7 @@ def smallest_diagonal(structure, state, shift):
     """Of a diagonal plus columns: what the operators lose depends on it, whatever the columns add; else infinity."""
     if isinstance(structure, ColumnStructure):
         return float(structure.flat(state, shift)[0].min())
-    return float(state["c"] / state["mass"]) + shift if isinstance(structure, GradientWindow) else math.inf
+    return float(state["c"] / state["mass"]) + shift if isinstance(structure, WINDOWS) else math.inf
 
 
 def check_operators(system):
@@ -287,9 +307,10 @@ def zero_rows(structure, shape, dtype):
 def structure_keeps(structure):
     """With its own averaging of the basis a structure may forget it although C is kept; an average counts zeros, and so
     does a share of the rows; an interpolation cannot be carried along, nor what is drawn anew."""
-    forgets = isinstance(structure, InterpolativeGram | SampledGram | SketchedGram)
+    forgets = isinstance(structure, InterpolativeGram | SampledGram | SketchedGram | SwitchedGram)
     forgets = forgets or (isinstance(structure, CompressedGram) and isinstance(structure.rank, float))
     forgets = forgets or structure.GROWS or getattr(structure, "law", "") == "average"  # rows of one batch alone
+    forgets = forgets or isinstance(structure, UnitGradientWindow)
     return getattr(structure, "basis_decay", None) is None and not forgets
 
 
@@ -342,8 +363,10 @@ def check_observations(batch):
     scale = max(float(exact.abs().max()), float(dense[0].abs().max()), 1e-30)
     turns = isinstance(structure, EigenKronecker) and not structure.restart  # the basis may turn freely
     if not (turns or isinstance(structure, SampledGram)):  # draws depend on the order of the columns
+        # what an interpolation misses is known to the rounding of all, and enters divided by the shift
+        roundings = 200 if symmetric else 200 + 10 * scale / shift
         for other in dense[1:]:
-            assert float((other - dense[0]).abs().max()) <= 200 * eps * scale, "micro-batches"
+            assert float((other - dense[0]).abs().max()) <= roundings * eps * scale, "micro-batches"
     if isinstance(structure, Diagonal | DiagonalLowRank):
         assert float((dense[0].diagonal() - exact.diagonal()).abs().max()) <= 100 * eps * scale
     if isinstance(structure, Dense) or (isinstance(structure, DiagonalLowRank) and structure.rank >= len(flat)):

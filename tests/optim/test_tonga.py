@@ -69,3 +69,69 @@ def test_a_layer_has_a_block_of_its_own(tools):
     (whole,) = states["model"]
     torch.testing.assert_close(states["layer"][0], whole[:16, :16], rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(states["layer"][1], whole[16:, 16:], rtol=1e-11, atol=1e-11)
+
+
+UNITS = [slice(4 * k, 4 * k + 4) for k in range(4)] + [slice(16 + 5 * k, 21 + 5 * k) for k in range(3)]
+"""The parameters of each of 4 + 3 neurons, ``[weights, bias]``."""
+
+
+class PerUnit:
+    """The recursion in every neuron, with the neuron's parts of gradients and mean."""
+
+    def __init__(self, *arguments, normalise):
+        self.arguments, self.normalise = arguments, normalise
+        self.c = [torch.zeros(u.stop - u.start, u.stop - u.start).double() for u in UNITS]
+        self.held, self.truncations, self.mass = 0, 0, 0.0
+
+    def __call__(self, seen, gradient, mean):
+        rank, every = self.arguments
+        if self.held == rank + every:
+            for k, c in enumerate(self.c):
+                values, vectors = torch.linalg.eigh(c)
+                self.c[k] = (vectors[:, -rank:] * values[-rank:]) @ vectors[:, -rank:].T
+            self.held, self.truncations = rank, self.truncations + 1
+        self.held, self.mass = self.held + 1, (1 - GAMMA ** len(seen)) / (1 - GAMMA)
+        out = torch.zeros_like(mean)
+        for k, u in enumerate(UNITS):
+            self.c[k] = GAMMA * self.c[k] + torch.outer(gradient[u], gradient[u])
+            c = self.c[k] / self.mass if self.normalise else self.c[k]
+            out[u] = torch.linalg.solve(c + (LAMBDA + DT) * torch.eye(len(c)).double(), gradient[u] + DT * mean[u])
+        return out
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("variational", [True, False])
+def test_a_block_for_every_neuron_is_the_dense_recursion_of_every_neuron(normalise, variational):
+    model, dense = network(), PerUnit(2, 1, normalise=normalise)
+    opt = tonga(model, partition="unit", rank=2, truncate_every=1, normalise=normalise, variational=variational)
+    replay(opt, model, dense, steps=12, lr=LR)
+    assert dense.truncations == 9
+    precision = torch.block_diag(*opt.posterior().precision_matrices().values())
+    expected = torch.block_diag(*[c / dense.mass for c in dense.c]) + DT * EYE
+    torch.testing.assert_close(precision, ESS * expected, rtol=1e-9, atol=1e-10)
+
+
+def test_the_block_of_a_neuron_is_that_of_the_layer_without_the_others(tools):
+    """As long as nothing is cut, at the same weights."""
+    states = {}
+    for partition in ("unit", "model"):
+        model = network()
+        opt = tonga(model, partition=partition, rank=20, lr=0.0, variational=False)
+        tools.train(opt, model, 6)
+        states[partition] = torch.block_diag(*opt.posterior().precision_matrices().values())
+    for u in UNITS:
+        torch.testing.assert_close(states["unit"][u, u], states["model"][u, u], rtol=1e-11, atol=1e-11)
+    assert float(states["unit"][UNITS[0], UNITS[1]].abs().max()) == 0.0 < float(states["model"][:4, 4:8].abs().max())
+
+
+def test_a_resumed_run_of_neurons_is_the_uninterrupted_one(tools):
+    model, twin = network(), network()
+    opt = tonga(model, partition="unit")
+    tools.train(opt, model, 7)
+    saved = tools.through_a_file({"model": model.state_dict(), "opt": opt.state_dict()})
+    tools.train(opt, model, 4, start=7)
+    twin.load_state_dict(saved["model"])
+    resumed = tonga(twin, partition="unit")
+    resumed.load_state_dict(saved["opt"])
+    tools.train(resumed, twin, 4, start=7)
+    tools.assert_same(tools.everything(opt, model), tools.everything(resumed, twin))

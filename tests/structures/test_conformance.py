@@ -18,10 +18,15 @@ from vogn.structures import (
     InterpolativeGram,
     Kronecker,
     LocalFisher,
+    PairGram,
     SampledGram,
     SampleSpace,
     SketchedGram,
+    SketchedPairGram,
     SwiftKronecker,
+    SwitchedGram,
+    SwitchedInterpolativeGram,
+    UnitGradientWindow,
 )
 from vogn.testing import StructureConformance
 from vogn.testing.structure_cases import random_rows
@@ -63,6 +68,9 @@ CONFIGURATIONS = {
     "GradientWindowKept": GradientWindow(window=3, columns=2, law="average", keep=3),
     "GradientWindowStatic": GradientWindow(window=3, columns=2, inverse="static"),
     "GradientWindowDynamic": GradientWindow(window=3, columns=2, inverse="dynamic"),
+    "UnitGradientWindow": UnitGradientWindow(),
+    "UnitGradientWindowFull": UnitGradientWindow(window=2),
+    "UnitGradientWindowKept": UnitGradientWindow(window=3, keep=2),
     "LocalFisher": LocalFisher(),
     "LocalFisherReduce": LocalFisher(sharing="reduce"),
     "LocalFisherDiagonal": LocalFisher(max_dim=3),
@@ -80,8 +88,14 @@ CONFIGURATIONS = {
     "SwiftKroneckerOneSided": SwiftKronecker(rank=2, max_dim=3),
     "SwiftKroneckerTwoDiagonals": SwiftKronecker(rank=None, max_dim=0, damping="exact"),
     "SketchedGramOfSmallBlocks": SketchedGram(coordinates=12),
+    "PairGram1": PairGram(positions=1),
+    "PairGram2": PairGram(positions=2),
+    "PairGramAbove": PairGram(positions=1, above=6),
+    "SketchedPairGramWholeSides": SketchedPairGram(positions=1, coordinates=25),
     "CompressedGramWhole": CompressedGram(rank=1.0),
     "InterpolativeGramWhole": InterpolativeGram(rank=1.0),
+    "SwitchedGramWhole": SwitchedGram(rank=1.0),
+    "SwitchedInterpolativeGramWhole": SwitchedInterpolativeGram(rank=1.0),
     "SampleSpace": SampleSpace(),
 }
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
+
+from vogn.capture.taps import muted
+from vogn.distributed.replicas import inner_module
+from vogn.errors import UnsupportedObservationError
 
 
 class Objective:
@@ -57,8 +62,66 @@ class Objective:
         with self._frozen_randomness():
             return self._loss(functional_call(self.model, buffers, self._inputs), self._targets)
 
+    @property
+    def count(self) -> int:
+        """Number of examples: the length of the targets."""
+        return len(self._targets)
+
+    def hessian(
+        self, parameters: Sequence[nn.Parameter], examples: Tensor | None = None
+    ) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        """``v -> H v`` with the Hessian of the loss at the weights that are in the model, by a double backward.
+
+        Gradients and buffers stay as they are. The graph lives as long as the function that is returned.
+
+        Args:
+            parameters: what is differentiated by; a parameter that the loss does not see has zeros.
+            examples: places ``(n,)`` of the examples in the batch whose mean loss is meant; ``None`` for all. Every
+                tensor among the inputs is then indexed along its first dimension.
+
+        Raises:
+            UnsupportedObservationError: if the model cannot be differentiated twice.
+        """
+        inputs, targets = self._inputs, self._targets
+        if examples is not None:
+            inputs = tree_map(lambda leaf: leaf[examples] if isinstance(leaf, Tensor) and leaf.ndim else leaf, inputs)
+            targets = targets[examples]
+        model = inner_module(self.model)  # a wrapper would take this pass for one of the training loop
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        along = list(parameters)
+        with torch.enable_grad(), muted(), self._frozen_randomness(), _twice():
+            loss = self._loss(functional_call(model, buffers, inputs), targets)
+            found = torch.autograd.grad(loss, along, create_graph=True, allow_unused=True)
+        curved = [k for k, gradient in enumerate(found) if gradient is not None and gradient.requires_grad]
+        gradients = [gradient for gradient in found if gradient is not None and gradient.requires_grad]
+
+        def product(v: Sequence[Tensor]) -> list[Tensor]:
+            if not curved:
+                return [torch.zeros_like(parameter) for parameter in along]
+            with torch.enable_grad(), muted(), _twice():
+                towards = [v[k].to(gradient.dtype) for k, gradient in zip(curved, gradients, strict=True)]
+                second = torch.autograd.grad(gradients, along, towards, retain_graph=True, allow_unused=True)
+            pairs = zip(along, second, strict=True)
+            return [torch.zeros_like(parameter) if part is None else part.detach() for parameter, part in pairs]
+
+        return product
+
     @contextmanager
     def _frozen_randomness(self) -> Iterator[None]:
         with torch.random.fork_rng(self._devices):
             torch.manual_seed(self._seed)
             yield
+
+
+@contextmanager
+def _twice() -> Iterator[None]:
+    """Says what to do where something in the model cannot be differentiated twice."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "double backward" in str(error) or "not implemented" in str(error):
+            raise UnsupportedObservationError(
+                f"products with the Hessian differentiate twice, but {error} Leave the model uncompiled; fused "
+                "attention has a differentiable twin, torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+            ) from error
+        raise

@@ -11,15 +11,27 @@ from vogn.capture.selection import StructureOption, make_selection
 from vogn.optim.base import NaturalGradient
 from vogn.optim.kfac import clipped_chain, fisher_statistic
 from vogn.optim.sample_size import SampleSize
-from vogn.structures import CompressedGram, InterpolativeGram, SampledGram
+from vogn.optim.steps import CriticalPhases
+from vogn.structures import (
+    CompressedGram,
+    InterpolativeGram,
+    SampledGram,
+    SwitchedGram,
+    SwitchedInterpolativeGram,
+)
 from vogn.structures.base import Structure
 
 COMPRESSIONS: dict[str, Callable[[int | float, int, int], Structure]] = {
     "nystrom": lambda rank, window, seed: CompressedGram(rank=rank, window=window),
     "kid": lambda rank, window, seed: InterpolativeGram(rank=rank, window=window),
     "kis": lambda rank, window, seed: SampledGram(rank=rank, window=window, seed=seed),
+    "hybrid": lambda rank, window, seed: SwitchedGram(rank=rank, window=window, seed=seed),
+    "kid_kis": lambda rank, window, seed: SwitchedInterpolativeGram(rank=rank, window=window, seed=seed),
 }
 """Name of a compression to its structure."""
+
+SWITCHED = ("hybrid", "kid_kis")
+"""The compressions that are another one in critical phases of training than in the others."""
 
 
 class HyLo(NaturalGradient):
@@ -31,7 +43,9 @@ class HyLo(NaturalGradient):
     eta                  ``lr``                      1
     alpha                ``damping``                 loss / parameter^2
     r                    ``rank``                    rows, or a share of them
-    KID, KIS             ``compression``             -
+    KID, KIS, hybrid     ``compression``             -
+    epoch                ``switch_every``            steps
+    threshold            ``threshold``               1
     update frequency     ``observe_every``           steps
     KL clip              ``kl_clip``                 nat
     N                    ``ess`` (variational)       examples
@@ -47,7 +61,13 @@ class HyLo(NaturalGradient):
             is enough for redundant gradients only.
         compression: ``"nystrom"`` projects all rows on the kept ones; ``"kid"`` interpolates them, as the paper does;
             ``"kis"`` draws rows by importance. The curvature of ``"kid"`` is not symmetric and cannot be sampled, so it
-            needs ``variational=False``; its direction is about as accurate as that of ``"nystrom"``.
+            needs ``variational=False``; its direction is about as accurate as that of ``"nystrom"``. The paper's hybrid
+            is ``"kid_kis"``: KID in critical phases of training, KIS, which is cheaper, in the others; ``"hybrid"`` is
+            the same with ``"nystrom"`` for KID, and runs in both modes.
+        switch_every: with a hybrid, steps after which it is decided anew whether the phase is critical; the paper's
+            number is an epoch, ``len(loader)``.
+        threshold: with a hybrid, the relative change of the norm of the gradient, accumulated over ``switch_every``
+            steps, from which on a phase is critical: see :class:`vogn.optim.steps.CriticalPhases`.
         weight_decay: ``prior_precision / ess``.
         damping: in the step only; the authors' schedule is a scheduler of the group's entry.
         momentum: of the preconditioned gradient.
@@ -60,11 +80,10 @@ class HyLo(NaturalGradient):
         mc_samples, variational, seed, **options: see :class:`NaturalGradient`. The seed is also that of the draws.
 
     Raises:
-        ValueError: if the compression is unknown, or the rank or ``kl_clip`` out of range.
-        UnsupportedObservationError: if ``compression="kid"`` is given in variational mode.
+        ValueError: if the compression is unknown, or the rank, ``kl_clip`` or an option of a hybrid out of range.
+        UnsupportedObservationError: if ``compression="kid"`` or ``"kid_kis"`` is given in variational mode.
 
-    The paper alternates between KID and KIS by the change of the gradient's norm, and compresses on each process before
-    it communicates: here one compression holds for a run, and the rows of all processes are compressed together.
+    The paper compresses on each process before it communicates: here the rows of all processes are compressed together.
 
     Source: Mu, Soori, Can, Gurbuzbalaban, Dehnavi (2022), "HyLo: a hybrid low-rank natural gradient descent method",
     Algorithm 1.
@@ -78,7 +97,9 @@ class HyLo(NaturalGradient):
         ess: SampleSize = None,
         structure: StructureOption = None,
         rank: int | float = 0.1,
-        compression: Literal["nystrom", "kid", "kis"] = "nystrom",
+        compression: Literal["nystrom", "kid", "kis", "hybrid", "kid_kis"] = "nystrom",
+        switch_every: int = 500,
+        threshold: float = 0.5,
         weight_decay: float = 1e-4,
         damping: float = 3e-2,
         momentum: float = 0.9,
@@ -95,6 +116,7 @@ class HyLo(NaturalGradient):
     ) -> None:
         if compression not in COMPRESSIONS:
             raise ValueError(f"compression={compression!r}: choose one of {', '.join(COMPRESSIONS)}")
+        phases = CriticalPhases(switch_every, threshold)
         super().__init__(
             params,
             make_selection(structure, COMPRESSIONS[compression](rank, window, seed)),
@@ -109,6 +131,6 @@ class HyLo(NaturalGradient):
             mc_samples=mc_samples,
             variational=variational,
             seed=seed,
-            steps=clipped_chain(kl_clip),
+            steps=[*clipped_chain(kl_clip), *([phases] if compression in SWITCHED else [])],
             **options,
         )

@@ -11,7 +11,7 @@ from vogn.capture.selection import StructureOption, make_selection
 from vogn.optim.base import NaturalGradient
 from vogn.optim.kfac import clipped_chain, fisher_statistic
 from vogn.optim.sample_size import SampleSize
-from vogn.structures import Gram, SampledGram, SketchedGram
+from vogn.structures import Gram, PairGram, SampledGram, SketchedGram, SketchedPairGram
 from vogn.structures.base import Structure
 
 
@@ -25,6 +25,8 @@ class SENG(NaturalGradient):
     lambda               ``damping``                 loss / parameter^2
     weight decay         ``weight_decay``            loss / parameter^2
     q (code: ``c^2``)    ``coordinates``             coordinates of a layer
+    p (svd rank)         ``positions``               pairs of a row
+    implicit form        ``implicit_above``          parameters of a layer
     update frequency     ``observe_every``           steps
     N                    ``ess`` (variational)       examples
     ===================  ==========================  ==========================
@@ -34,6 +36,12 @@ class SENG(NaturalGradient):
     - ``coordinates=65536`` is the paper's: layers with more parameters than that estimate their inner products from
       random coordinates. Their curvature is not symmetric and cannot be sampled, so it needs ``variational=False``.
     - ``rows=0.5`` draws that share of the examples (a whole number: that many) by importance. It runs in both modes.
+
+    Layers with more than ``implicit_above`` parameters take the paper's implicit form: their rows stay ``positions``
+    pairs of inputs and output gradients, which are exact for layers without shared weights, and cut to the largest
+    singular values of the output gradients where a convolution or a sequence has more positions. It runs in both modes,
+    and with ``coordinates`` as in the paper, where inner products then run over ``sqrt(coordinates)`` inputs and
+    outputs.
 
     Args:
         params: the model.
@@ -49,16 +57,20 @@ class SENG(NaturalGradient):
         ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
         coordinates: coordinates per layer of the paper's sketch; ``None`` for none.
         rows: rows that are drawn, a share or a number; ``None`` for all.
+        implicit_above: layers with more parameters hold pairs instead of rows, where these are the smaller form
+            (:class:`vogn.structures.PairGram`); the authors have a million. ``None`` for no layer.
+        positions: pairs of a row, with ``implicit_above``.
         window: rows that are held of a batch, at most; more are merged.
         observe_every: steps between batches that are looked at for curvature.
         mc_samples, variational, seed, **options: see :class:`NaturalGradient`. The seed is also that of the sketches.
 
     Raises:
-        ValueError: if both sketches are asked for.
+        ValueError: if both sketches are asked for, or a draw of rows together with pairs.
         UnsupportedObservationError: if ``coordinates`` are given in variational mode.
 
-    Of the authors' code, the factor ``D / q`` too much in the inner products and the average of each process's own
-    directions are not followed: processes pool their rows. See :class:`vogn.structures.SketchedGram`.
+    Of the authors' code, the factor ``D / q`` too much in the inner products, the way back of the implicit form by a
+    product of sums, and the average of each process's own directions are not followed: processes pool their rows. See
+    :class:`vogn.structures.SketchedGram` and :class:`vogn.structures.SketchedPairGram`.
 
     Source: Yang, Xu, Wen, Chen, Xu (2020), "Sketchy Empirical Natural Gradient Methods for Deep Learning", Algorithm 1.
     """
@@ -78,6 +90,8 @@ class SENG(NaturalGradient):
         ggn_samples: int | None = None,
         coordinates: int | None = None,
         rows: int | float | None = None,
+        implicit_above: int | None = None,
+        positions: int = 16,
         window: int = 256,
         observe_every: int = 50,
         mc_samples: int = 1,
@@ -87,7 +101,7 @@ class SENG(NaturalGradient):
     ) -> None:
         super().__init__(
             params,
-            make_selection(structure, _sketched(coordinates, rows, window, seed)),
+            make_selection(structure, _structure(coordinates, rows, implicit_above, positions, window, seed)),
             fisher_statistic(fisher, ggn_samples),
             lr=lr,
             ess=ess,
@@ -104,14 +118,26 @@ class SENG(NaturalGradient):
         )
 
 
-def _sketched(coordinates: int | None, rows: int | float | None, window: int, seed: int) -> Structure:
-    """The structure of the sketch that is asked for.
+def _structure(
+    coordinates: int | None,
+    rows: int | float | None,
+    implicit_above: int | None,
+    positions: int,
+    window: int,
+    seed: int,
+) -> Structure:
+    """The structure of the sketch and of the form that are asked for.
 
     Raises:
-        ValueError: if both are.
+        ValueError: if they exclude each other.
     """
-    if coordinates is not None and rows is not None:
-        raise ValueError(f"coordinates={coordinates} and rows={rows}: SENG has one sketch at a time; leave one out")
-    if coordinates is not None:
-        return SketchedGram(coordinates=coordinates, window=window, seed=seed)
-    return Gram(window) if rows is None else SampledGram(rank=rows, window=window, seed=seed)
+    if rows is not None:
+        for name, value in (("coordinates", coordinates), ("implicit_above", implicit_above)):
+            if value is not None:
+                raise ValueError(f"{name}={value} and rows={rows}: SENG has one of them at a time; leave one out")
+        return SampledGram(rank=rows, window=window, seed=seed)
+    if implicit_above is None:
+        return Gram(window) if coordinates is None else SketchedGram(coordinates, window, seed)
+    if coordinates is None:
+        return PairGram(positions, window, implicit_above)
+    return SketchedPairGram(coordinates, window, seed, positions, implicit_above)

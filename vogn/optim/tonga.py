@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -13,7 +13,8 @@ from vogn.capture.statistics import Gradient
 from vogn.optim.base import NaturalGradient
 from vogn.optim.sample_size import SampleSize
 from vogn.optim.steps import Momentum, Prior, Solve
-from vogn.structures import GradientWindow
+from vogn.structures import GradientWindow, UnitGradientWindow
+from vogn.structures.base import Structure
 
 
 class TONGA(NaturalGradient):
@@ -44,8 +45,8 @@ class TONGA(NaturalGradient):
             the posterior; see :class:`vogn.MFAC`. 1 gives the paper's step.
         damping: in the step only.
         weight_decay: ``prior_precision / ess``.
-        partition: ``"layer"``, ``"parameter"`` or ``"model"``. The paper has a block for every neuron, which is not
-            offered here: a layer is the nearest.
+        partition: ``"unit"``, a block for every neuron, as in the paper (:class:`vogn.structures.UnitGradientWindow`);
+            ``"layer"``, ``"parameter"`` or ``"model"``.
         structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
             see :class:`NaturalGradient`.
         momentum: an average of the gradients before they are preconditioned; the paper has none.
@@ -72,7 +73,7 @@ class TONGA(NaturalGradient):
         damping: float = 1e-2,
         momentum: float = 0.0,
         curvature_decay: float = 0.995,
-        partition: Partition = "layer",
+        partition: Partition | Literal["unit"] = "layer",
         mc_samples: int = 1,
         variational: bool = True,
         seed: int = 0,
@@ -81,9 +82,12 @@ class TONGA(NaturalGradient):
         for name, value in (("rank", rank), ("truncate_every", truncate_every)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        own: Structure = GradientWindow(window=rank + truncate_every, law="average", keep=rank)
+        if partition == "unit":
+            own, partition = UnitGradientWindow(window=rank + truncate_every, keep=rank), "layer"
         super().__init__(
             params,
-            make_selection(structure, GradientWindow(window=rank + truncate_every, law="average", keep=rank)),
+            make_selection(structure, own),
             Gradient(batch_size),
             lr=lr,
             ess=ess,

@@ -215,6 +215,8 @@ def _stage(
                     gradient,
                     terms=float(collector.loss_terms(first)) if observation else 0.0,
                     counts=table.placement[first].counts,
+                    layout=first.layout if len(bundle.blocks) == 1 else None,
+                    parameters=first.parameters if len(bundle.blocks) == 1 else (),
                 )
             )
         context = StepContext(

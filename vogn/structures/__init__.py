@@ -22,10 +22,14 @@ from vogn.structures.identity import Identity
 from vogn.structures.interpolative_gram import InterpolativeGram
 from vogn.structures.kronecker import Kronecker
 from vogn.structures.local_fisher import LocalFisher
+from vogn.structures.pair_gram import PairGram
 from vogn.structures.sample_space import SampleSpace
 from vogn.structures.sampled_gram import SampledGram
 from vogn.structures.sketched_gram import SketchedGram
+from vogn.structures.sketched_pair_gram import SketchedPairGram
 from vogn.structures.swift_kronecker import SwiftKronecker
+from vogn.structures.switched_gram import SwitchedGram, SwitchedInterpolativeGram
+from vogn.structures.unit_window import UnitGradientWindow
 
 REGISTRY: dict[str, type[Structure]] = {
     "identity": Identity,
@@ -43,6 +47,11 @@ REGISTRY: dict[str, type[Structure]] = {
     "compressed_gram": CompressedGram,
     "interpolative_gram": InterpolativeGram,
     "sample_space": SampleSpace,
+    "switched_gram": SwitchedGram,
+    "switched_interpolative_gram": SwitchedInterpolativeGram,
+    "pair_gram": PairGram,
+    "sketched_pair_gram": SketchedPairGram,
+    "unit_gradient_window": UnitGradientWindow,
 }
 """Name to structure. A third party adds its own line: ``REGISTRY["mine"] = Mine``."""
 
@@ -90,12 +99,17 @@ __all__ = [
     "Kronecker",
     "LocalFisher",
     "Negative",
+    "PairGram",
     "SampledGram",
     "SampleSpace",
     "Shift",
     "SketchedGram",
+    "SketchedPairGram",
     "Structure",
     "SwiftKronecker",
+    "SwitchedGram",
+    "SwitchedInterpolativeGram",
+    "UnitGradientWindow",
     "structure_from_dict",
     "structure_to_dict",
 ]

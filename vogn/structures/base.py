@@ -225,6 +225,13 @@ class Structure(ABC):
         """Whether the curvature of the earlier data in a state of :meth:`with_earlier` is more than zero."""
         return any(bool(state[key].any()) for key in self.EARLIER)
 
+    def with_phase(self, state: State, *, critical: bool) -> State:
+        """The state that knows whether training is in a critical phase, for structures that then measure another way.
+
+        Most do not, and return the state as it is.
+        """
+        return state
+
     def fits(self, shape: Shape) -> bool:
         """Whether a block of this shape is affordable; if not, the optimizer uses its stated fallback structure."""
         return True

@@ -22,6 +22,7 @@ from vogn.structures.kronecker import Kronecker
 from vogn.structures.local_fisher import LocalFisher
 from vogn.structures.sample_space import SampleSpace
 from vogn.structures.swift_kronecker import SwiftKronecker
+from vogn.structures.unit_window import UnitGradientWindow
 from vogn.types import Shape
 
 
@@ -86,6 +87,12 @@ def _(structure: GradientWindow, shape: Shape) -> Costs:
     rows = structure.window * min(structure.columns, size)
     factors = {"cholesky": rows**3 / 6, "static": size * rows**2, "dynamic": 2 * rows**3 / 3}[structure.inverse]
     return Costs(size * rows, 0.0, 8 * size * rows + factors)
+
+
+@costs.register
+def _(structure: UnitGradientWindow, shape: Shape) -> Costs:
+    size, rows = float(math.prod(shape)), structure.window
+    return Costs(size * rows, 0.0, 8 * size * rows + math.prod(shape[:-1]) * rows**3 / 6)
 
 
 @costs.register

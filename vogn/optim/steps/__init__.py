@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from vogn.optim.steps.base import BlockView, Scope, Step, StepContext
 from vogn.optim.steps.clip import ClipElements, ClipKL
+from vogn.optim.steps.critical_phases import CriticalPhases
 from vogn.optim.steps.earlier import EarlierPosterior
+from vogn.optim.steps.hessian_neumann import HessianNeumann
 from vogn.optim.steps.kalman import KalmanSchedule
 from vogn.optim.steps.levenberg_marquardt import LevenbergMarquardt
 from vogn.optim.steps.momentum import Momentum
@@ -18,7 +20,9 @@ __all__ = [
     "BlockView",
     "ClipElements",
     "ClipKL",
+    "CriticalPhases",
     "EarlierPosterior",
+    "HessianNeumann",
     "KalmanSchedule",
     "LevenbergMarquardt",
     "Momentum",

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vogn.capture.objective import Objective
 from vogn.capture.places import Places
 from vogn.capture.reweighting import ExampleWeights
 from vogn.distributed import Replicas
+from vogn.linalg.layout import Layout
 from vogn.structures.base import Structure
 from vogn.types import State
 
@@ -35,6 +36,9 @@ class BlockView:
         gradient: likelihood gradient of the mean loss.
         terms: number of loss terms behind this step's observation of the block, 0 if it was not observed.
         counts: ``False`` if another process holds the same and counts it in sums over all blocks.
+        layout: how the block vector is packed; ``None`` where several blocks are computed together.
+        parameters: those of the block in the order of the layout, with the means in them; empty where ``layout`` is
+            ``None``.
     """
 
     name: str
@@ -46,6 +50,8 @@ class BlockView:
     gradient: Tensor
     terms: float = 0.0
     counts: bool = True
+    layout: Layout | None = None
+    parameters: tuple[nn.Parameter, ...] = ()
 
 
 @dataclass
