@@ -124,9 +124,11 @@ def fitting(op: str, *tensors: Tensor, limit: str = "") -> Callable[..., Any] | 
         MissingExtraError: if it forces Triton, which is not installed.
     """
     forced, first = _forced(), tensors[0]
-    if not forced and "native" in TABLE[op] and native.fit(*tensors):
+    if forced == "reference":
+        return None
+    if "native" in TABLE[op] and not (forced and _interpreted()) and native.fit(*tensors):
         return TABLE[op]["native"]
-    if forced == "reference" or not (forced or first.is_cuda):
+    if not (forced or first.is_cuda):
         return None
     if forced:
         _require_installed()
