@@ -64,7 +64,7 @@ def test_a_search_for_the_damping_ends_in_a_command_with_both(vogn, tiny, tmp_pa
 
 def test_it_says_the_same_twice_and_leaves_the_global_generator(vogn, tiny, tmp_path):
     lines = []
-    for name in ("one", "two"):
+    for name in ("run_a", "run_b"):
         outcome = vogn("tune", "--data", tiny, *TINY, "--output", name)
         assert outcome.code == 0, outcome.err
         lines.append(outcome.out.replace(name, ""))

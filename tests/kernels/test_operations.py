@@ -104,7 +104,7 @@ def test_tensors_keep_their_dtypes():
     result = kernels.diagonal_step(
         mean.bfloat16(), curvature, momentum, gradient.bfloat16(), evidence.half(), ess=1.0, **STEP
     )
-    assert [x.dtype for x in result] == [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
+    assert [x.dtype for x in result[:4]] == [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
 
 
 def test_squared_gradients_equal_those_of_every_example():

@@ -54,7 +54,7 @@ def test_short_runs_are_compared_on_held_out_examples():
     """Labels of the held-out examples are wrong: what fits the training data best is not chosen."""
     model = network()
     opt = optimizer(model)
-    x, y = data(60, 7)
+    x, y = data(60, 5)
     plain = vogn.learning_rate_range_test(opt, model, Categorical(), loader(), steps=40)
     found = vogn.learning_rate_range_test(opt, model, Categorical(), loader(), steps=40, held_out=[(x, (y + 1) % 3)])
     assert found.rates == plain.rates and found.losses == plain.losses  # the sweep is the same
@@ -66,11 +66,11 @@ def test_short_runs_are_compared_on_held_out_examples():
     assert "final" not in found.to_dict()
 
 
-@pytest.mark.parametrize("seed, above", [(7, True), (8, False)])
-def test_half_a_step_back_from_a_rate_that_won_short_runs_above_the_choice_of_the_sweep(seed, above):
-    opt = optimizer(model := network())
-    x, y = data(60, seed)
-    options = {"steps": 40, "held_out": [(x, (y + 1) % 3)]}
+@pytest.mark.parametrize("wrong, above", [(0, True), (1, False)])
+def test_half_a_step_back_from_a_rate_that_won_short_runs_above_the_choice_of_the_sweep(wrong, above):
+    opt = optimizer(model := network(), damping=1.0)
+    x, y = data(60, 7)
+    options = {"steps": 40, "held_out": [(x, (y + wrong) % 3)]}
     sweep = vogn.learning_rate_range_test(opt, model, Categorical(), loader(), **options, runs=False).suggestion
     found = vogn.learning_rate_range_test(opt, model, Categorical(), loader(), **options)
     (best,) = [rate for rate, loss in found.runs if loss == pytest.approx(sum(found.final) / 60)]

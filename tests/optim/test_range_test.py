@@ -401,3 +401,11 @@ def test_warnings_of_its_steps_are_not_shown():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         vogn.learning_rate_range_test(opt, model, loss, easy(), steps=40)
+
+
+def test_a_fall_by_less_than_a_ten_thousandth_is_none():
+    rates = np.geomspace(1e-4, 1.0, 48)
+    losses = 1.1 - np.linspace(0.0, 1.0, 48) * 1.1
+    assert choose(rates, losses)
+    with pytest.raises(RangeTestError, match="does not fall"):
+        choose(rates, 1.1 - np.linspace(0.0, 1.0, 48) * 1e-4)

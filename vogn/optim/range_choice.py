@@ -14,6 +14,8 @@ SHARE = 0.9
 POSITION = 1.0 / 3.0
 """Where the choice lies among them, in logarithms: 0 at the smallest, 1 at the largest."""
 
+LEAST_FALL = 1e-4
+"""A fall of the loss by a smaller share of it is none: weight noise and rounding do as much where nothing is learnt."""
 ERRORS = 2.0
 """A neighbour must be better by so many standard errors: there are several, and one of them would be by chance."""
 STRIDE = math.sqrt(10.0)
@@ -47,7 +49,7 @@ def choose(rates: Sequence[float], losses: Sequence[float]) -> float:
 
     Raises:
         RangeTestError: if the loss is lowest in the first twelfth of the steps, or its fall from there smaller than the
-            scatter of the losses about the curve.
+            scatter of the losses about the curve, or than :data:`LEAST_FALL` of the loss.
     """
     curve = np.asarray(smoothed(losses))
     head = max(1, len(losses) // 12)
@@ -55,7 +57,7 @@ def choose(rates: Sequence[float], losses: Sequence[float]) -> float:
     lowest = int(curve.argmin())
     fall = start - float(curve[lowest])
     scatter = float(np.std(np.asarray(losses)[: lowest + 1] - curve[: lowest + 1]))
-    if lowest < head or not fall > scatter:
+    if lowest < head or not fall > max(scatter, LEAST_FALL * abs(start)):
         raise RangeTestError(
             f"the loss does not fall at any learning rate ({start:.4g} at first, {curve.min():.4g} at best): the model "
             "has learned already, or the prior, the temperature or the data keep it from learning; else widen the range"
