@@ -20,7 +20,7 @@ REFERENCES = ("NUTS", "HMC")
 
 REDUCED = {
     "digits": {"noisy K-FAC": classification.ACQUISITIONS, "IVON": ("random", "bald", "batchbald")},
-    "mnist": {"noisy K-FAC": classification.ACQUISITIONS, "IVON": ("random", "bald", "batchbald")},
+    "mnist": {"noisy K-FAC": classification.ACQUISITIONS, "IVON": ("random", "bald")},
 }
 """Acquisitions of every method, in the reduced form."""
 

@@ -23,7 +23,7 @@ def report(results: Path, form: str) -> None:
     folder = results / form
     found: dict[str, Any] = {"command": command("benchmarks.active"), "environment": environment()}
     found["regression"] = {data.name: regressions(data) for data in _folders(folder, regression.METHODS)}
-    classes = [folder / data for data in ("digits", "mnist") if (folder / data).is_dir()]
+    classes = [folder / data for data in ("digits", "mnist") if list((folder / data).glob("*.json"))]
     found["classification"] = {data.name: classifications(data) for data in classes}
     write_cell(folder / "summary.json", found, sort_keys=False)
 

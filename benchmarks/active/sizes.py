@@ -27,14 +27,14 @@ class Form:
     update_steps: int = 200
     class_seeds: int = 3
     digits_rounds: int = 25
-    mnist_rounds: int = 41
+    mnist_rounds: int = 31
     class_steps: int = 300
     class_update_steps: int = 100
 
 
 FORMS = {
     "full": Form(
-        seeds=20, class_seeds=10, digits_rounds=41,
+        seeds=20, class_seeds=10, digits_rounds=41, mnist_rounds=41,
         class_steps=1000, class_update_steps=300,
     ),
     "reduced": Form(),
