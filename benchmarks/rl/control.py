@@ -86,7 +86,10 @@ def cell(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 STUDY = Study(
     __doc__, "benchmarks.rl.control", GRIDS, CASES, tuple(CASES), cell, "regret",
     ("mean_return", "evaluation", "reached_goal", "steps_to_goal"),
-    dear=frozenset({("CartPole-v1", "vogn, drawn targets"), ("CartPole-v1", "kfac, drawn targets")}),
+    dear=frozenset(
+        {("CartPole-v1", "vogn, drawn targets"), ("CartPole-v1", "kfac, drawn targets"),
+         ("MountainCar-v0", "kfac, drawn targets")}
+    ),  # fmt: skip
     curve=("share of the steps", "return, last 20 episodes"),
 )  # fmt: skip
 
