@@ -82,27 +82,29 @@ def variational(*values: float, **fixed: Any) -> list[dict[str, Any]]:
 def grids(**changes: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return {
         "finetune": [{}],
-        "ewc": strengths(10.0, 100.0),
-        "si": strengths(1.0, 10.0),
-        "vcl": variational(1.0, 3.0, 10.0, temperature=0.1, lr=0.003),
+        "ewc": strengths(1.0, 10.0, 100.0),
+        "si": strengths(1.0, 10.0, 100.0),
+        "mas": strengths(0.001, 0.01, 0.1, 1.0),
+        "vcl": variational(1.0, 3.0, 10.0, 30.0, temperature=0.1, lr=0.003),
         "vcl-kfac": variational(1.0, 3.0, temperature=0.3, lr=0.01, **KFAC),
-        "kronecker": strengths(1.0, 10.0, combine="nearest"),
-        "l2": memory(1.0, 10.0),
-        "fromp": memory(100.0, 1000.0),
-        "kpriors": memory(0.1, 1.0),
+        "kronecker": strengths(1.0, 10.0, 100.0, combine="nearest"),
+        "l2": memory(1.0, 10.0, 100.0, 1000.0),
+        "fromp": memory(10.0, 100.0, 1000.0, 10_000.0),
+        "kpriors": memory(0.1, 1.0, 10.0, 100.0),
         "replay": [{"memory": 40}],
         "joint": [{"batch_size": 256}],
     } | changes
 
 
 SPLIT = grids(
-    ewc=strengths(10.0, 100.0, 1000.0),
-    si=strengths(1.0, 10.0, 100.0),
-    vcl=variational(1.0, 3.0, 10.0, 30.0, temperature=0.1, lr=0.003),
-    kronecker=strengths(1.0, 10.0, 100.0, combine="nearest"),
-    l2=memory(1.0, 10.0, 100.0),
-    fromp=memory(100.0, 1000.0, 10_000.0, 40_000.0),
-    kpriors=memory(0.1, 1.0, 10.0),
+    ewc=strengths(10.0, 100.0, 1000.0, 10_000.0),
+    si=strengths(1.0, 10.0, 100.0, 1000.0),
+    mas=strengths(0.01, 0.1, 1.0, 10.0),
+    vcl=variational(1.0, 3.0, 10.0, 30.0, 100.0, temperature=0.1, lr=0.003),
+    kronecker=strengths(1.0, 10.0, 100.0, 1000.0, combine="nearest"),
+    l2=memory(1.0, 10.0, 100.0, 1000.0),
+    fromp=memory(100.0, 1000.0, 10_000.0, 40_000.0, 100_000.0),
+    kpriors=memory(0.1, 1.0, 10.0, 100.0),
 )
 """Wider ones: these runs are short."""
 STUDIES = {
@@ -113,7 +115,8 @@ STUDIES = {
     "split-mnist": Study("split", "mnist.npz", "domain", SPLIT, batch_size=128),
     "split-cifar10": Study("split", "cifar10_jpegbytes.npz", "task", SPLIT, images=5000, batch_size=32),
 }  # fmt: skip
-FULL = {"images": 60_000}
+FULL = {"images": 60_000, "epochs": 10}
+"""All of permuted MNIST, for ``vcl``; strengths are looked at without the validation images."""
 SIZES = ("images", "tasks", "epochs", "batch_size")
 
 
@@ -191,7 +194,10 @@ def planned(
     """File and settings of a cell; seed 0 is looked at on validation images."""
     study = STUDIES[benchmark]
     sizes = {key: getattr(study, key) for key in SIZES}
-    sizes |= full if seed else study.looked_at
+    if full:
+        sizes |= full if seed else full | {"images": full["images"] - VALIDATION}
+    elif not seed:
+        sizes |= study.looked_at
     settings = {
         "benchmark": benchmark, "method": method, "options": options, "seed": seed,
         "part": "test" if seed else "validation", **sizes,
@@ -219,21 +225,21 @@ def accuracy_of(path: Path) -> float | None:
     return None if record is None else float(record["result"]["average_accuracy"])
 
 
-def looked_at(arguments: argparse.Namespace, benchmark: str, method: str) -> list[dict[str, Any]]:
+def looked_at(arguments: argparse.Namespace, benchmark: str, method: str, **full: int) -> list[dict[str, Any]]:
     """The grid, with average accuracies on validation images with seed 0."""
     grid = STUDIES[benchmark].grids[method]
     if len(grid) == 1:
         return []
-    cells = [(planned(arguments, benchmark, method, options, 0)[0], options) for options in grid]
+    cells = [(planned(arguments, benchmark, method, options, 0, **full)[0], options) for options in grid]
     return [{**options, "average_accuracy": accuracy_of(path)} for path, options in cells]
 
 
-def chosen(arguments: argparse.Namespace, benchmark: str, method: str) -> dict[str, Any] | None:
+def chosen(arguments: argparse.Namespace, benchmark: str, method: str, **full: int) -> dict[str, Any] | None:
     """The configuration that is best on validation images, the first of equals; ``None`` if cells are missing."""
     grid = STUDIES[benchmark].grids[method]
     if len(grid) == 1:
         return grid[0]
-    found = [row["average_accuracy"] for row in looked_at(arguments, benchmark, method)]
+    found = [row["average_accuracy"] for row in looked_at(arguments, benchmark, method, **full)]
     return None if None in found else grid[max(range(len(grid)), key=lambda k: found[k])]
 
 
@@ -259,20 +265,22 @@ def row_of(
 
 
 def summary(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Chosen options and figures, mean and standard error over seeds, of all studies and methods with all cells."""
+    """Chosen options and figures, mean and standard error over seeds, of all studies and methods with all cells; rows
+    whose cells are not on this machine stay as the last summary has them."""
+    before = (read_cell(arguments.results / "summary.json") or {"benchmarks": {}})["benchmarks"]
     tables: dict[str, Any] = {}
-    for benchmark in STUDIES:
+    for benchmark, study in STUDIES.items():
+        planned_rows: list[tuple[str, str, dict[str, int]]] = [(method, method, {}) for method in study.grids]
+        if benchmark == "permuted-mnist":
+            planned_rows.append(("vcl, all images", "vcl", FULL))
         rows = tables.setdefault(benchmark, {})
-        for method in STUDIES[benchmark].grids:
-            options = chosen(arguments, benchmark, method)
-            row = None if options is None else row_of(arguments, benchmark, method, options)
+        for title, method, full in planned_rows:
+            options = chosen(arguments, benchmark, method, **full)
+            row = None if options is None else row_of(arguments, benchmark, method, options, **full)
             if row is not None:
-                rows[method] = row | {"validation": looked_at(arguments, benchmark, method)}
-        options = chosen(arguments, benchmark, "vcl")
-        if benchmark == "permuted-mnist" and options is not None:
-            row = row_of(arguments, benchmark, "vcl", options, **FULL)
-            if row is not None:
-                rows["vcl, all images"] = row
+                rows[title] = row | {"validation": looked_at(arguments, benchmark, method, **full)}
+            elif title in before.get(benchmark, {}):
+                rows[title] = before[benchmark][title]
     return {"command": command(MODULE), "environment": environment(), "benchmarks": tables}
 
 
@@ -282,12 +290,12 @@ def report(arguments: argparse.Namespace) -> None:
     show(found["benchmarks"], arguments.results, seeds=len(arguments.seeds), parts="test images", title="{}")
 
 
-def cells_of(arguments: argparse.Namespace, benchmark: str, method: str) -> list[Any]:
+def cells_of(arguments: argparse.Namespace, benchmark: str, method: str, **full: int) -> list[Any]:
     """The cells that come next: those of the grid, and once they are there those of the other seeds."""
-    options = chosen(arguments, benchmark, method)
+    options = chosen(arguments, benchmark, method, **full)
     if options is None:
-        return [planned(arguments, benchmark, method, one, 0) for one in STUDIES[benchmark].grids[method]]
-    return [planned(arguments, benchmark, method, options, seed) for seed in arguments.seeds]
+        return [planned(arguments, benchmark, method, one, 0, **full) for one in STUDIES[benchmark].grids[method]]
+    return [planned(arguments, benchmark, method, options, seed, **full) for seed in arguments.seeds]
 
 
 def main() -> None:
@@ -303,18 +311,14 @@ def main() -> None:
     arguments = parser.parse_args()
     deadline = deadline_of(arguments)
     left = 0
+    wanted: list[tuple[str, str, dict[str, int]]] = []
     if arguments.command == "run":
-        for benchmark in arguments.benchmarks:
-            for method in arguments.methods or STUDIES[benchmark].grids:
-                for _ in ("grid", "seeds"):
-                    cells = cells_of(arguments, benchmark, method)
-                    left += run_here(cells, arguments, deadline)
+        wanted = [(b, m, {}) for b in arguments.benchmarks for m in arguments.methods or STUDIES[b].grids]
     elif arguments.command == "full":
-        options = chosen(arguments, "permuted-mnist", "vcl")
-        if options is None:
-            parser.error("full needs the grid of permuted-mnist and vcl: run it first")
-        cells = [planned(arguments, "permuted-mnist", "vcl", options, seed, **FULL) for seed in arguments.seeds]
-        left = run_here(cells, arguments, deadline)
+        wanted = [("permuted-mnist", "vcl", FULL)]
+    for benchmark, method, full in wanted:
+        for _ in ("grid", "seeds"):
+            left += run_here(cells_of(arguments, benchmark, method, **full), arguments, deadline)
     if left:
         print("cells are left; call again to continue")
     report(arguments)

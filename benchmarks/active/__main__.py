@@ -15,12 +15,12 @@ from benchmarks.cells import finish, study_parser
 
 RESULTS = Path(__file__).parents[1] / "results" / "active"
 REGRESSION, CLASSES = ("yacht", "boston", "energy"), ("digits", "mnist")
-SLOW = ("SLANG", "HMC")
-"""On yacht only, in the reduced form."""
+REFERENCES = ("NUTS", "HMC")
+"""On yacht only."""
 
 REDUCED = {
     "digits": {"noisy K-FAC": classification.ACQUISITIONS, "IVON": ("random", "bald", "batchbald")},
-    "mnist": {"IVON": classification.ACQUISITIONS},
+    "mnist": {"noisy K-FAC": classification.ACQUISITIONS, "IVON": ("random", "bald")},
 }
 """Acquisitions of every method, in the reduced form."""
 
@@ -39,7 +39,7 @@ def cells_of(arguments: argparse.Namespace) -> list[tuple[Path, list[str]]]:
             for method in regression.METHODS:
                 if arguments.methods and method not in arguments.methods.split(";"):
                     continue
-                if data != "yacht" and (method == "HMC" or (method in SLOW and arguments.form == "reduced")):
+                if data != "yacht" and method in REFERENCES:
                     continue
                 path = folder / data / f"{word(method)}.json"
                 out.append((path, ["cell", "--data", data, "--method", method, "--cell", str(path), *shared]))

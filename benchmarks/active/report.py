@@ -23,7 +23,7 @@ def report(results: Path, form: str) -> None:
     folder = results / form
     found: dict[str, Any] = {"command": command("benchmarks.active"), "environment": environment()}
     found["regression"] = {data.name: regressions(data) for data in _folders(folder, regression.METHODS)}
-    classes = [folder / data for data in ("digits", "mnist") if (folder / data).is_dir()]
+    classes = [folder / data for data in ("digits", "mnist") if list((folder / data).glob("*.json"))]
     found["classification"] = {data.name: classifications(data) for data in classes}
     write_cell(folder / "summary.json", found, sort_keys=False)
 
@@ -42,7 +42,7 @@ def regressions(folder: Path) -> dict[str, Any]:
     """A data set: figures averaged over the queries, at the end, and differences to random queries from the same
     start."""
     rows: dict[str, Any] = {}
-    reference = read_cell(folder / "hmc.json")
+    reference = read_cell(folder / "nuts.json")
     curves: dict[str, Any] = {}
     structured: dict[str, dict[int, float]] = {}
     for method in regression.METHODS:
@@ -62,8 +62,8 @@ def regressions(folder: Path) -> dict[str, Any]:
             row[f"mean {metric}, random"] = mean_error(change[RANDOM])
             row[f"gain in mean {metric}"] = mean_error(change[RANDOM] - change[ASKED])
             row[f"gain in last {metric}"] = mean_error(curve[RANDOM][:, -1] - curve[ASKED][:, -1])
-        if reference is not None and method != "HMC":
-            row["rank correlation with HMC"] = mean_error(_agreement(record, reference))
+        if reference is not None and method != "NUTS":
+            row["rank correlation with NUTS"] = mean_error(_agreement(record, reference))
         last = {kind: {s: runs[kind][s]["rmse"][-1] for s in seeds} for kind in regression.QUERIES}
         if method == "noisy K-FAC":
             structured = last
@@ -79,7 +79,7 @@ def regressions(folder: Path) -> dict[str, Any]:
         curves[f"{method}, random"] = [runs[RANDOM][s]["rmse"] for s in seeds]
     print(f"\n{folder.name}: test RMSE at the end and averaged over the queries; gains over random, paired by seed")
     heads = ("method", "asked", "random", "gain, last", "mean asked", "gain, mean", "gain in NLL")
-    print(f"| {' | '.join(heads)} | above K-FAC | K-FAC's gain above | with HMC | apart | CPU s |")
+    print(f"| {' | '.join(heads)} | above K-FAC | K-FAC's gain above | with NUTS | apart | CPU s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for method, row in rows.items():
         cells = [
@@ -87,7 +87,7 @@ def regressions(folder: Path) -> dict[str, Any]:
             for key in ("last rmse", "last rmse, random", "gain in last rmse", "mean rmse", "gain in mean rmse",
                         "gain in mean nll")
         ]  # fmt: skip
-        with_reference = show(row["rank correlation with HMC"]) if "rank correlation with HMC" in row else "-"
+        with_reference = show(row["rank correlation with NUTS"]) if "rank correlation with NUTS" in row else "-"
         for key in ("last rmse above noisy K-FAC", "gain of noisy K-FAC above this one"):
             cells.append(show(row[key]) if key in row else "-")
         apart = show(row["distance of questions"])

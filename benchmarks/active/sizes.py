@@ -11,7 +11,6 @@ class Form:
 
     Args:
         seeds: of regression; split ``k`` of the data has seed ``k``.
-        slow_seeds: the same, for methods whose networks are trained one after the other.
         initial: labels to begin with.
         queries: of one label each.
         steps: of the first training.
@@ -22,26 +21,25 @@ class Form:
     """
 
     seeds: int = 5
-    slow_seeds: int = 2
     initial: int = 20
     queries: int = 40
     steps: int = 2000
     update_steps: int = 200
     class_seeds: int = 3
     digits_rounds: int = 25
-    mnist_rounds: int = 21
+    mnist_rounds: int = 31
     class_steps: int = 300
     class_update_steps: int = 100
 
 
 FORMS = {
     "full": Form(
-        seeds=20, slow_seeds=20, class_seeds=10, digits_rounds=41, mnist_rounds=41,
+        seeds=20, class_seeds=10, digits_rounds=41, mnist_rounds=41,
         class_steps=1000, class_update_steps=300,
     ),
     "reduced": Form(),
     "smoke": Form(
-        seeds=2, slow_seeds=1, initial=5, queries=2, steps=6, update_steps=3,
+        seeds=2, initial=5, queries=2, steps=6, update_steps=3,
         class_seeds=1, digits_rounds=2, mnist_rounds=2, class_steps=4, class_update_steps=2,
     ),
 }  # fmt: skip
