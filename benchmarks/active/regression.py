@@ -26,6 +26,8 @@ from vogn.active.natural_gradient import schedule
 from vogn.likelihoods import Gaussian
 
 HIDDEN, SAMPLES = 50, 100
+NOISES = NOISE | {"power": 0.25, "wine_red": 0.75}
+"""Standard deviation of the noise in units of the standardised target."""
 PRIOR_PRECISION = 1.0
 QUERIES = ("information gain", "random")
 
@@ -188,7 +190,7 @@ def run_cell(arguments: argparse.Namespace) -> None:
     """A method on a data set."""
     form, method, start = FORMS[arguments.form], METHODS[arguments.method], time.process_time()
     seeds = list(range(form.seeds))
-    noise = NOISE[arguments.data]
+    noise = NOISES[arguments.data]
     pairs = [(seed, kind) for kind in QUERIES for seed in seeds]
     parts = {seed: split(arguments.data_dir, arguments.data, seed, tuning=False) for seed in seeds}
     groups = [pairs] if method.together else [[pair] for pair in pairs]

@@ -29,7 +29,8 @@ def report(results: Path, form: str) -> None:
 
 
 def _folders(folder: Path, methods: Any) -> list[Path]:
-    return [folder / data for data in ("yacht", "boston", "energy") if list((folder / data).glob("*.json"))]
+    names = ("yacht", "boston", "energy", "concrete", "power", "wine_red")
+    return [folder / data for data in names if list((folder / data).glob("*.json"))]
 
 
 def show(pair: Sequence[float], digits: int = 2) -> str:
