@@ -155,8 +155,9 @@ def test_forcing_triton_breaks_nothing_that_has_a_way_of_its_own(on_cuda, monkey
     assert not fits(OnCuda(torch.float64))
     assert not fits(OnCuda(), limit="it is too large")
     monkeypatch.setattr(dispatch, "installed", lambda: False)
-    with pytest.raises(MissingExtraError, match="triton is not installed"):
-        fits(CPU)
+    for op in ("eigenbasis_solve", "diagonal_step"):
+        with pytest.raises(MissingExtraError, match="triton is not installed"):
+            fits(CPU, op=op)
 
 
 @pytest.mark.parametrize("value", ["triton", "reference"])

@@ -126,13 +126,13 @@ def fitting(op: str, *tensors: Tensor, limit: str = "") -> Callable[..., Any] | 
     forced, first = _forced(), tensors[0]
     if forced == "reference":
         return None
+    if forced:
+        _require_installed()
     if "native" in TABLE[op] and not (forced and _interpreted()) and native.fit(*tensors):
         return TABLE[op]["native"]
     if not (forced or first.is_cuda):
         return None
-    if forced:
-        _require_installed()
-    elif op in SLOWER | UNPROVEN or not installed():
+    if not forced and (op in SLOWER | UNPROVEN or not installed()):
         return None
     if limit or not (first.is_cuda or (first.device.type == "cpu" and _interpreted())):
         return None

@@ -43,14 +43,14 @@ def library() -> ctypes.CDLL | str:
 def compiled(compiler: list[str]) -> Path:
     """The file for this compiler, these sources and this processor, made if it is not there."""
     version = _run([*compiler, "--version"])
-    sources = sorted((*FOLDER.glob("*.c"), *FOLDER.glob("*.h")))
+    sources = sorted(FOLDER.glob("*.c"))
     parts = [*compiler, version, " ".join((*FLAGS, TUNED)), _processor(), *(path.read_text() for path in sources)]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     path = _folder() / f"kernels-{name}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             made = Path(scratch) / "kernels.so"
-            files = [str(source) for source in sources if source.suffix == ".c"]
+            files = [str(source) for source in sources]
             try:
                 _run([*compiler, *FLAGS, TUNED, *files, "-o", str(made), "-lm"])
             except subprocess.CalledProcessError:

@@ -13,7 +13,7 @@ LOGARITHM = (
 )  # fmt: skip
 SINE = (2.71734950e-06, -1.98392027e-04, 8.33332878e-03, -1.66666666e-01)
 COSINE = (2.43798804e-05, -1.38866186e-03, 4.16666167e-02, -0.5)
-"""Coefficients of polynomials, the highest power first; see ``normal.h``."""
+"""Coefficients of polynomials, the highest power first; see ``normal.c``."""
 
 
 def normal_numbers(count: int, *, seed: int) -> Tensor:

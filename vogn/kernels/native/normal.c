@@ -6,11 +6,9 @@
    Polynomials: Chebyshev fits of sin(y)/y, cos(y) in y^2 on [0, (pi/4)^2] and of (log(1+f) - f + f^2/2)/f^3 on
    [sqrt(1/2) - 1, sqrt(2) - 1], errors below 2e-9 before rounding. */
 
-#ifndef VOGN_NORMAL_H
-#define VOGN_NORMAL_H
-
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #define LANES 64
 #define TILE (4 * LANES)
@@ -106,4 +104,16 @@ static inline void normal_tile(uint64_t seed, uint64_t tile, float *out)
     box_muller(words[2], words[3], out + 2 * LANES, out + 3 * LANES);
 }
 
-#endif
+/* The numbers first .. first + count - 1 of the stream `seed`; `first` is a multiple of TILE. */
+void vogn_fill_normal(float *out, int64_t count, uint64_t seed, uint64_t first)
+{
+    float last[TILE];
+    uint64_t tile = first / TILE;
+    int64_t done = 0;
+    for (; done + TILE <= count; done += TILE)
+        normal_tile(seed, tile++, out + done);
+    if (done < count) {
+        normal_tile(seed, tile, last);
+        memcpy(out + done, last, (size_t)(count - done) * sizeof(float));
+    }
+}
