@@ -7,7 +7,7 @@ Shapes: ``a`` is ``(*lead, N, T, d_in)``, ``g`` is ``(*lead, K, N, T, d_out)``; 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -119,6 +119,25 @@ def gram_by_rows(a: Tensor, g: Tensor) -> Tensor:
             explicit = explicit.movedim(-2, 0).flatten(1)
             total.addmm_(explicit, explicit.T)
     return total
+
+
+class StepOptions(TypedDict):
+    """Keyword arguments of every :func:`diagonal_step`; see :func:`vogn.kernels.diagonal_step`."""
+
+    lr: float
+    decay: float
+    weight: float
+    momentum_rate: float
+    weight_decay: float
+    damping: float
+    retract: bool
+    prior_in_momentum: bool
+    root: bool
+    correction: float
+    ess: float | None
+    clip_radius: float
+    seed: int
+    offset: int
 
 
 class DiagonalStep(NamedTuple):

@@ -9,15 +9,49 @@ from torch import Tensor
 
 from vogn.linalg import fewer_columns
 from vogn.linalg.noise import generator
-from vogn.structures.base import Shift
+from vogn.structures.base import Shift, Structure
 from vogn.structures.compressed_gram import CompressedGram
 from vogn.structures.gram import Gram
 from vogn.structures.interpolative_gram import InterpolativeGram
 from vogn.types import Observation, Shape, State
 
 
+class _Phases(Structure):
+    """A compression by the structure next in the order of bases, or a draw, as the state's ``critical`` says."""
+
+    rank: int | float
+    window: int
+    seed: int
+
+    def earlier_rows(self, state: State, decay: float, shift: Shift) -> Tensor:
+        """What a draw meets of the rows before, ``(D, r)``."""
+        raise NotImplementedError
+
+    def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
+        """No columns, nothing drawn, a critical phase."""
+        start = super().init(shape, initial=initial, dtype=dtype, device=device)  # type: ignore[safe-super]
+        return start | {"critical": torch.ones((), dtype=torch.int64), "draws": torch.zeros((), dtype=torch.int64)}
+
+    def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
+        """A compression or a draw."""
+        kept = {key: state[key] for key in ("critical", "draws")}
+        if bool(state["critical"]):
+            new = super().update(  # type: ignore[safe-super]
+                state, observation, decay=decay, weight=weight, shift=shift
+            )
+            return new | kept
+        old = self.earlier_rows(state, decay, shift)
+        rows = fewer_columns.weighted_rows(old, observation["J"], decay=decay, weight=weight)
+        drawn = _draw(state, rows, self.rank, self.window, self.seed, type(self).__name__)
+        return _as_columns(state, drawn) | {"scale": decay * state["scale"], "draws": state["draws"] + 1}
+
+    def with_phase(self, state: State, *, critical: bool) -> State:
+        """See :meth:`Structure.with_phase`."""
+        return state | {"critical": torch.tensor(int(critical))}
+
+
 @dataclass(frozen=True)
-class SwitchedGram(CompressedGram):
+class SwitchedGram(_Phases, CompressedGram):
     """:class:`CompressedGram` in critical phases, a draw of the rows as in :class:`SampledGram` in the others.
 
     Both have one form, ``lambda I + U_S P^T (I + Res / lambda)^-1 P U_S^T``: that of a draw has ``P = I`` and
@@ -35,27 +69,13 @@ class SwitchedGram(CompressedGram):
 
     seed: int = 0
 
-    def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
-        """No columns, nothing drawn, a critical phase."""
-        return super().init(shape, initial=initial, dtype=dtype, device=device) | _start()
-
-    def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
-        """A compression or a draw, as ``critical`` says."""
-        kept = {key: state[key] for key in ("critical", "draws")}
-        if bool(state["critical"]):
-            return super().update(state, observation, decay=decay, weight=weight, shift=shift) | kept
-        old = Gram.columns(self._explicit(state, shift))
-        rows = fewer_columns.weighted_rows(old, observation["J"], decay=decay, weight=weight)
-        drawn = _draw(state, rows, self.rank, self.window, self.seed, type(self).__name__)
-        return _as_columns(state, drawn) | {"scale": decay * state["scale"], "draws": state["draws"] + 1}
-
-    def with_phase(self, state: State, *, critical: bool) -> State:
-        """See :meth:`Structure.with_phase`."""
-        return state | {"critical": torch.tensor(int(critical))}
+    def earlier_rows(self, state: State, decay: float, shift: Shift) -> Tensor:
+        """The columns of the symmetric form."""
+        return Gram.columns(self._explicit(state, shift))
 
 
 @dataclass(frozen=True)
-class SwitchedInterpolativeGram(InterpolativeGram):
+class SwitchedInterpolativeGram(_Phases, InterpolativeGram):
     """HyLo's own two: :class:`InterpolativeGram` (KID) in critical phases, a draw of the rows (KIS) in the others.
 
     See :class:`SwitchedGram`. Because the curvature of a critical phase is not symmetric, nothing can be sampled.
@@ -70,29 +90,10 @@ class SwitchedInterpolativeGram(InterpolativeGram):
 
     seed: int = 0
 
-    def init(self, shape: Shape, *, initial: float, dtype: torch.dtype, device: torch.device | str) -> State:
-        """No columns, nothing drawn, a critical phase."""
-        return super().init(shape, initial=initial, dtype=dtype, device=device) | _start()
-
-    def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
-        """An interpolation or a draw, as ``critical`` says."""
-        kept = {key: state[key] for key in ("critical", "draws")}
-        if bool(state["critical"]):
-            return super().update(state, observation, decay=decay, weight=weight, shift=shift) | kept
+    def earlier_rows(self, state: State, decay: float, shift: Shift) -> Tensor:
+        """The columns, merged by the interpolation."""
         old = Gram.columns(state)
-        if decay:
-            old = fewer_columns.merge_columns(old, state["P"][:, : old.shape[1]].double())
-        rows = fewer_columns.weighted_rows(old, observation["J"], decay=decay, weight=weight)
-        drawn = _draw(state, rows, self.rank, self.window, self.seed, type(self).__name__)
-        return _as_columns(state, drawn) | {"scale": decay * state["scale"], "draws": state["draws"] + 1}
-
-    def with_phase(self, state: State, *, critical: bool) -> State:
-        """See :meth:`Structure.with_phase`."""
-        return state | {"critical": torch.tensor(int(critical))}
-
-
-def _start() -> State:
-    return {"critical": torch.ones((), dtype=torch.int64), "draws": torch.zeros((), dtype=torch.int64)}
+        return fewer_columns.merge_columns(old, state["P"][:, : old.shape[1]].double()) if decay else old
 
 
 def _draw(state: State, rows: Tensor, rank: int | float, window: int, seed: int, owner: str) -> Tensor:

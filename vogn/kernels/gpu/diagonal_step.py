@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from vogn.kernels.gpu.language import blocks, jit, tl
-from vogn.kernels.reference import DiagonalStep
+from vogn.kernels.reference import DiagonalStep, StepOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 BLOCK = 1024
 """Elements per program; not tuned: the kernel is bound by memory and every size from 512 to 2048 fills a cache line."""
@@ -87,27 +92,14 @@ def diagonal_step(
     momentum: Tensor,
     gradient: Tensor,
     evidence: Tensor,
-    *,
-    lr: float,
-    decay: float,
-    weight: float,
-    momentum_rate: float,
-    weight_decay: float,
-    damping: float,
-    retract: bool,
-    prior_in_momentum: bool,
-    root: bool,
-    correction: float,
-    ess: float | None,
-    clip_radius: float,
-    seed: int,
-    offset: int,
+    **options: Unpack[StepOptions],
 ) -> DiagonalStep:
     """See :func:`vogn.kernels.diagonal_step`."""
     inputs = [x.contiguous() for x in (mean, curvature, momentum, gradient, evidence)]
     new_mean, new_curvature, new_momentum = (
         torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (mean, curvature, momentum)
     )
+    ess = options["ess"]
     sample = torch.empty_like(new_mean) if ess is not None else None
     size = mean.numel()
     if size:
@@ -118,22 +110,22 @@ def diagonal_step(
             new_momentum,
             new_mean if sample is None else sample,
             size,
-            float(lr),
-            float(decay),
-            1.0 - decay,
-            float(weight),
-            float(momentum_rate),
-            float(weight_decay),
-            float(damping),
-            (4.0 * torch.finfo(curvature.dtype).eps - 1.0) * weight_decay,
+            float(options["lr"]),
+            float(options["decay"]),
+            1.0 - options["decay"],
+            float(options["weight"]),
+            float(options["momentum_rate"]),
+            float(options["weight_decay"]),
+            float(options["damping"]),
+            (4.0 * torch.finfo(curvature.dtype).eps - 1.0) * options["weight_decay"],
             1.0 if ess is None else float(ess),
-            float(clip_radius),
-            seed,
-            offset,
-            float(correction),
-            RETRACT=retract,
-            PRIOR_IN_MOMENTUM=prior_in_momentum,
-            ROOT=root,
+            float(options["clip_radius"]),
+            options["seed"],
+            options["offset"],
+            float(options["correction"]),
+            RETRACT=options["retract"],
+            PRIOR_IN_MOMENTUM=options["prior_in_momentum"],
+            ROOT=options["root"],
             SAMPLE=sample is not None,
             BLOCK=BLOCK,
         )

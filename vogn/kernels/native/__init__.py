@@ -10,13 +10,16 @@ import ctypes
 import os
 import threading
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vogn.kernels.native.build import library
-from vogn.kernels.reference import DiagonalStep
+from vogn.kernels.reference import DiagonalStep, StepOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 TILE = 256
 """Numbers that are drawn together; a stream can be entered at their multiples."""
@@ -124,40 +127,33 @@ def diagonal_step(
     momentum: Tensor,
     gradient: Tensor,
     evidence: Tensor,
-    *,
-    lr: float,
-    decay: float,
-    weight: float,
-    momentum_rate: float,
-    weight_decay: float,
-    damping: float,
-    retract: bool,
-    prior_in_momentum: bool,
-    root: bool,
-    correction: float,
-    ess: float | None,
-    clip_radius: float,
-    seed: int,
-    offset: int,
+    **options: Unpack[StepOptions],
 ) -> DiagonalStep:
     """See :func:`vogn.kernels.diagonal_step`; it draws no sample.
 
     Raises:
         ValueError: if a sample is wanted.
     """
-    if ess is not None:
+    if options["ess"] is not None:
         raise ValueError("the CPU's kernel draws no sample")
     operands = mean, curvature, momentum, gradient, evidence
     new = [torch.empty_like(x) for x in operands[:3]]
-    least = (4.0 * torch.finfo(torch.float32).eps - 1.0) * weight_decay
+    prior = options["weight_decay"]
     numbers = StepNumbers(
-        lr, decay, 1.0 - decay, weight, momentum_rate, weight_decay, weight_decay + damping, correction, clip_radius,
-        least,
-    )  # fmt: skip
-    finite = _elementwise(
-        _functions().vogn_diagonal_step, (*operands, *new), ctypes.byref(numbers),
-        int(retract) + 2 * int(prior_in_momentum) + 4 * int(root),
-    )  # fmt: skip
+        lr=options["lr"],
+        decay=options["decay"],
+        forgotten=1.0 - options["decay"],
+        weight=options["weight"],
+        momentum_rate=options["momentum_rate"],
+        weight_decay=prior,
+        shift=prior + options["damping"],
+        correction=options["correction"],
+        radius=options["clip_radius"],
+        least=(4.0 * torch.finfo(torch.float32).eps - 1.0) * prior,
+    )
+    kind = int(options["retract"]) + 2 * int(options["prior_in_momentum"]) + 4 * int(options["root"])
+    step = _functions().vogn_diagonal_step
+    finite = _elementwise(step, (*operands, *new), ctypes.byref(numbers), kind)
     return DiagonalStep(new[1], new[2], new[0], None, finite=all(finite))
 
 
