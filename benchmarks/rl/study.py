@@ -64,6 +64,7 @@ class Study:
         settings = {"case": case, "agent": agent, "options": options, "seed": seed, "scale": a.scale}
         words = [agent, *(f"{key}{value:g}" if isinstance(value, (int, float)) else f"{key}-{value}"
                           for key, value in options.items()), f"seed{seed}"]  # fmt: skip
+        words += [] if a.scale == 1.0 else [f"scale{a.scale:g}"]
         path = a.results / case / f"{'_'.join(words)}.json"
         return path, ["cell", "--cell", str(path), "--settings", json.dumps(settings)]
 
@@ -107,7 +108,8 @@ class Study:
             scratch.rmdir()
 
     def summary(self, a: argparse.Namespace) -> dict[str, Any]:
-        tables: dict[str, Any] = {}
+        """Rows of the cases and agents that were asked for; others stay as the last summary has them."""
+        tables: dict[str, Any] = (read_cell(a.results / "summary.json") or {"cases": {}})["cases"]
         for case in a.cases:
             for agent in a.agents:
                 if (case, agent) in self.dear and not a.all:
@@ -116,7 +118,8 @@ class Study:
                 found = [read_cell(self.planned(a, case, agent, options, seed)[0]) for seed in a.seeds]
                 records = [record for record in found if record is not None]
                 assert len(records) == len(a.seeds), f"{case}, {agent}: cells are missing"
-                row: dict[str, Any] = {"options": options, "seeds": len(records)}
+                row: dict[str, Any] = {"options": options, "seeds": len(records), "scale": a.scale}
+                row["command"] = command(self.module)
                 row |= {key: mean_error([r[key] for r in records]) for key in (*self.figures, "seconds")}
                 row["each"] = {key: [r[key] for r in records] for key in self.figures}
                 row["curve"] = [mean_error(column) for column in np.array([r["curve"] for r in records]).T]

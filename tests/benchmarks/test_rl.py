@@ -53,6 +53,12 @@ def test_options_are_chosen_with_seed_0_and_the_others_are_reported(tmp_path, mo
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").glob("*.json")}
     study.main()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "c").glob("*.json")} == before
+    # what is not asked for stays as it was; runs of another length have cells of their own
+    monkeypatch.setattr(sys, "argv", ["study", *arguments, "--cases", "d", "--agents", "b", "--scale", "0.5"])
+    study.main()
+    cases = json.loads((tmp_path / "summary.json").read_text())["cases"]
+    assert cases["c"] == rows and list(cases["d"]) == ["b"] and cases["d"]["b"]["scale"] == 0.5
+    assert all("scale0.5" in path.name for path in (tmp_path / "d").glob("*.json"))
 
 
 def test_curves_are_means_of_the_last_twenty_episodes():
