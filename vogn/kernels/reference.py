@@ -7,6 +7,7 @@ Shapes: ``a`` is ``(*lead, N, T, d_in)``, ``g`` is ``(*lead, K, N, T, d_out)``; 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -196,6 +197,70 @@ def diagonal_step(
         noise = philox.normal(m.numel(), seed=seed, offset=offset, device=m.device).view(m.shape)
         sample = (m + noise / (ess * (c + weight_decay)).sqrt()).to(mean.dtype)
     return DiagonalStep(c.to(curvature.dtype), average.to(momentum.dtype), m.to(mean.dtype), sample)
+
+
+class LinearOptions(TypedDict):
+    """Keyword arguments of every :func:`linear_step`."""
+
+    lr: float
+    momentum_rate: float
+    entering: tuple[float, float]
+    leaving: tuple[float, float]
+
+
+class LinearStep(NamedTuple):
+    """What :func:`linear_step` computes; ``finite`` says whether all of it is finite where the kernel has looked."""
+
+    mean: Tensor
+    momentum: Tensor | None
+    finite: bool | None = None
+
+
+def linear_step(
+    means: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momentum: Tensor | None,
+    shape: Sequence[int],
+    places: Sequence[tuple[int, int, int]],
+    *,
+    lr: float,
+    momentum_rate: float,
+    entering: tuple[float, float],
+    leaving: tuple[float, float],
+) -> LinearStep:
+    """A whole step of a block whose curvature does not enter it, from its parameters as they lie in memory.
+
+    ====================  ================================================================
+    momentum ``u'``       ``u + momentum_rate (x - u)``, ``x = entering[0] g + entering[1] m``
+    mean ``m'``           ``m - lr (leaving[0] u' + leaving[1] m)``
+    ====================  ================================================================
+
+    Args:
+        means: ``m``, the parameters of the block.
+        gradients: ``g``, in their shapes.
+        momentum: ``u``, a block vector; ``None``: ``u' = x``, which is not kept.
+        shape: of the block vector, which holds the numbers of the parameters and nothing else.
+        places: where it holds those of each parameter: place of the first; number of rows into which the parameter is
+            cut, each of which is in one piece; distance of the first numbers of two rows.
+        lr: learning rate.
+        momentum_rate: as in :func:`vogn.kernels.diagonal_step`; with it and ``u = x`` all the same ``u'`` is ``x``.
+        entering, leaving: factors.
+
+    Returns:
+        New block vectors.
+    """
+
+    def packed(tensors: Sequence[Tensor]) -> Tensor:
+        vector = means[0].new_empty(tuple(shape))
+        for tensor, (start, rows, stride) in zip(tensors, places, strict=True):
+            lines = tensor.reshape(rows, -1)
+            vector.as_strided(lines.shape, (stride, 1), start).copy_(lines)
+        return vector
+
+    m, g = packed(means), packed(gradients)
+    x = entering[0] * g + entering[1] * m
+    u = x if momentum is None else momentum.lerp(x, momentum_rate)
+    return LinearStep(m - lr * (leaving[0] * u + leaving[1] * m), None if momentum is None else u)
 
 
 def squared_gradients(g: Tensor, a: Tensor) -> Tensor:

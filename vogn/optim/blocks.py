@@ -250,12 +250,14 @@ class BlockTable:
         """Whether a block's gradient has an element that is not zero, on any process.
 
         Args:
-            gradients: of the blocks that this process holds.
+            gradients: of the blocks that this process holds, if they are known as block vectors.
         """
         if not self.divided:
             flags: dict[Block, bool] = {}  # found once they are asked for, all at once: the device is waited for
 
             def moves(block: Block) -> bool:
+                if block not in gradients:
+                    return self.any_moves(block.parameters)
                 if not flags:
                     found = numbers(nonzero_each(list(gradients.values())))
                     flags.update({own: number != 0.0 for own, number in zip(gradients, found, strict=True)})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vogn.kernels.native.build import library
-from vogn.kernels.reference import DiagonalStep, StepOptions
+from vogn.kernels.reference import DiagonalStep, LinearOptions, LinearStep, StepOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -56,6 +57,13 @@ class StepNumbers(ctypes.Structure):
     _fields_ = [(name, ctypes.c_float) for name in NAMES]
 
 
+class LinearNumbers(ctypes.Structure):
+    """Those of ``vogn_linear_step``, in its order."""
+
+    NAMES = ("lr", "rate", "entering_gradient", "entering_mean", "leaving_average", "leaving_mean")
+    _fields_ = [(name, ctypes.c_float) for name in NAMES]
+
+
 @cache
 def _functions() -> Any:
     found = library()
@@ -64,13 +72,14 @@ def _functions() -> Any:
     arguments = {
         "vogn_fill_normal": (array, count, ctypes.c_uint64, ctypes.c_uint64),
         "vogn_diagonal_step": (*8 * (array,), count, ctypes.POINTER(StepNumbers), ctypes.c_int),
+        "vogn_linear_step": (*5 * (array,), *4 * (count,), ctypes.POINTER(LinearNumbers)),
         "vogn_displace": (*3 * (array,), count, number, number),
         "vogn_price": (*4 * (array,), count, number, number),
     }
     for name, types in arguments.items():
         function = getattr(found, name)
         function.argtypes = types
-        function.restype = ctypes.c_int if name == "vogn_diagonal_step" else None
+        function.restype = ctypes.c_int if name.endswith("_step") else None
     return found
 
 
@@ -155,6 +164,31 @@ def diagonal_step(
     step = _functions().vogn_diagonal_step
     finite = _elementwise(step, (*operands, *new), ctypes.byref(numbers), kind)
     return DiagonalStep(new[1], new[2], new[0], None, finite=all(finite))
+
+
+def linear_step(
+    means: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momentum: Tensor | None,
+    shape: Sequence[int],
+    places: Sequence[tuple[int, int, int]],
+    **options: Unpack[LinearOptions],
+) -> LinearStep:
+    """See :func:`vogn.kernels.reference.linear_step`; all tensors as :func:`takes` says."""
+    new = torch.empty(tuple(shape), dtype=torch.float32)
+    average = None if momentum is None else torch.empty_like(new)
+    numbers = LinearNumbers(options["lr"], options["momentum_rate"], *options["entering"], *options["leaving"])
+    given, step, finite = ctypes.byref(numbers), _functions().vogn_linear_step, []
+    starts = [None if vector is None else vector.data_ptr() for vector in (momentum, new, average)]
+    for mean, gradient, (start, rows, stride) in zip(means, gradients, places, strict=True):
+        own = mean.data_ptr(), gradient.data_ptr(), *(s and s + 4 * start for s in starts)
+        columns = mean.numel() // rows
+
+        def part(first: int, last: int, own: Any = own, columns: int = columns, stride: int = stride) -> None:
+            finite.append(step(*own, first, last, columns, stride, given))
+
+        in_parts(mean.numel(), part)
+    return LinearStep(new, average, finite=all(finite))
 
 
 def _elementwise(function: Any, tensors: tuple[Tensor, ...], *numbers: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-/* One pass over the numbers of diagonal blocks. The arithmetic is that of vogn/kernels/reference.py, operation by
+/* One pass over the numbers of diagonal blocks, and of blocks without curvature. The arithmetic is that of vogn/kernels/reference.py, operation by
    operation; comparisons are written so that NaN stays NaN. */
 
 #include <float.h>
@@ -73,6 +73,64 @@ int vogn_diagonal_step(const float *mean, const float *curvature, const float *m
     default:
         CASE(7)
     }
+}
+
+typedef struct {
+    float lr, rate, entering_gradient, entering_mean, leaving_average, leaving_mean;
+} linear_numbers;
+
+enum { NO_AVERAGE = 0, SMALL_RATE = 1, LARGE_RATE = 2 };
+
+INLINE int linear(const float *restrict mean, const float *restrict gradient, const float *restrict momentum,
+                  float *restrict new_mean, float *restrict new_momentum, int64_t count, const linear_numbers *given,
+                  const int kind)
+{
+    const linear_numbers n = *given;
+    int infinite = 0;
+    INDEPENDENT
+    for (int64_t i = 0; i < count; i++) {
+        float m = mean[i], u = n.entering_gradient * gradient[i] + n.entering_mean * m;
+        if (kind != NO_AVERAGE) {
+            float old = momentum[i], change = u - old;
+            u = kind == SMALL_RATE ? old + n.rate * change : u - (1.0f - n.rate) * change;
+            new_momentum[i] = u;
+        }
+        m = m - n.lr * (n.leaving_average * u + n.leaving_mean * m);
+        new_mean[i] = m;
+        infinite |= !(fabsf(m) <= FLT_MAX) | !(fabsf(u) <= FLT_MAX);
+    }
+    return infinite;
+}
+
+/* The numbers first .. last - 1 of a parameter. In the block vectors its rows are `stride` apart. */
+INLINE int linear_rows(const float *mean, const float *gradient, const float *momentum, float *new_mean,
+                       float *new_momentum, int64_t first, int64_t last, int64_t columns, int64_t stride,
+                       const linear_numbers *given, const int kind)
+{
+    int infinite = 0;
+    int64_t row = first / columns, column = first % columns;
+    while (first < last) {
+        int64_t place = row * stride + column, count = columns - column;
+        count = count < last - first ? count : last - first;
+        infinite |= linear(mean + first, gradient + first, kind ? momentum + place : 0, new_mean + place,
+                           kind ? new_momentum + place : 0, count, given, kind);
+        first += count;
+        row += 1;
+        column = 0;
+    }
+    return infinite;
+}
+
+/* Whether everything that was written is finite. */
+int vogn_linear_step(const float *mean, const float *gradient, const float *momentum, float *new_mean,
+                     float *new_momentum, int64_t first, int64_t last, int64_t columns, int64_t stride,
+                     const linear_numbers *given)
+{
+#define LINEAR(kind)                                                                                                   \
+    !linear_rows(mean, gradient, momentum, new_mean, new_momentum, first, last, columns, stride, given, kind)
+    if (momentum == 0)
+        return LINEAR(NO_AVERAGE);
+    return given->rate < 0.5f ? LINEAR(SMALL_RATE) : LINEAR(LARGE_RATE);
 }
 
 /* displacement = noise / sqrt(curvature + shift) * scale; may be written over the noise. */

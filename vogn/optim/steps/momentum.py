@@ -28,7 +28,7 @@ class Momentum(Step):
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""
         averaged = [
-            k for k, block in enumerate(context.blocks) if block.group["momentum"] or "momentum" in block.memory
+            k for k, block in enumerate(context.blocks) if self.averages(block.memory, block.group)
         ]
         memories = [context.blocks[k].memory for k in averaged]
         shares = [
@@ -46,6 +46,10 @@ class Momentum(Step):
         """See :meth:`Step.prepare`."""
         if group["momentum"] > 0.0:
             _start(memory, mean)
+
+    def averages(self, memory: Mapping[str, Tensor], group: Mapping[str, Any]) -> bool:
+        """Whether an average is kept: there is a momentum, or has been."""
+        return bool(group["momentum"]) or "momentum" in memory
 
     def share(self, memory: dict[str, Tensor], update: Tensor, group: Mapping[str, Any]) -> float:
         """The update's share in the average that is returned; counts its weight in the memory."""
