@@ -42,7 +42,7 @@ class ExampleWeights:
 
     def of(self, places: Tensor, limit: int) -> Tensor:
         """``c (N,)`` of the examples at these places, all of which are below ``limit``."""
-        size = len(self.table)
+        size = self.table.shape[0]
         if limit <= size:
             return self.table[places]
         if not size:
@@ -202,7 +202,7 @@ class Reweighting:
             if is_muted():
                 return None
             self._reached()
-            return c.of(places.take(len(grad), grad.device), places.limit).to(grad)
+            return c.of(places.take(grad.shape[0], grad.device), places.limit).to(grad)
 
         return weights
 

@@ -211,7 +211,7 @@ class LinearOptions(TypedDict):
 class LinearStep(NamedTuple):
     """What :func:`linear_step` computes; ``finite`` says whether all of it is finite where the kernel has looked."""
 
-    mean: Tensor
+    means: list[Tensor]
     momentum: Tensor | None
     finite: bool | None = None
 
@@ -220,7 +220,6 @@ def linear_step(
     means: Sequence[Tensor],
     gradients: Sequence[Tensor],
     momentum: Tensor | None,
-    shape: Sequence[int],
     places: Sequence[tuple[int, int, int]],
     *,
     lr: float,
@@ -238,29 +237,27 @@ def linear_step(
     Args:
         means: ``m``, the parameters of the block.
         gradients: ``g``, in their shapes.
-        momentum: ``u``, a block vector; ``None``: ``u' = x``, which is not kept.
-        shape: of the block vector, which holds the numbers of the parameters and nothing else.
-        places: where it holds those of each parameter: place of the first; number of rows into which the parameter is
-            cut, each of which is in one piece; distance of the first numbers of two rows.
+        momentum: ``u``, a block vector, which holds the numbers of the parameters and nothing else; ``None``:
+            ``u' = x``, which is not kept.
+        places: where the block vector holds those of each parameter: place of the first; number of rows into which the
+            parameter is cut, each of which is in one piece; distance of the first numbers of two rows.
         lr: learning rate.
         momentum_rate: as in :func:`vogn.kernels.diagonal_step`; with it and ``u = x`` all the same ``u'`` is ``x``.
         entering, leaving: factors.
 
     Returns:
-        New block vectors.
+        The new parameters, and the new block vector of the momentum.
     """
-
-    def packed(tensors: Sequence[Tensor]) -> Tensor:
-        vector = means[0].new_empty(tuple(shape))
-        for tensor, (start, rows, stride) in zip(tensors, places, strict=True):
-            lines = tensor.reshape(rows, -1)
-            vector.as_strided(lines.shape, (stride, 1), start).copy_(lines)
-        return vector
-
-    m, g = packed(means), packed(gradients)
-    x = entering[0] * g + entering[1] * m
-    u = x if momentum is None else momentum.lerp(x, momentum_rate)
-    return LinearStep(m - lr * (leaving[0] * u + leaving[1] * m), None if momentum is None else u)
+    average = None if momentum is None else torch.empty_like(momentum)
+    new = []
+    for m, g, (start, rows, stride) in zip(means, gradients, places, strict=True):
+        u = entering[0] * g + entering[1] * m
+        if momentum is not None and average is not None:
+            lines = (rows, m.numel() // rows), (stride, 1), start
+            u = momentum.as_strided(*lines).reshape(m.shape).lerp(u, momentum_rate)
+            average.as_strided(*lines).copy_(u.view(lines[0]))
+        new.append(m - lr * (leaving[0] * u + leaving[1] * m))
+    return LinearStep(new, average)
 
 
 def squared_gradients(g: Tensor, a: Tensor) -> Tensor:

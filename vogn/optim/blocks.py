@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -357,13 +358,16 @@ def new_table(optimizer: NaturalGradient, *, tracked: frozenset[Tensor] = frozen
         chain=optimizer.chain,
         replicas=optimizer.replicas,
         tracked=tracked,
-        without_curvature=lambda group: without_curvature(optimizer, group),
+        without_curvature=partial(without_curvature, optimizer),
     )
 
 
 def without_curvature(optimizer: NaturalGradient, group: Mapping[str, Any]) -> str:
     """Why a group has no curvature, ``""`` if it has: what the steps of the chain say."""
-    return next((reason for step in optimizer.chain if (reason := step.without_curvature(group))), "")
+    for step in optimizer.chain:
+        if reason := step.without_curvature(group):
+            return reason
+    return ""
 
 
 def new_collector(optimizer: NaturalGradient, table: BlockTable) -> Collector:

@@ -1,14 +1,15 @@
 """A whole step of a block whose curvature does not enter it, in one pass over its numbers.
 
 Where every step of the chain adds multiples of gradient and mean, as frozen coefficients and the prior do, or is the
-momentum, a step is that of gradient descent: parameters and gradients are read where they lie, and momentum and mean
-are written as block vectors. All other blocks go through the chain's steps one after the other.
+momentum, a step is that of gradient descent: parameters and gradients are read where they lie, and only the momentum is
+a block vector. All other blocks go through the chain's steps one after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 from torch import Tensor
@@ -65,18 +66,21 @@ def linear_form(chain: Sequence[Step]) -> LinearForm | None:
     return LinearForm(chain[:at], cast(Momentum, chain[at]) if momenta else None, chain[at + 1 :])
 
 
+@cache
 def _may_be_linear(kind: type[Step]) -> bool:
     """Whether ``linear`` speaks of the class's own call, and nothing else would miss the block."""
     speaks = next(base for base in kind.__mro__ if "linear" in vars(base) or "__call__" in vars(base))
-    return speaks is not Step and "linear" in vars(speaks) and kind.after is Step.after
+    called = kind.before is not Step.before or kind.after is not Step.after
+    return speaks is not Step and "linear" in vars(speaks) and not called
 
 
-@dataclass(frozen=True)
+@dataclass
 class LinearPass:
     """Computes the new mean and momentum of a block; writes nothing.
 
     Args:
-        form: of the chain.
+        momentum: of the chain.
+        entering, leaving: see :meth:`LinearForm.factors`.
         kernel: one of ``linear_step``.
         block: what moves; all its parameters have a gradient.
         places: of its parameters in the block vector.
@@ -85,7 +89,9 @@ class LinearPass:
         divisor: what ``.grad`` is to be divided by.
     """
 
-    form: LinearForm
+    momentum: Momentum | None
+    entering: tuple[float, float]
+    leaving: tuple[float, float]
     kernel: Callable[..., LinearStep]
     block: Block
     places: Sequence[Lines]
@@ -102,26 +108,22 @@ class LinearPass:
         block, group, memory = self.block, self.group, dict(self.memory)
         rate = float(group["lr"]) / anneal(group)
         check_rate(block.name, rate, group, block.curvature_dtype)
-        factors = self.form.factors(memory, group)
-        assert factors is not None  # as when it was made
-        (of_gradient, of_mean), leaving = factors
         share, average = 1.0, None
-        if self.form.momentum is not None and self.form.momentum.averages(memory, group):
+        if self.momentum is not None and self.momentum.averages(memory, group):
             like = memory.get("momentum")
             like = block.parameters[0].new_empty(block.layout.block_shape) if like is None else like
-            share = self.form.momentum.share(memory, like, group)
+            share = self.momentum.share(memory, like, group)
             average = memory["momentum"]
         gradients = [parameter.grad for parameter in block.parameters]
         result = self.kernel(
             block.parameters,
             gradients,
             average,
-            block.layout.block_shape,
             self.places,
             lr=rate,
             momentum_rate=share,
-            entering=(of_gradient / self.divisor, of_mean),
-            leaving=leaving,
+            entering=(self.entering[0] / self.divisor, self.entering[1]),
+            leaving=self.leaving,
         )
         if result.momentum is not None:
             memory["momentum"] = result.momentum
@@ -141,7 +143,8 @@ def fitting_linear_pass(
         group: its param group, which has no curvature.
         divisor: what ``.grad`` is to be divided by.
     """
-    if form is None or placement.divided or form.factors(memory, group) is None:
+    factors = None if form is None or placement.divided else form.factors(memory, group)
+    if form is None or factors is None:
         return None
     gradients = [parameter.grad for parameter in block.parameters if parameter.grad is not None]
     average = [memory["momentum"]] if "momentum" in memory else []
@@ -150,4 +153,4 @@ def fitting_linear_pass(
     kernel, places = fitting("linear_step", *block.parameters, *gradients, *average), lines(block.layout)
     if kernel is None or places is None:
         return None
-    return LinearPass(form, kernel, block, places, memory, group, divisor)
+    return LinearPass(form.momentum, *factors, kernel, block, places, memory, group, divisor)

@@ -18,7 +18,7 @@ from vogn.capture.partition import Block
 from vogn.capture.statistics import Statistic
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.kernels import native
-from vogn.optim.blocks import BlockTable, Group
+from vogn.optim.blocks import BlockTable, Group, copy_each
 from vogn.optim.evidence import TakingPart, anneal, staged_curvature
 from vogn.optim.functional import check_finite, evidence_tensors, natural_gradient_step, result_tensors
 from vogn.optim.linear_pass import LinearPass, fitting_linear_pass, linear_form
@@ -36,7 +36,8 @@ class StagedUpdate:
 
     Args:
         states: new curvature and memory of the blocks that move, as far as this process holds them.
-        means: their new means, as block vectors.
+        means: their new means, as block vectors; not of the blocks with a pass of their own.
+        parameters: the parameters of those, and their new values.
         moved: the means as the chain's steps have seen them: of several blocks together, and not of those with a pass
             of their own.
         context: what the chain's steps shared.
@@ -44,6 +45,7 @@ class StagedUpdate:
 
     states: Mapping[Block, dict[str, State]]
     means: Mapping[Block, Tensor]
+    parameters: Sequence[tuple[Tensor, Tensor]]
     moved: Sequence[Tensor]
     context: StepContext
 
@@ -132,7 +134,8 @@ def _take_part(optimizer: NaturalGradient, table: BlockTable, collector: Collect
     if not optimizer._evidence.may_step(table, collector, taking_part):
         return None
     for block, _ in blocks:
-        for statistic in optimizer.statistics if table.due(block, "observe_every") else ():
+        due = block not in passes and table.due(block, "observe_every")
+        for statistic in optimizer.statistics if due else ():
             _finished(statistic, collector, block, gradients.get(block))
     return taking_part
 
@@ -249,27 +252,31 @@ def _stage(
         results = zip(views, moved, (plan.old["curvature"] for plan in plans), strict=True)
         unseen = [not (one_pass is not None and one_pass.found_finite) for one_pass in passes]
         check_finite(result_tensors(compress(results, unseen)), suspects)
-        new_states, new_means = _passed(table, taking_part)
+        new_states, parameters = _passed(table, taking_part)
+    new_means = {}
     for bundle, view, mean in zip(bundles, views, moved, strict=True):
         parts = zip(bundle.split_state(view.state), bundle.split_state(view.memory), bundle.split(mean), strict=True)
         for block, (curvature, memory, own) in zip(bundle.blocks, parts, strict=True):
             new_states[block], new_means[block] = {"curvature": curvature, "memory": memory}, own
-    return StagedUpdate(new_states, new_means, moved, context)
+    return StagedUpdate(new_states, new_means, parameters, moved, context)
 
 
-def _passed(table: BlockTable, taking_part: TakingPart) -> tuple[dict[Block, dict[str, State]], dict[Block, Tensor]]:
-    """New states and means of the blocks with a pass of their own."""
-    states, means = {}, {}
+def _passed(
+    table: BlockTable, taking_part: TakingPart
+) -> tuple[dict[Block, dict[str, State]], list[tuple[Tensor, Tensor]]]:
+    """New states of the blocks with a pass of their own; their parameters with their new values."""
+    states: dict[Block, dict[str, State]] = {}
+    parameters: list[tuple[Tensor, Tensor]] = []
     for block, one_pass in taking_part.passes.items():
         result, memory = one_pass()
         if not result.finite:
             check_finite(
-                [(block.name, "updated weight", result.mean)],
+                [(block.name, "updated weight", new) for new in result.means],
                 [(block.name, "gradient", p.grad) for p in block.parameters if p.grad is not None],
             )
         states[block] = {"curvature": table.state(block)["curvature"], "memory": memory}
-        means[block] = result.mean
-    return states, means
+        parameters += zip(block.parameters, result.means, strict=True)
+    return states, parameters
 
 
 @dataclass(frozen=True)
@@ -310,6 +317,8 @@ def _moved(
     context: StepContext, chain: Sequence[Step], rates: Sequence[float], passes: Sequence[OnePass | None]
 ) -> list[Tensor]:
     """New means: those of the passes, and of the chain where there was none."""
+    if not passes:
+        return []
     if all(one_pass is None for one_pass in passes):
         return natural_gradient_step(context, chain, rates)
     rest = [k for k, one_pass in enumerate(passes) if one_pass is None]
@@ -344,7 +353,8 @@ def _commit(optimizer: NaturalGradient, table: BlockTable, taking_part: TakingPa
     olds = {block: table.state(block)["curvature"] for block in staged.states}
     for block, new in staged.states.items():
         table.state(block).update(new)
-    table.write({block: staged.means.get(block) for block, _ in taking_part.blocks})
+    table.write({block: staged.means.get(block) for block, _ in taking_part.blocks if block not in taking_part.passes})
+    copy_each(staged.parameters)
     table.publish(olds)
     optimizer._reshard()
     for step in optimizer.chain:

@@ -85,13 +85,11 @@ def _functions() -> Any:
 
 def takes(*tensors: Tensor) -> bool:
     """Whether the kernels can work on these: plain tensors in single precision, contiguous, on the CPU."""
-    return all(
-        type(x) in (Tensor, torch.nn.Parameter)
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.is_contiguous()
-        for x in tensors
-    )
+    for x in tensors:
+        plain = type(x) is Tensor or type(x) is torch.nn.Parameter
+        if not (plain and x.is_cpu and x.dtype == torch.float32 and x.is_contiguous()):
+            return False
+    return True
 
 
 def fit(*tensors: Tensor) -> bool:
@@ -170,18 +168,23 @@ def linear_step(
     means: Sequence[Tensor],
     gradients: Sequence[Tensor],
     momentum: Tensor | None,
-    shape: Sequence[int],
     places: Sequence[tuple[int, int, int]],
     **options: Unpack[LinearOptions],
 ) -> LinearStep:
     """See :func:`vogn.kernels.reference.linear_step`; all tensors as :func:`takes` says."""
-    new = torch.empty(tuple(shape), dtype=torch.float32)
-    average = None if momentum is None else torch.empty_like(new)
+    new = [torch.empty_like(mean, requires_grad=False) for mean in means]
+    average = None if momentum is None else torch.empty_like(momentum)
     numbers = LinearNumbers(options["lr"], options["momentum_rate"], *options["entering"], *options["leaving"])
     given, step, finite = ctypes.byref(numbers), _functions().vogn_linear_step, []
-    starts = [None if vector is None else vector.data_ptr() for vector in (momentum, new, average)]
-    for mean, gradient, (start, rows, stride) in zip(means, gradients, places, strict=True):
-        own = mean.data_ptr(), gradient.data_ptr(), *(s and s + 4 * start for s in starts)
+    old_start, new_start = (None if vector is None else vector.data_ptr() for vector in (momentum, average))
+    for mean, gradient, moved, (start, rows, stride) in zip(means, gradients, new, places, strict=True):
+        own = (
+            mean.data_ptr(),
+            gradient.data_ptr(),
+            old_start and old_start + 4 * start,
+            moved.data_ptr(),
+            new_start and new_start + 4 * start,
+        )
         columns = mean.numel() // rows
 
         def part(first: int, last: int, own: Any = own, columns: int = columns, stride: int = stride) -> None:

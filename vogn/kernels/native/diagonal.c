@@ -102,7 +102,7 @@ INLINE int linear(const float *restrict mean, const float *restrict gradient, co
     return infinite;
 }
 
-/* The numbers first .. last - 1 of a parameter. In the block vectors its rows are `stride` apart. */
+/* The numbers first .. last - 1 of a parameter. In the momentum its rows are `stride` apart. */
 INLINE int linear_rows(const float *mean, const float *gradient, const float *momentum, float *new_mean,
                        float *new_momentum, int64_t first, int64_t last, int64_t columns, int64_t stride,
                        const linear_numbers *given, const int kind)
@@ -112,7 +112,7 @@ INLINE int linear_rows(const float *mean, const float *gradient, const float *mo
     while (first < last) {
         int64_t place = row * stride + column, count = columns - column;
         count = count < last - first ? count : last - first;
-        infinite |= linear(mean + first, gradient + first, kind ? momentum + place : 0, new_mean + place,
+        infinite |= linear(mean + first, gradient + first, kind ? momentum + place : 0, new_mean + first,
                            kind ? new_momentum + place : 0, count, given, kind);
         first += count;
         row += 1;
