@@ -278,7 +278,9 @@ def test_any_method_without_curvature_may_use_the_pass(monkeypatch):
 
     model = network().float()
     start = weights(model)
-    opt = NaturalGradient(model, SampleSpace(), "empirical", steps=(Never(),), lr=0.1, weight_decay=0.2, **DETERMINISTIC)
+    opt = NaturalGradient(
+        model, SampleSpace(), "empirical", steps=(Never(),), lr=0.1, weight_decay=0.2, **DETERMINISTIC
+    )
     x, y = batch(8, dtype=torch.float32)
     found = torch.autograd.grad(Categorical()(model(x), y), list(model.parameters()))
     run(opt, model, x, y)

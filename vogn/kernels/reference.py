@@ -242,7 +242,7 @@ def linear_step(
         places: where the block vector holds those of each parameter: place of the first; number of rows into which the
             parameter is cut, each of which is in one piece; distance of the first numbers of two rows.
         lr: learning rate.
-        momentum_rate: as in :func:`vogn.kernels.diagonal_step`; with it and ``u = x`` all the same ``u'`` is ``x``.
+        momentum_rate: as in :func:`vogn.kernels.diagonal_step`.
         entering, leaving: factors.
 
     Returns:

@@ -1,5 +1,5 @@
-/* One pass over the numbers of diagonal blocks, and of blocks without curvature. The arithmetic is that of vogn/kernels/reference.py, operation by
-   operation; comparisons are written so that NaN stays NaN. */
+/* One pass over the numbers of diagonal blocks, and of blocks without curvature. The arithmetic is that of
+   vogn/kernels/reference.py, for diagonal blocks operation by operation; comparisons are written so that NaN stays NaN. */
 
 #include <float.h>
 #include <math.h>
