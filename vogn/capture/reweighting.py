@@ -41,10 +41,10 @@ class ExampleWeights:
     rest: float
 
     def of(self, places: Tensor, limit: int) -> Tensor:
-        """``c (N,)`` of the examples at these places, all of which are below ``limit``."""
+        """``c (N,)`` of the examples at these places (int64), all of which are below ``limit``."""
         size = self.table.shape[0]
         if limit <= size:
-            return self.table[places]
+            return self.table.index_select(0, places)
         if not size:
             return self.table.new_full(places.shape, self.rest)
         return torch.where(places < size, self.table[places.clamp_max(size - 1)], self.rest)

@@ -182,6 +182,11 @@ def _staged(
         NonFiniteStatisticsError: if a gradient, a statistic or the result is not finite.
         NotPositiveDefiniteError: if a curvature plus its shift has no inverse.
     """
+    if len(taking_part.passes) == len(taking_part.blocks):  # nothing is left for the chain
+        states, parameters = _passed(table, taking_part)
+        groups = [group for _, group in taking_part.blocks]
+        context = StepContext([], optimizer.param_groups[0]["steps_done"], groups=groups)
+        return StagedUpdate(states, {}, parameters, [], context)
     if table.divided:  # an error is everybody's: nobody may try again
         return _stage(optimizer, table, collector, taking_part, objective, together=False)
     try:
@@ -317,8 +322,6 @@ def _moved(
     context: StepContext, chain: Sequence[Step], rates: Sequence[float], passes: Sequence[OnePass | None]
 ) -> list[Tensor]:
     """New means: those of the passes, and of the chain where there was none."""
-    if not passes:
-        return []
     if all(one_pass is None for one_pass in passes):
         return natural_gradient_step(context, chain, rates)
     rest = [k for k, one_pass in enumerate(passes) if one_pass is None]

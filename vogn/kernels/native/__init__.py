@@ -64,6 +64,15 @@ class LinearNumbers(ctypes.Structure):
     _fields_ = [(name, ctypes.c_float) for name in NAMES]
 
 
+class LinearPart(ctypes.Structure):
+    """One parameter of ``vogn_linear_step``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("mean", "gradient", "new_mean")),
+        *((name, ctypes.c_int64) for name in ("count", "start", "columns", "stride")),
+    )
+
+
 @cache
 def _functions() -> Any:
     found = library()
@@ -72,7 +81,11 @@ def _functions() -> Any:
     arguments = {
         "vogn_fill_normal": (array, count, ctypes.c_uint64, ctypes.c_uint64),
         "vogn_diagonal_step": (*8 * (array,), count, ctypes.POINTER(StepNumbers), ctypes.c_int),
-        "vogn_linear_step": (*5 * (array,), *4 * (count,), ctypes.POINTER(LinearNumbers)),
+        "vogn_linear_step": (
+            *(ctypes.POINTER(LinearPart), count),
+            *(array, array),
+            *(count, count, ctypes.POINTER(LinearNumbers)),
+        ),
         "vogn_displace": (*3 * (array,), count, number, number),
         "vogn_price": (*4 * (array,), count, number, number),
     }
@@ -172,25 +185,25 @@ def linear_step(
     **options: Unpack[LinearOptions],
 ) -> LinearStep:
     """See :func:`vogn.kernels.reference.linear_step`; all tensors as :func:`takes` says."""
-    new = [torch.empty_like(mean, requires_grad=False) for mean in means]
+    new = [torch.empty_like(gradient) for gradient in gradients]
     average = None if momentum is None else torch.empty_like(momentum)
-    numbers = LinearNumbers(options["lr"], options["momentum_rate"], *options["entering"], *options["leaving"])
-    given, step, finite = ctypes.byref(numbers), _functions().vogn_linear_step, []
     old_start, new_start = (None if vector is None else vector.data_ptr() for vector in (momentum, average))
-    for mean, gradient, moved, (start, rows, stride) in zip(means, gradients, new, places, strict=True):
-        own = (
-            mean.data_ptr(),
-            gradient.data_ptr(),
-            old_start and old_start + 4 * start,
-            moved.data_ptr(),
-            new_start and new_start + 4 * start,
+    counts = [mean.numel() for mean in means]
+    parts = (LinearPart * len(new))(
+        *(
+            LinearPart(mean.data_ptr(), gradient.data_ptr(), moved.data_ptr(), count, start, count // rows, stride)
+            for mean, gradient, moved, count, (start, rows, stride) in zip(
+                means, gradients, new, counts, places, strict=True
+            )
         )
-        columns = mean.numel() // rows
+    )
+    numbers = LinearNumbers(options["lr"], options["momentum_rate"], *options["entering"], *options["leaving"])
+    step, finite = _functions().vogn_linear_step, []
 
-        def part(first: int, last: int, own: Any = own, columns: int = columns, stride: int = stride) -> None:
-            finite.append(step(*own, first, last, columns, stride, given))
+    def part(first: int, last: int) -> None:
+        finite.append(step(parts, len(new), old_start, new_start, first, last, numbers))
 
-        in_parts(mean.numel(), part)
+    in_parts(sum(counts), part)
     return LinearStep(new, average, finite=all(finite))
 
 

@@ -102,18 +102,24 @@ INLINE int linear(const float *restrict mean, const float *restrict gradient, co
     return infinite;
 }
 
-/* The numbers first .. last - 1 of a parameter. In the momentum its rows are `stride` apart. */
-INLINE int linear_rows(const float *mean, const float *gradient, const float *momentum, float *new_mean,
-                       float *new_momentum, int64_t first, int64_t last, int64_t columns, int64_t stride,
+/* One parameter of a block. In the momentum its numbers begin at `start`, and its rows are `stride` apart. */
+typedef struct {
+    const float *mean, *gradient;
+    float *new_mean;
+    int64_t count, start, columns, stride;
+} linear_part;
+
+/* The numbers first .. last - 1 of a parameter. */
+INLINE int linear_rows(const linear_part *part, const float *momentum, float *new_momentum, int64_t first, int64_t last,
                        const linear_numbers *given, const int kind)
 {
     int infinite = 0;
-    int64_t row = first / columns, column = first % columns;
+    int64_t row = first / part->columns, column = first % part->columns;
     while (first < last) {
-        int64_t place = row * stride + column, count = columns - column;
+        int64_t place = part->start + row * part->stride + column, count = part->columns - column;
         count = count < last - first ? count : last - first;
-        infinite |= linear(mean + first, gradient + first, kind ? momentum + place : 0, new_mean + first,
-                           kind ? new_momentum + place : 0, count, given, kind);
+        infinite |= linear(part->mean + first, part->gradient + first, kind ? momentum + place : 0,
+                           part->new_mean + first, kind ? new_momentum + place : 0, count, given, kind);
         first += count;
         row += 1;
         column = 0;
@@ -121,16 +127,19 @@ INLINE int linear_rows(const float *mean, const float *gradient, const float *mo
     return infinite;
 }
 
-/* Whether everything that was written is finite. */
-int vogn_linear_step(const float *mean, const float *gradient, const float *momentum, float *new_mean,
-                     float *new_momentum, int64_t first, int64_t last, int64_t columns, int64_t stride,
-                     const linear_numbers *given)
+/* The numbers first .. last - 1 of a block, parameter after parameter: whether all that was written is finite. */
+int vogn_linear_step(const linear_part *parts, int64_t parameters, const float *momentum, float *new_momentum,
+                     int64_t first, int64_t last, const linear_numbers *given)
 {
-#define LINEAR(kind)                                                                                                   \
-    !linear_rows(mean, gradient, momentum, new_mean, new_momentum, first, last, columns, stride, given, kind)
-    if (momentum == 0)
-        return LINEAR(NO_AVERAGE);
-    return given->rate < 0.5f ? LINEAR(SMALL_RATE) : LINEAR(LARGE_RATE);
+    int infinite = 0;
+    for (int64_t k = 0; k < parameters; k++) {
+        int64_t from = first > 0 ? first : 0, to = last < parts[k].count ? last : parts[k].count;
+#define ROWS(kind) linear_rows(parts + k, momentum, new_momentum, from, to, given, kind)
+        infinite |= momentum == 0 ? ROWS(NO_AVERAGE) : given->rate < 0.5f ? ROWS(SMALL_RATE) : ROWS(LARGE_RATE);
+        first -= parts[k].count;
+        last -= parts[k].count;
+    }
+    return !infinite;
 }
 
 /* displacement = noise / sqrt(curvature + shift) * scale; may be written over the noise. */

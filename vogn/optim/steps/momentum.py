@@ -57,8 +57,9 @@ class Momentum(Step):
         if "momentum" not in memory:
             _start(memory, update)
         # new tensors, not in place: a step that is refused later on leaves the old ones untouched
-        weight = memory["momentum_weight"] = memory["momentum_weight"].mul(beta).add_(1.0 - beta)
-        return (1.0 - beta) / float(weight) if self.debias else 1.0 - beta
+        weight = float(memory["momentum_weight"]) * beta + (1.0 - beta)
+        memory["momentum_weight"] = torch.tensor(weight, dtype=torch.float64)
+        return (1.0 - beta) / weight if self.debias else 1.0 - beta
 
 
 def _start(memory: dict[str, Tensor], like: Tensor) -> None:
