@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from vogn.linalg.layout import JoinedLayout, MatrixLayout, StackLayout, layout_from_dict
+from vogn.linalg.layout import JoinedLayout, MatrixLayout, StackLayout, layout_from_dict, lines
 
 LAYOUTS = {
     "linear": MatrixLayout(("w", "b"), ((3, 4), (3,)), (3, 4)),
@@ -115,3 +115,26 @@ def test_scale_and_shift_of_a_channel_share_a_sub_block():
     block = layout.pack(named)
     for channel in range(5):
         assert torch.equal(block[channel, :, 0], torch.stack([named["w"][channel], named["b"][channel]]))
+
+
+@every_layout
+def test_lines_are_where_the_numbers_of_a_parameter_are(layout):
+    found = lines(layout)
+    numbers = layout.unpack(torch.arange(layout.numel).view(layout.block_shape))
+    if found is None:
+        assert "permute=(1" in repr(layout) or "permute=(0, 2" in repr(layout)
+        return
+    for (start, rows, distance), number in zip(found, numbers.values(), strict=True):
+        columns = number.numel() // rows
+        expected = start + distance * torch.arange(rows).view(-1, 1) + torch.arange(columns)
+        assert torch.equal(number.flatten(), expected.flatten())
+
+
+@pytest.mark.parametrize("name", ["linear", "weight only", "bias only", "convolution", "norm", "scalar"])
+def test_common_layouts_have_lines(name):
+    assert lines(LAYOUTS[name]) is not None
+    assert name not in ("weight only", "bias only") or lines(LAYOUTS[name])[0][1] == 1
+
+
+def test_parameters_without_elements_have_no_lines():
+    assert lines(MatrixLayout(("w",), ((0, 4),), (0, 4))) is None

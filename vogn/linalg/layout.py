@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -203,6 +204,36 @@ class JoinedLayout(Layout):
     def to_dict(self) -> dict[str, Any]:
         """See :meth:`Layout.to_dict`."""
         return {"kind": "joined", "members": [member.to_dict() for member in self.members]}
+
+
+Lines = tuple[int, int, int]
+"""Where a block vector holds the numbers of a parameter in their order: place of the first; number of rows, each in one
+piece; distance of the first numbers of two rows."""
+
+
+@cache
+def lines(layout: Layout) -> tuple[Lines, ...] | None:
+    """The lines of every parameter; ``None`` if one of them is packed in another order, or has no elements."""
+    vector = torch.empty(layout.block_shape, device="meta")
+    found = []
+    for part in layout.unpack(vector).values():
+        if part.untyped_storage()._cdata != vector.untyped_storage()._cdata or not part.numel():
+            return None  # a copy: its numbers are in another order
+        dims: list[tuple[int, int]] = []  # those that lie one in the other are one
+        for size, stride in zip(reversed(part.shape), reversed(part.stride()), strict=True):
+            if size == 1:
+                continue
+            if dims and stride == dims[-1][0] * dims[-1][1]:
+                dims[-1] = (dims[-1][0] * size, dims[-1][1])
+            else:
+                dims.append((size, stride))
+        if not dims or dims[0][1] != 1:
+            dims.insert(0, (1, 1))
+        if len(dims) > 2:
+            return None
+        rows, distance = dims[1] if len(dims) == 2 else (1, part.numel())
+        found.append((int(part.storage_offset()), rows, distance))
+    return tuple(found)
 
 
 def layout_from_dict(data: Mapping[str, Any]) -> Layout:

@@ -124,8 +124,14 @@ def _displace(offsets: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 def _gradient_marks(parameters: Iterable[Tensor]) -> list[tuple[int, int] | None]:
     """Identity and version of every gradient: a context in which none of them changes had no backward."""
-    grads = [parameter.grad for parameter in parameters]
-    return [None if grad is None else (id(grad), own_shard(grad)._version) for grad in grads]
+    marks: list[tuple[int, int] | None] = []
+    for parameter in parameters:
+        grad = parameter.grad
+        if grad is None:
+            marks.append(None)
+        else:
+            marks.append((id(grad), (grad if type(grad) is Tensor else own_shard(grad))._version))
+    return marks
 
 
 def draw(optimizer: NaturalGradient, table: BlockTable, indices: Tensor | None = None) -> SampleContext:

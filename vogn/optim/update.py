@@ -18,9 +18,10 @@ from vogn.capture.partition import Block
 from vogn.capture.statistics import Statistic
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.kernels import native
-from vogn.optim.blocks import BlockTable, Group
+from vogn.optim.blocks import BlockTable, Group, copy_each
 from vogn.optim.evidence import TakingPart, anneal, staged_curvature
 from vogn.optim.functional import check_finite, evidence_tensors, natural_gradient_step, result_tensors
+from vogn.optim.linear_pass import LinearPass, fitting_linear_pass, linear_form
 from vogn.optim.one_pass import ChainForm, OnePass, chain_form, fitting_pass
 from vogn.optim.steps import BlockView, Step, StepContext
 from vogn.types import Observation, State
@@ -35,13 +36,16 @@ class StagedUpdate:
 
     Args:
         states: new curvature and memory of the blocks that move, as far as this process holds them.
-        means: their new means, as block vectors.
-        moved: the means as the chain's steps have seen them: of several blocks together.
+        means: their new means, as block vectors; not of the blocks with a pass of their own.
+        parameters: the parameters of those, and their new values.
+        moved: the means as the chain's steps have seen them: of several blocks together, and not of those with a pass
+            of their own.
         context: what the chain's steps shared.
     """
 
     states: Mapping[Block, dict[str, State]]
     means: Mapping[Block, Tensor]
+    parameters: Sequence[tuple[Tensor, Tensor]]
     moved: Sequence[Tensor]
     context: StepContext
 
@@ -112,17 +116,26 @@ def _take_part(optimizer: NaturalGradient, table: BlockTable, collector: Collect
         collector.pool({block: optimizer._contexts.divisor(group) for block, group in table}, numbers)
     blocks: list[tuple[Block, Group]] = []
     gradients: dict[Block, Tensor] = {}
+    passes: dict[Block, LinearPass] = {}
+    form = linear_form(optimizer.chain)
     for block, group in table:
-        table.state(block)
+        memory = table.state(block)["memory"]
         if any(parameter.grad is not None for parameter in block.parameters):
             blocks.append((block, group))
+            if form is not None and table.without_curvature(group):
+                divisor = _gradient_divisor(optimizer, collector, block, group)
+                one_pass = fitting_linear_pass(form, block, table.placement[block], memory, group, divisor)
+                if one_pass is not None:
+                    passes[block] = one_pass
+                    continue
             gradient = mean_gradient(optimizer, table, collector, block, group)
             gradients |= {} if gradient is None else {block: gradient}
-    taking_part = TakingPart(blocks, gradients, table.moving(gradients))
+    taking_part = TakingPart(blocks, gradients, table.moving(gradients), passes)
     if not optimizer._evidence.may_step(table, collector, taking_part):
         return None
     for block, _ in blocks:
-        for statistic in optimizer.statistics if table.due(block, "observe_every") else ():
+        due = block not in passes and table.due(block, "observe_every")
+        for statistic in optimizer.statistics if due else ():
             _finished(statistic, collector, block, gradients.get(block))
     return taking_part
 
@@ -141,12 +154,18 @@ def mean_gradient(
     """The gradient of the mean loss per example, averaged over weight samples, as a block vector; ``None`` where
     another process holds the block."""
     gradient = table.gradient(block)
+    divisor = _gradient_divisor(optimizer, collector, block, group)
+    return gradient / divisor if gradient is not None and divisor != 1.0 else gradient
+
+
+def _gradient_divisor(optimizer: NaturalGradient, collector: Collector, block: Block, group: Group) -> float:
+    """What ``.grad`` is to be divided by."""
     divisor = float(optimizer._contexts.divisor(group))
     if optimizer.loss_reduction == "sum":
         count = collector.loss_terms(block)
         require_count(count)
         divisor = count / optimizer.replicas.size  # averaged over the replicas
-    return gradient / divisor if gradient is not None and divisor != 1.0 else gradient
+    return divisor
 
 
 def _staged(
@@ -163,6 +182,11 @@ def _staged(
         NonFiniteStatisticsError: if a gradient, a statistic or the result is not finite.
         NotPositiveDefiniteError: if a curvature plus its shift has no inverse.
     """
+    if len(taking_part.passes) == len(taking_part.blocks):  # nothing is left for the chain
+        states, parameters = _passed(table, taking_part)
+        groups = [group for _, group in taking_part.blocks]
+        context = StepContext([], optimizer.param_groups[0]["steps_done"], groups=groups)
+        return StagedUpdate(states, {}, parameters, [], context)
     if table.divided:  # an error is everybody's: nobody may try again
         return _stage(optimizer, table, collector, taking_part, objective, together=False)
     try:
@@ -181,8 +205,9 @@ def _stage(
     together: bool,
 ) -> StagedUpdate:
     """See :func:`_staged`; ``together``: blocks in bundles, else each on its own."""
-    held = [(block, group) for block, group in taking_part.blocks if table.placement[block].held]
-    means = {block: mean for block, _ in taking_part.blocks if (mean := table.mean(block)) is not None}
+    by_chain = [(block, group) for block, group in taking_part.blocks if block not in taking_part.passes]
+    held = [(block, group) for block, group in by_chain if table.placement[block].held]
+    means = {block: mean for block, _ in by_chain if (mean := table.mean(block)) is not None}
     with table.together():
         observations = {block: collector.finish(block, optimizer._contexts.divisor(group)) for block, group in held}
         measured = any(observations.values())
@@ -232,12 +257,31 @@ def _stage(
         results = zip(views, moved, (plan.old["curvature"] for plan in plans), strict=True)
         unseen = [not (one_pass is not None and one_pass.found_finite) for one_pass in passes]
         check_finite(result_tensors(compress(results, unseen)), suspects)
-    new_states, new_means = {}, {}
+        new_states, parameters = _passed(table, taking_part)
+    new_means = {}
     for bundle, view, mean in zip(bundles, views, moved, strict=True):
         parts = zip(bundle.split_state(view.state), bundle.split_state(view.memory), bundle.split(mean), strict=True)
         for block, (curvature, memory, own) in zip(bundle.blocks, parts, strict=True):
             new_states[block], new_means[block] = {"curvature": curvature, "memory": memory}, own
-    return StagedUpdate(new_states, new_means, moved, context)
+    return StagedUpdate(new_states, new_means, parameters, moved, context)
+
+
+def _passed(
+    table: BlockTable, taking_part: TakingPart
+) -> tuple[dict[Block, dict[str, State]], list[tuple[Tensor, Tensor]]]:
+    """New states of the blocks with a pass of their own; their parameters with their new values."""
+    states: dict[Block, dict[str, State]] = {}
+    parameters: list[tuple[Tensor, Tensor]] = []
+    for block, one_pass in taking_part.passes.items():
+        result, memory = one_pass()
+        if not result.finite:
+            check_finite(
+                [(block.name, "updated weight", new) for new in result.means],
+                [(block.name, "gradient", p.grad) for p in block.parameters if p.grad is not None],
+            )
+        states[block] = {"curvature": table.state(block)["curvature"], "memory": memory}
+        parameters += zip(block.parameters, result.means, strict=True)
+    return states, parameters
 
 
 @dataclass(frozen=True)
@@ -312,7 +356,8 @@ def _commit(optimizer: NaturalGradient, table: BlockTable, taking_part: TakingPa
     olds = {block: table.state(block)["curvature"] for block in staged.states}
     for block, new in staged.states.items():
         table.state(block).update(new)
-    table.write({block: staged.means.get(block) for block, _ in taking_part.blocks})
+    table.write({block: staged.means.get(block) for block, _ in taking_part.blocks if block not in taking_part.passes})
+    copy_each(staged.parameters)
     table.publish(olds)
     optimizer._reshard()
     for step in optimizer.chain:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vogn.kernels.native.build import library
-from vogn.kernels.reference import DiagonalStep, StepOptions
+from vogn.kernels.reference import DiagonalStep, LinearOptions, LinearStep, StepOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -56,6 +57,22 @@ class StepNumbers(ctypes.Structure):
     _fields_ = [(name, ctypes.c_float) for name in NAMES]
 
 
+class LinearNumbers(ctypes.Structure):
+    """Those of ``vogn_linear_step``, in its order."""
+
+    NAMES = ("lr", "rate", "entering_gradient", "entering_mean", "leaving_average", "leaving_mean")
+    _fields_ = [(name, ctypes.c_float) for name in NAMES]
+
+
+class LinearPart(ctypes.Structure):
+    """One parameter of ``vogn_linear_step``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("mean", "gradient", "new_mean")),
+        *((name, ctypes.c_int64) for name in ("count", "start", "columns", "stride")),
+    )
+
+
 @cache
 def _functions() -> Any:
     found = library()
@@ -64,25 +81,28 @@ def _functions() -> Any:
     arguments = {
         "vogn_fill_normal": (array, count, ctypes.c_uint64, ctypes.c_uint64),
         "vogn_diagonal_step": (*8 * (array,), count, ctypes.POINTER(StepNumbers), ctypes.c_int),
+        "vogn_linear_step": (
+            *(ctypes.POINTER(LinearPart), count),
+            *(array, array),
+            *(count, count, ctypes.POINTER(LinearNumbers)),
+        ),
         "vogn_displace": (*3 * (array,), count, number, number),
         "vogn_price": (*4 * (array,), count, number, number),
     }
     for name, types in arguments.items():
         function = getattr(found, name)
         function.argtypes = types
-        function.restype = ctypes.c_int if name == "vogn_diagonal_step" else None
+        function.restype = ctypes.c_int if name.endswith("_step") else None
     return found
 
 
 def takes(*tensors: Tensor) -> bool:
     """Whether the kernels can work on these: plain tensors in single precision, contiguous, on the CPU."""
-    return all(
-        type(x) in (Tensor, torch.nn.Parameter)
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.is_contiguous()
-        for x in tensors
-    )
+    for x in tensors:
+        plain = type(x) is Tensor or type(x) is torch.nn.Parameter
+        if not (plain and x.is_cpu and x.dtype == torch.float32 and x.is_contiguous()):
+            return False
+    return True
 
 
 def fit(*tensors: Tensor) -> bool:
@@ -155,6 +175,36 @@ def diagonal_step(
     step = _functions().vogn_diagonal_step
     finite = _elementwise(step, (*operands, *new), ctypes.byref(numbers), kind)
     return DiagonalStep(new[1], new[2], new[0], None, finite=all(finite))
+
+
+def linear_step(
+    means: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momentum: Tensor | None,
+    places: Sequence[tuple[int, int, int]],
+    **options: Unpack[LinearOptions],
+) -> LinearStep:
+    """See :func:`vogn.kernels.reference.linear_step`; all tensors as :func:`takes` says."""
+    new = [torch.empty_like(gradient) for gradient in gradients]
+    average = None if momentum is None else torch.empty_like(momentum)
+    old_start, new_start = (None if vector is None else vector.data_ptr() for vector in (momentum, average))
+    counts = [mean.numel() for mean in means]
+    parts = (LinearPart * len(new))(
+        *(
+            LinearPart(mean.data_ptr(), gradient.data_ptr(), moved.data_ptr(), count, start, count // rows, stride)
+            for mean, gradient, moved, count, (start, rows, stride) in zip(
+                means, gradients, new, counts, places, strict=True
+            )
+        )
+    )
+    numbers = LinearNumbers(options["lr"], options["momentum_rate"], *options["entering"], *options["leaving"])
+    step, finite = _functions().vogn_linear_step, []
+
+    def part(first: int, last: int) -> None:
+        finite.append(step(parts, len(new), old_start, new_start, first, last, numbers))
+
+    in_parts(sum(counts), part)
+    return LinearStep(new, average, finite=all(finite))
 
 
 def _elementwise(function: Any, tensors: tuple[Tensor, ...], *numbers: Any) -> list[Any]:
