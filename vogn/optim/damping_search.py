@@ -47,12 +47,15 @@ def damping_search(
     loader: Iterable[Any],
     **options: Any,
 ) -> DampingSearch:
-    """Range tests at the optimizer's damping and at neighbouring ones, as long as their best short run ends better.
+    """Range tests at the optimizer's damping and at neighbouring ones, as long as their best short run ends lower.
 
     A damping that is large beside the curvature makes a step that of gradient descent; one that is small trusts a noisy
     curvature where it is nearly zero. Which is better depends on the network and on the data, and the learning rate on
-    the damping: each is therefore compared at its own best rate. Dampings differ by factors of ten, and no more than a
-    thousand from where they began. Costs a range test (four to six times ``steps``) for each of them, usually three.
+    the damping: each is therefore compared at its own best rate, on the same batches in the same order. Unlike rates,
+    no damping is the safer one, nor is the one to begin with better than its neighbours before anything is known: the
+    lowest mean loss decides, without a margin, and both larger and smaller ones are tried. Dampings differ by factors
+    of ten, and no more than a thousand from where they began. Costs a range test (four to six times ``steps``) for
+    each of them, three to five of them as a rule.
 
     Model, optimizer and likelihood are not touched: set ``damping`` and ``lr`` of the groups yourself.
 
@@ -100,7 +103,7 @@ def damping_search(
         return test.final
 
     try:
-        best, _, _ = climb(start, ends, start / FARTHEST, start * FARTHEST, FACTOR)
+        best, _, _ = climb(start, ends, start / FARTHEST, start * FARTHEST, FACTOR, errors=0.0)
     except RangeTestError:
         raise failures[0] from None
     chosen = tests[best]

@@ -93,8 +93,8 @@ def learning_rate_range_test(
 
     Because a rate that rises at every step says little about a long run, the choice is then compared with its
     neighbours (half a decade apart) by short runs of ``steps`` steps, with warm-up and cosine decay: as long as their
-    losses in the last quarter are lower, beyond the scatter of the differences, the neighbour is chosen. From one that
-    is larger than the sweep's choice it is half a step back again: a short run stands more than a long one. With
+    losses in the last quarter are lower, the neighbour is chosen; a larger one only where they are lower beyond the
+    scatter of the differences, and then it is half a step back again: a short run stands more than a long one. With
     ``held_out`` examples the losses that are compared are theirs, at the mean of the weights after the run: training
     losses prefer rates that fit fast, and do not see that they fit too much.
 
