@@ -12,6 +12,7 @@ split. Both are variational, see the same batches from the same initial weights 
 
     python -m benchmarks.auto_settings run --data-dir DIR --budget-minutes 25
     python -m benchmarks.auto_settings report
+    python -m benchmarks.auto_settings finals        what the searches' longer runs changed
     python -m benchmarks.auto_settings rates         what range tests see, on MNIST and CIFAR-10
     python -m benchmarks.auto_settings curvature     where the curvature starts, on digits
 """
@@ -61,7 +62,7 @@ HELD_OUT = 5
 GRID = [{"lr": 0.03, "prior": 1.0}, {"lr": 0.1, "prior": 1.0}, {"lr": 0.3, "prior": 1.0}, {"lr": 0.1, "prior": 10.0}]
 PREDICTION_TEMPERATURE = 0.3
 RULE = "the lowest mean loss, confirmed by runs three times as long"
-"""The rule of the search. Cells of another rule are run again, but for the runs by hand, which depend on none."""
+"""The rule of the search. Cells of another rule are run again, but for runs by hand of the same size."""
 Found = dict[str, Any]
 
 
@@ -246,6 +247,11 @@ def hand_tuned(name: str, method: str, directory: Path, results: Path) -> Found:
     return dict(record["grid"][int(np.argmin(losses))])
 
 
+def size(data: str) -> list[int]:
+    """Training images (0: all) and epochs, or steps."""
+    return [SIZES[data].train, SIZES[data].epochs] if data in SIZES else [STEPS]
+
+
 def run(arguments: argparse.Namespace) -> int:
     """All cells that have no file yet, or one of another rule, in this process."""
     deadline = time.monotonic() + 60 * arguments.budget_minutes if arguments.budget_minutes else math.inf
@@ -261,18 +267,20 @@ def run(arguments: argparse.Namespace) -> int:
             print("the time is up; call again to continue")
             return 1
         if data in SIZES:
-            found = classify(data, method, seed, arguments.data_dir, old.get("hand"))
+            hand = old.get("hand") if old.get("size", size(data)) == size(data) else None
+            found = classify(data, method, seed, arguments.data_dir, hand)
         else:
             train, test = split(arguments.data_dir, data, seed, tuning=False)
             best = hand_tuned(data, method, arguments.data_dir, arguments.results)
             sets = train.x, train.y.unsqueeze(1), test.x, test.y.unsqueeze(1)
-            found = {} if "hand" not in old else {"hand": old["hand"]}
+            same = "hand" in old and old.get("size", size(data)) == size(data)
+            found = {"hand": old["hand"]} if same else {}
             for way, configuration in (("hand", best), ("auto", None)):
                 if way not in found:
                     found[way] = regress(method, seed, *sets, configuration)
                     found[way]["rmse"] *= test.scale
         record = {"data": data, "method": method, "seed": seed, "command": command("benchmarks.auto_settings")}
-        record["rule"] = RULE
+        record |= {"rule": RULE, "size": size(data)}
         write_cell(path, record | found | {"environment": environment()})
         print(path.stem, {way: found[way].get("accuracy", found[way].get("rmse")) for way in found}, flush=True)
     return 0
@@ -378,10 +386,29 @@ def report(results: Path) -> None:
             )
 
 
+def finals(results: Path) -> None:
+    """Print in how many cells of each row the longer runs kept the setting that won short ones, and what else won."""
+    print("| data, method | cells | damping that won short runs | kept | lower rate | first damping | its lower rate |")
+    print("|---|---|---|---|---|---|---|")
+    for data in (*SIZES, *REGRESSIONS):
+        for method in METHODS:
+            records = [read_cell(results / f"{data}-{method}-{seed}.json") for seed in range(SEEDS[data])]
+            ways = [record["auto"] for record in records if record is not None and "finals" in record["auto"]]
+            if not ways:
+                continue
+            counts, winners = [0, 0, 0, 0], {way["finals"][0][0] for way in ways}
+            for way in ways:
+                trials = [(damping, rate) for damping, rate, _ in way["finals"]]
+                # where no other damping won short runs, there are only two finalists
+                counts[trials.index((way["damping"], way["lr"]))] += 1
+            dampings = ", ".join(f"{damping:.0e}" for damping in sorted(winners))
+            print(f"| {data}, {method} | {len(ways)} | {dampings} | {' | '.join(map(str, counts))} |")
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "report", "rates", "curvature"])
+    parser.add_argument("command", choices=["run", "report", "finals", "rates", "curvature"])
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--data", nargs="*", choices=list(SEEDS), help="only these; all by default")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -389,6 +416,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.command in ("rates", "curvature"):
         {"rates": rates, "curvature": curvature}[arguments.command](arguments)
+        return 0
+    if arguments.command == "finals":
+        finals(arguments.results)
         return 0
     status = run(arguments) if arguments.command == "run" else 0
     report(arguments.results)
