@@ -300,6 +300,13 @@ def test_without_a_margin_the_lowest_mean_of_both_ways_wins():
     assert search({1.0: 1.0, 10.0: 0.9, 0.1: 0.8}, errors=2.0)[0] == 10.0  # of rates one way is enough
 
 
+def test_a_bound_is_not_tried_twice():
+    """1e-3 times a tenth, three times, is not exactly a thousandth of it."""
+    assert 1e-3 * 0.1 * 0.1 * 0.1 != 1e-3 / 1000.0
+    tried = [rate for rate, _ in climb(1e-3, lambda rate: [rate], 1e-3 / 1000.0, 1.0, 10.0, errors=0.0)[1]]
+    assert tried == pytest.approx([1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
+
+
 @pytest.mark.parametrize("good", [1e-2, 1e2])
 def test_without_a_margin_both_ways_lead_out_of_a_failure(good):
     found, runs, _ = climb(1.0, lambda rate: [1.0] if rate == pytest.approx(good) else [], 1e-3, 1e3, 10.0, errors=0.0)

@@ -111,7 +111,8 @@ def climb(
         here = start
         while True:
             rate = min(max(here * factor, smallest), largest)
-            if rate == here or (at(here) and not _better(at(rate), at(here), errors)):
+            at_bound = math.isclose(rate, here, rel_tol=1e-9)  # repeated steps end beside a bound, not at it
+            if at_bound or (at(here) and not _better(at(rate), at(here), errors)):
                 return here
             here = rate
 
