@@ -62,7 +62,7 @@ HELD_OUT = 5
 GRID = [{"lr": 0.03, "prior": 1.0}, {"lr": 0.1, "prior": 1.0}, {"lr": 0.3, "prior": 1.0}, {"lr": 0.1, "prior": 10.0}]
 PREDICTION_TEMPERATURE = 0.3
 RULE = "the lowest mean loss, confirmed by runs three times as long"
-"""The rule of the search. Cells of another rule are run again, but for runs by hand of the same size."""
+"""The rule of the search. Cells of another rule are run again."""
 Found = dict[str, Any]
 
 
@@ -141,15 +141,15 @@ def automatic(method: str, model: nn.Module, loader: DataLoader[Any], seed: int)
     )
 
 
-def classify(name: str, method: str, seed: int, directory: Path, hand: Found | None) -> dict[str, Found]:
-    """Both runs of a residual network; ``hand`` is the tuned one's result, if there is one already."""
+def classify(name: str, method: str, seed: int, directory: Path) -> dict[str, Found]:
+    """Both runs of a residual network."""
     study = SIZES[name]
     (x, y), _, (x_test, y_test) = parts(name, directory, study, seed, tuning=False)
     tuned = json.loads((TUNED / name / "final" / f"{method}-{seed}.json").read_text())["configuration"]
-    recipe, found = RECIPES[method], {} if hand is None else {"hand": hand}
+    recipe, found = RECIPES[method], {}
     loader = DataLoader(TensorDataset(x, y), batch_size=study.batch, shuffle=True)
     epoch = len(epoch_batches(len(x), study.batch, seed, 0))
-    for way in ("hand", "auto") if hand is None else ("auto",):
+    for way in ("hand", "auto"):
         torch.manual_seed(seed)
         model = build_model("resnet8", num_classes=10, in_channels=x.shape[1], width=study.width)
         start, tuner = time.process_time(), None
@@ -247,11 +247,6 @@ def hand_tuned(name: str, method: str, directory: Path, results: Path) -> Found:
     return dict(record["grid"][int(np.argmin(losses))])
 
 
-def size(data: str) -> list[int]:
-    """Training images (0: all) and epochs, or steps."""
-    return [SIZES[data].train, SIZES[data].epochs] if data in SIZES else [STEPS]
-
-
 def run(arguments: argparse.Namespace) -> int:
     """All cells that have no file yet, or one of another rule, in this process."""
     deadline = time.monotonic() + 60 * arguments.budget_minutes if arguments.budget_minutes else math.inf
@@ -260,27 +255,24 @@ def run(arguments: argparse.Namespace) -> int:
     cells = [(d, method, seed) for seed in range(most) for d in names for method in METHODS if seed < SEEDS[d]]
     for data, method, seed in cells:
         path = arguments.results / f"{data}-{method}-{seed}.json"
-        old = read_cell(path) or {}
-        if old.get("rule") == RULE:
+        if (read_cell(path) or {}).get("rule") == RULE:
             continue
         if time.monotonic() > deadline:
             print("the time is up; call again to continue")
             return 1
         if data in SIZES:
-            hand = old.get("hand") if old.get("size", size(data)) == size(data) else None
-            found = classify(data, method, seed, arguments.data_dir, hand)
+            found = classify(data, method, seed, arguments.data_dir)
         else:
             train, test = split(arguments.data_dir, data, seed, tuning=False)
-            best = hand_tuned(data, method, arguments.data_dir, arguments.results)
-            sets = train.x, train.y.unsqueeze(1), test.x, test.y.unsqueeze(1)
-            same = "hand" in old and old.get("size", size(data)) == size(data)
-            found = {"hand": old["hand"]} if same else {}
-            for way, configuration in (("hand", best), ("auto", None)):
-                if way not in found:
-                    found[way] = regress(method, seed, *sets, configuration)
-                    found[way]["rmse"] *= test.scale
+            hand = hand_tuned(data, method, arguments.data_dir, arguments.results)
+            found = {
+                way: regress(method, seed, train.x, train.y.unsqueeze(1), test.x, test.y.unsqueeze(1), configuration)
+                for way, configuration in (("hand", hand), ("auto", None))
+            }
+            for record in found.values():
+                record["rmse"] *= test.scale
         record = {"data": data, "method": method, "seed": seed, "command": command("benchmarks.auto_settings")}
-        record |= {"rule": RULE, "size": size(data)}
+        record["rule"] = RULE
         write_cell(path, record | found | {"environment": environment()})
         print(path.stem, {way: found[way].get("accuracy", found[way].get("rmse")) for way in found}, flush=True)
     return 0

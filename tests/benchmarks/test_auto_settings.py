@@ -15,9 +15,9 @@ def study(monkeypatch, tmp_path):
     """One row of two seeds, whose runs only tell what they were given."""
     given = []
 
-    def classify(name, method, seed, directory, hand):
-        given.append((method, seed, hand))
-        return {"hand": hand or HAND | {"new": True}, "auto": {"accuracy": 0.8 + 0.1 * seed, "lr": 0.2}}
+    def classify(name, method, seed, directory):
+        given.append((method, seed))
+        return {"hand": HAND, "auto": {"accuracy": 0.8 + 0.1 * seed, "lr": 0.2}}
 
     monkeypatch.setattr(auto_settings, "classify", classify)
     monkeypatch.setattr(auto_settings, "METHODS", ("vogn",))
@@ -36,21 +36,14 @@ def cell(folder, seed, **more):
     write_cell(folder / f"digits-vogn-{seed}.json", {"hand": HAND, "auto": {"accuracy": 0.7, "lr": 0.3}} | more)
 
 
-def test_cells_of_another_rule_keep_what_was_tuned_by_hand(study):
+def test_cells_of_another_rule_are_run_again(study):
     run, folder = study
     cell(folder, 0, rule=auto_settings.RULE)
     cell(folder, 1, rule="another")
-    assert run() == [("vogn", 1, HAND)]
+    assert run() == [("vogn", 1)]
     found = json.loads((folder / "digits-vogn-1.json").read_text())
-    assert found["hand"] == HAND and found["auto"]["accuracy"] == 0.9 and found["rule"] == auto_settings.RULE
+    assert found["auto"]["accuracy"] == 0.9 and found["rule"] == auto_settings.RULE
     assert run() == []
-
-
-def test_cells_of_another_size_are_made_anew(study):
-    run, folder = study
-    cell(folder, 0, size=[1, 2])
-    assert run() == [("vogn", 0, None), ("vogn", 1, None)]
-    assert json.loads((folder / "digits-vogn-0.json").read_text())["hand"]["new"]
 
 
 def test_the_table_marks_rows_by_an_earlier_rule(study, capsys):
