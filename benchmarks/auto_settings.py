@@ -12,6 +12,7 @@ split. Both are variational, see the same batches from the same initial weights 
 
     python -m benchmarks.auto_settings run --data-dir DIR --budget-minutes 25
     python -m benchmarks.auto_settings report
+    python -m benchmarks.auto_settings finals        what the searches' longer runs changed
     python -m benchmarks.auto_settings rates         what range tests see, on MNIST and CIFAR-10
     python -m benchmarks.auto_settings curvature     where the curvature starts, on digits
 """
@@ -60,6 +61,8 @@ HELD_OUT = 5
 """A fifth of the training data is held out in searches."""
 GRID = [{"lr": 0.03, "prior": 1.0}, {"lr": 0.1, "prior": 1.0}, {"lr": 0.3, "prior": 1.0}, {"lr": 0.1, "prior": 10.0}]
 PREDICTION_TEMPERATURE = 0.3
+RULE = "the lowest mean loss, confirmed by runs three times as long"
+"""The rule of the search. Cells of another rule are run again."""
 Found = dict[str, Any]
 
 
@@ -115,7 +118,11 @@ def search(
     found = vogn.damping_search(optimizer, model, likelihood, loader, held_out=held_out, steps=steps)
     for group in optimizer.param_groups:
         group.update(lr=found.suggestion, damping=found.damping)
-    return {"lr": found.suggestion, "damping": found.damping}
+    tests = [
+        [damping, None if test is None else {"lr": test.suggestion, "loss": float(np.mean(test.final))}]
+        for damping, test in found.tests
+    ]
+    return {"lr": found.suggestion, "damping": found.damping, "tests": tests, "finals": found.to_dict()["finals"]}
 
 
 def automatic(method: str, model: nn.Module, loader: DataLoader[Any], seed: int) -> vogn.NaturalGradient:
@@ -241,14 +248,14 @@ def hand_tuned(name: str, method: str, directory: Path, results: Path) -> Found:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """All cells that have no file yet, in this process."""
+    """All cells that have no file yet, or one of another rule, in this process."""
     deadline = time.monotonic() + 60 * arguments.budget_minutes if arguments.budget_minutes else math.inf
     names = arguments.data or [*SIZES, *REGRESSIONS]
     most = max(SEEDS.values())
     cells = [(d, method, seed) for seed in range(most) for d in names for method in METHODS if seed < SEEDS[d]]
     for data, method, seed in cells:
         path = arguments.results / f"{data}-{method}-{seed}.json"
-        if path.exists():
+        if (read_cell(path) or {}).get("rule") == RULE:
             continue
         if time.monotonic() > deadline:
             print("the time is up; call again to continue")
@@ -265,6 +272,7 @@ def run(arguments: argparse.Namespace) -> int:
             for record in found.values():
                 record["rmse"] *= test.scale
         record = {"data": data, "method": method, "seed": seed, "command": command("benchmarks.auto_settings")}
+        record["rule"] = RULE
         write_cell(path, record | found | {"environment": environment()})
         print(path.stem, {way: found[way].get("accuracy", found[way].get("rmse")) for way in found}, flush=True)
     return 0
@@ -361,6 +369,8 @@ def report(results: Path) -> None:
             lrs = [f"{r[0]:.2g}" + (f" to {r[-1]:.2g}" if f"{r[0]:.2g}" != f"{r[-1]:.2g}" else "") for r in rates]
             difference = f"{gap.mean():+.2f} ± {error:.2f} " + ("points" if data in SIZES else "%")
             title = f"{data}, {method}" + (f" ({len(cells)} seeds)" if len(cells) < SEEDS[data] else "")
+            other = sum(cell.get("rule") != RULE for cell in cells)
+            title += f" ({other} of {len(cells)} by an earlier rule)" if other else ""
             digits = 2 if data in SIZES else 3
             print(
                 f"| {title} | {hand.mean():.{digits}f} {unit} | {auto.mean():.{digits}f} {unit} | {difference} | "
@@ -368,10 +378,29 @@ def report(results: Path) -> None:
             )
 
 
+def finals(results: Path) -> None:
+    """Print in how many cells of each row the longer runs kept the setting that won short ones, and what else won."""
+    print("| data, method | cells | damping that won short runs | kept | lower rate | first damping | its lower rate |")
+    print("|---|---|---|---|---|---|---|")
+    for data in (*SIZES, *REGRESSIONS):
+        for method in METHODS:
+            records = [read_cell(results / f"{data}-{method}-{seed}.json") for seed in range(SEEDS[data])]
+            ways = [record["auto"] for record in records if record is not None and "finals" in record["auto"]]
+            if not ways:
+                continue
+            counts, winners = [0, 0, 0, 0], {way["finals"][0][0] for way in ways}
+            for way in ways:
+                trials = [(damping, rate) for damping, rate, _ in way["finals"]]
+                # where no other damping won short runs, there are only two finalists
+                counts[trials.index((way["damping"], way["lr"]))] += 1
+            dampings = ", ".join(f"{damping:.0e}" for damping in sorted(winners))
+            print(f"| {data}, {method} | {len(ways)} | {dampings} | {' | '.join(map(str, counts))} |")
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "report", "rates", "curvature"])
+    parser.add_argument("command", choices=["run", "report", "finals", "rates", "curvature"])
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--data", nargs="*", choices=list(SEEDS), help="only these; all by default")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -379,6 +408,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.command in ("rates", "curvature"):
         {"rates": rates, "curvature": curvature}[arguments.command](arguments)
+        return 0
+    if arguments.command == "finals":
+        finals(arguments.results)
         return 0
     status = run(arguments) if arguments.command == "run" else 0
     report(arguments.results)

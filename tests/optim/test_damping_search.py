@@ -14,7 +14,8 @@ import vogn
 from tiny_models import fill, normal
 from vogn.errors import RangeTestError
 from vogn.likelihoods import Categorical
-from vogn.optim.range_test import CAUTION, copies, losses_on
+from vogn.optim.range_choice import STRIDE
+from vogn.optim.range_test import CAUTION, RangeTest, copies, losses_on, run_ends
 
 
 def data(n, seed, signal=1.0):
@@ -91,7 +92,8 @@ def test_a_search_is_range_tests_at_every_damping():
     opt = optimizer(model)
     state, before = copy.deepcopy(model.state_dict()), copy.deepcopy(opt.state_dict())
     held_out = [data(60, 7)]
-    found = vogn.damping_search(opt, model, Categorical(), loader(), steps=30, held_out=held_out)
+    found = vogn.damping_search(opt, model, Categorical(), loader(), steps=30, held_out=held_out, longer=0)
+    assert not found.finals
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert opt.state_dict()["param_groups"] == before["param_groups"] and opt.param_groups[0]["damping"] == 1e-2
     dampings = [damping for damping, _ in found.tests]
@@ -108,6 +110,56 @@ def test_a_search_is_range_tests_at_every_damping():
     assert found.to_dict()["damping"] == found.damping
 
 
+def test_longer_runs_decide_between_the_winner_and_the_damping_to_begin_with():
+    """Each at its rate and half a decade below; the losses are those of runs of that length; nothing has changed."""
+    model = network()
+    opt = optimizer(model, damping=1.0)
+    state = copy.deepcopy(model.state_dict())
+    options = {"held_out": [data(60, 7)]}
+    short = vogn.damping_search(opt, model, Categorical(), loader(), steps=30, longer=0, **options)
+    assert short.damping < 1.0
+    found = vogn.damping_search(opt, model, Categorical(), loader(), steps=30, longer=2.5, **options)
+    assert found.tests == short.tests
+    rates = {damping: dict(found.tests)[damping].suggestion for damping in (short.damping, 1.0)}
+    assert [(damping, rate) for damping, rate, _ in found.finals] == [
+        (damping, pytest.approx(rate / factor)) for damping, rate in rates.items() for factor in (1.0, STRIDE)
+    ]
+    for damping, rate, loss in found.finals:
+        twin, twin_model, likelihood = copies(opt, model, Categorical())
+        twin.param_groups[0]["damping"] = damping
+        assert loss == np.mean(run_ends(twin, twin_model, likelihood, loader(), rate, 75, **options))
+    assert (found.damping, found.suggestion) == min(found.finals, key=lambda final: final[2])[:2]
+    assert [list(final) for final in found.finals] == found.to_dict()["finals"]
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "good, expected",
+    [(same, same) for same in ((0.1, 0.2), (0.1, 0.2 / STRIDE), (1.0, 0.2))] + [(None, (0.1, 0.2))],
+)
+def test_the_lowest_of_the_longer_runs_wins(monkeypatch, good, expected):
+    """Short runs choose a damping of 0.1; the longer ones, at one setting good, may say otherwise, unless all fail."""
+
+    def test(twin, *_, **options):
+        loss = abs(np.log10(twin.param_groups[0]["damping"]) + 1.0)
+        return RangeTest((1e-4, 1.0), (1.0, 0.5), (1.0, 0.5), 0.2, False, final=(loss, loss))
+
+    def ends(twin, model, likelihood, batches, rate, steps, **options):
+        assert steps == 300 and options == {"held_out": held_out}
+        if good is None:
+            return []
+        return [0.1 if (twin.param_groups[0]["damping"], rate) == pytest.approx(good) else 0.2]
+
+    monkeypatch.setattr("vogn.optim.damping_search.learning_rate_range_test", test)
+    monkeypatch.setattr("vogn.optim.damping_search.run_ends", ends)
+    held_out = [data(10, 7)]
+    model = network()
+    found = vogn.damping_search(optimizer(model, damping=1.0), model, Categorical(), loader(), held_out=held_out)
+    assert (found.damping, found.suggestion) == pytest.approx(expected)
+    assert len(found.finals) == 4
+    assert (found.to_dict()["finals"][0][2] is None) == (good is None)
+
+
 def test_a_search_leaves_a_bad_damping():
     """A thousand times the curvature makes steps so short that any smaller damping is better."""
     model = network()
@@ -121,6 +173,7 @@ def test_what_cannot_be_searched_is_refused():
     bad = [
         (optimizer(model, damping=0.0), {}, "damping=0.0 must be positive"),
         (optimizer(model), {"runs": False}, "runs= cannot be chosen"),
+        (optimizer(model), {"longer": 0.5}, "longer=0.5 must be 0 or at least 1"),
         (
             optimizer(model, groups=[{"params": [model[3].bias], "damping": 0.5}]),
             {},

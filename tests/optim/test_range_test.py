@@ -270,6 +270,51 @@ def test_climbing_wants_more_than_two_standard_errors(errors, found):
     assert climb(0.03, ends, 0.03, 0.09)[0] == found
 
 
+def test_climbing_down_wants_a_lower_mean_only():
+    """A gain of a tenth of a standard error: enough for a smaller rate, not for a larger one; nor is an equal mean."""
+    scatter = np.random.default_rng(0).normal(size=25)
+    scatter = (scatter - scatter.mean()) / scatter.std()
+
+    def ends(gains):
+        return lambda rate: list(1.0 - gains.get(round(rate, 3), -9.0) + (rate != 0.03) * scatter)
+
+    assert climb(0.03, ends({0.03: 0.0, 0.003: 0.02}), 1e-4, 1.0, 10.0)[0] == pytest.approx(0.003)
+    assert climb(0.03, ends({0.03: 0.0, 0.3: 0.02}), 1e-4, 1.0, 10.0)[0] == 0.03
+    assert climb(0.03, lambda rate: [1.0, 2.0] if rate == 0.03 else [2.0, 1.0], 1e-4, 1.0, 10.0)[0] == 0.03
+
+
+def test_without_a_margin_the_lowest_mean_of_both_ways_wins():
+    """Upwards there is a small gain, below a larger one behind it: the walk up does not end the search."""
+
+    def search(means, **options):
+        found, runs, final = climb(
+            1.0, lambda rate: [means.get(round(rate, 3), 5.0)], 1e-3, 1e3, 10.0, **({"errors": 0.0} | options)
+        )
+        assert final == [means[round(found, 3)]]
+        return found, [rate for rate, _ in runs]
+
+    found, tried = search({1.0: 1.0, 10.0: 0.9, 0.1: 0.8, 0.01: 0.7})
+    assert found == pytest.approx(0.01) and tried == pytest.approx([0.001, 0.01, 0.1, 1.0, 10.0, 100.0])
+    assert search({1.0: 1.0, 10.0: 0.9, 0.1: 0.95})[0] == 10.0
+    assert search({1.0: 1.0})[0] == 1.0
+    assert search({1.0: 1.0, 10.0: 0.9, 0.1: 0.8}, errors=2.0)[0] == 10.0  # of rates one way is enough
+
+
+def test_a_bound_is_not_tried_twice():
+    """1e-3 times a tenth, three times, is not exactly a thousandth of it."""
+    assert 1e-3 * 0.1 * 0.1 * 0.1 != 1e-3 / 1000.0
+    tried = [rate for rate, _ in climb(1e-3, lambda rate: [rate], 1e-3 / 1000.0, 1.0, 10.0, errors=0.0)[1]]
+    assert tried == pytest.approx([1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
+
+
+@pytest.mark.parametrize("good", [1e-2, 1e2])
+def test_without_a_margin_both_ways_lead_out_of_a_failure(good):
+    found, runs, _ = climb(1.0, lambda rate: [1.0] if rate == pytest.approx(good) else [], 1e-3, 1e3, 10.0, errors=0.0)
+    assert found == pytest.approx(good) and dict(runs)[1.0] == np.inf
+    with pytest.raises(RangeTestError, match="fail at every"):
+        climb(1.0, lambda rate: [], 1e-3, 1e3, 10.0, errors=0.0)
+
+
 def test_climbing_leaves_rates_at_which_runs_fail():
     found, runs, _ = climb(0.3, lambda rate: [] if rate > 0.05 else [1.0], 1e-4, 1.0)
     assert found == pytest.approx(0.03) and runs[-1][1] == np.inf

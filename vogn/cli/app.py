@@ -120,7 +120,8 @@ def tune(
     steps: Annotated[int, option("Steps of the sweep and of each short run.", default=100)] = 100,
     runs: Annotated[bool, typer.Option("--runs/--no-runs", help="Compare neighbouring rates by short runs.")] = True,
     search_damping: Annotated[
-        bool, typer.Option("--search-damping", help="Compare dampings too, each at its best rate: three to four tests.")
+        bool,
+        typer.Option("--search-damping", help="Compare dampings too, each at its best rate; the best in longer runs."),
     ] = False,
     device: options.Device = None,
     threads: options.Threads = None,

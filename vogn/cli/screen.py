@@ -95,7 +95,7 @@ class RangeTestBar(Bar):
     """A progress bar with learning rate and loss; nothing where there is no terminal.
 
     Args:
-        steps: of the sweep, and of every short run: it begins anew when one more begins.
+        steps: of the sweep, and of every short run: it begins anew when one more begins; a longer one stays at the end.
     """
 
     def __init__(self, console: Console, label: str, steps: int) -> None:

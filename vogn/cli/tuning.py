@@ -7,6 +7,7 @@ import itertools
 import math
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def tune(
             search = damping_search(*subjects, **options, indexed=True, watch=bar)
             chosen = dict(search.tests)[search.damping]
             assert chosen is not None
-            found = chosen
+            found = replace(chosen, suggestion=search.suggestion)
         else:
             found = learning_rate_range_test(*subjects, runs=runs, **options, indexed=True, watch=bar)
     record = {"settings": settings.to_dict(), "resolved": session.resolved(), "versions": versions()}
@@ -103,6 +104,8 @@ def _tell(console: Console, found: RangeTest, search: DampingSearch | None, path
         end = "no rate at which the loss falls" if test is None else f"short run at lr {test.suggestion:.2g} ends with "
         loss = "" if test is None else f"loss {sum(test.final) / len(test.final):.4f}"
         say(console, f"damping {damping:.2g}: {end}{loss}")
+    for damping, rate, last in search.finals if search is not None else ():
+        say(console, f"longer run at damping {damping:.2g}, lr {rate:.2g}: ends with loss {last:.4f}")
     end = "diverged" if found.diverged else "ended"
     chosen = f"lr {found.suggestion:.2g}" + (f", damping {search.damping:.2g}" if search is not None else "")
     say(

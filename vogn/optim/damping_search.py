@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from vogn.errors import RangeTestError
 from vogn.optim.base import NaturalGradient
-from vogn.optim.range_choice import Losses, climb
-from vogn.optim.range_test import RangeTest, copies, learning_rate_range_test
+from vogn.optim.range_choice import STRIDE, Losses, climb
+from vogn.optim.range_test import STEPS, RangeTest, copies, learning_rate_range_test, run_ends
 
 FACTOR = 10.0
 """Neighbouring dampings differ by it."""
 FARTHEST = 1000.0
 """The search goes no farther from the optimizer's damping than this factor."""
+LONGER = 3.0
+"""The runs that decide between finalists are so many times as long as those that choose them."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,19 @@ class DampingSearch:
         damping: to train with.
         suggestion: the learning rate that goes with it.
         tests: damping and range test of all that were tried, ascending; ``None`` where no rate could be found.
+        finals: damping, rate and final loss (infinite where it failed) of the longer runs, in the order of trial.
     """
 
     damping: float
     suggestion: float
     tests: tuple[tuple[float, RangeTest | None], ...]
+    finals: tuple[tuple[float, float, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         tests = [[damping, None if test is None else test.to_dict()] for damping, test in self.tests]
-        return {"damping": self.damping, "suggestion": self.suggestion, "tests": tests}
+        finals = [[*setting, loss if math.isfinite(loss) else None] for *setting, loss in self.finals]
+        return {"damping": self.damping, "suggestion": self.suggestion, "tests": tests, "finals": finals}
 
 
 def damping_search(
@@ -45,24 +50,38 @@ def damping_search(
     model: nn.Module,
     likelihood: Callable[[Tensor, Any], Tensor],
     loader: Iterable[Any],
+    *,
+    longer: float = LONGER,
     **options: Any,
 ) -> DampingSearch:
-    """Range tests at the optimizer's damping and at neighbouring ones, as long as their best short run ends better.
+    """Range tests at the optimizer's damping and at neighbouring ones, as long as their best short run ends lower.
 
     A damping that is large beside the curvature makes a step that of gradient descent; one that is small trusts a noisy
     curvature where it is nearly zero. Which is better depends on the network and on the data, and the learning rate on
-    the damping: each is therefore compared at its own best rate. Dampings differ by factors of ten, and no more than a
-    thousand from where they began. Costs a range test (four to six times ``steps``) for each of them, usually three.
+    the damping: each is therefore compared at its own best rate, on the same batches in the same order. Unlike rates,
+    no damping is the safer one, nor is the one to begin with better than its neighbours before anything is known: the
+    lowest mean loss decides, without a margin, and both larger and smaller ones are tried. Dampings differ by factors
+    of ten, and no more than a thousand from where they began.
+
+    What wins short runs need not win long ones: these stand less, of large rates and of small dampings alike. Up to
+    four finalists, the winner and the damping to begin with, each at its rate and half a decade below it, are
+    therefore compared once more by runs that are ``longer`` times as long, and the lowest mean loss decides.
+
+    Costs a range test (four to six times ``steps``) for each damping, three to five of them as a rule, and
+    ``4 * longer * steps`` for the finalists.
 
     Model, optimizer and likelihood are not touched: set ``damping`` and ``lr`` of the groups yourself.
 
     Args:
         optimizer, model, likelihood, loader: see :func:`vogn.learning_rate_range_test`. All groups have one damping.
+        longer: length of the finalists' runs, in ``steps``, >= 1; 0 leaves them out. Together with ``steps`` it should
+            not make them longer than the run that follows.
         **options: further arguments of :func:`vogn.learning_rate_range_test`, ``held_out`` above all; not ``runs``.
 
     Raises:
         RangeTestError: if no damping has a rate at which the loss falls.
-        ValueError: as there, and if the damping is not positive, or not the same in all groups.
+        ValueError: as there, and if ``longer`` is out of range, the damping is not positive, or not the same in all
+            groups.
 
     Example:
         >>> import torch, vogn
@@ -82,17 +101,22 @@ def damping_search(
     start = optimizer.param_groups[0]["damping"]
     if any(group["damping"] != start for group in optimizer.param_groups):
         raise ValueError("the groups have different dampings: a search needs one to begin with")
+    if not (longer == 0.0 or 1.0 <= longer < math.inf):
+        raise ValueError(f"longer={longer} must be 0 or at least 1")
     if not start > 0.0:
         raise ValueError(f"damping={start} must be positive: the search multiplies and divides it by {FACTOR:g}")
     tests: dict[float, RangeTest | None] = {}
     failures: list[RangeTestError] = []
 
-    def ends(damping: float) -> Losses:
-        twin, network, loss_of = copies(optimizer, model, likelihood)
-        for group in twin.param_groups:
+    def at(damping: float) -> tuple[NaturalGradient, nn.Module, Callable[[Tensor, Any], Tensor]]:
+        found: tuple[NaturalGradient, nn.Module, Callable[[Tensor, Any], Tensor]] = copies(optimizer, model, likelihood)
+        for group in found[0].param_groups:
             group["damping"] = damping
+        return found
+
+    def ends(damping: float) -> Losses:
         try:
-            test = tests[damping] = learning_rate_range_test(twin, network, loss_of, loader, **options)
+            test = tests[damping] = learning_rate_range_test(*at(damping), loader, **options)
         except RangeTestError as error:
             tests[damping] = None
             failures.append(error)
@@ -100,9 +124,22 @@ def damping_search(
         return test.final
 
     try:
-        best, _, _ = climb(start, ends, start / FARTHEST, start * FARTHEST, FACTOR)
+        best, _, _ = climb(start, ends, start / FARTHEST, start * FARTHEST, FACTOR, errors=0.0)
     except RangeTestError:
         raise failures[0] from None
     chosen = tests[best]
     assert chosen is not None and math.isfinite(chosen.suggestion)
-    return DampingSearch(best, chosen.suggestion, tuple(sorted(tests.items(), key=lambda pair: pair[0])))
+    setting = best, chosen.suggestion
+    finals: list[tuple[float, float, float]] = []
+    if longer:
+        steps = round(longer * options.get("steps", STEPS))
+        rest = {key: options[key] for key in ("held_out", "indexed", "watch") if key in options}
+        for damping in dict.fromkeys((best, start)):
+            test = tests[damping]
+            rates = () if test is None else (test.suggestion, max(test.suggestion / STRIDE, test.rates[0]))
+            for rate in dict.fromkeys(rates):
+                losses = run_ends(*at(damping), loader, rate, steps, **rest)
+                finals.append((damping, rate, sum(losses) / len(losses) if losses else math.inf))
+        damping, rate, loss = min(finals, key=lambda final: final[2])
+        setting = (damping, rate) if math.isfinite(loss) else setting
+    return DampingSearch(*setting, tuple(sorted(tests.items(), key=lambda pair: pair[0])), tuple(finals))

@@ -17,7 +17,7 @@ POSITION = 1.0 / 3.0
 LEAST_FALL = 1e-4
 """A fall of the loss by a smaller share of it is none: weight noise and rounding do as much where nothing is learnt."""
 ERRORS = 2.0
-"""A neighbour must be better by so many standard errors: there are several, and one of them would be by chance."""
+"""A larger rate must be better by so many standard errors: short runs favour large rates, and some win by chance."""
 STRIDE = math.sqrt(10.0)
 """Neighbouring rates that :func:`climb` compares differ by this factor."""
 Losses = Sequence[float]
@@ -68,23 +68,37 @@ def choose(rates: Sequence[float], losses: Sequence[float]) -> float:
 
 
 def climb(
-    start: float, ends: Callable[[float], Losses], smallest: float, largest: float, stride: float = STRIDE
+    start: float,
+    ends: Callable[[float], Losses],
+    smallest: float,
+    largest: float,
+    stride: float = STRIDE,
+    errors: float = ERRORS,
 ) -> tuple[float, tuple[tuple[float, float], ...], Losses]:
     """From ``start`` to neighbouring rates as long as short runs end better there.
 
-    Upwards first, and downwards where the first step up is no gain, or the run at ``start`` fails. A rate is better if
-    its losses are lower by more than two standard errors of the differences: runs see the same batches and the same
-    noise, step by step, or are compared example by example.
+    Runs are comparable in pairs: they see the same batches and the same noise, step by step, or are compared example by
+    example. A smaller rate is better if its mean loss is lower: short runs flatter large rates, so that a small one
+    that ends lower even there loses nothing in a long run. A larger one must be lower by more than ``errors`` standard
+    errors of the differences. The first walk is upwards; the other way is tried where the first step up is no gain, or
+    the run at ``start`` fails.
+
+    With ``errors=0`` no side is preferred, and a step up may be a gain by chance alone: both ways are walked, whatever
+    the first finds, and the lower of both ends is chosen. That suits settings other than rates.
 
     Args:
         start: in ``[smallest, largest]``.
         ends: losses at the end of a short run at a rate, always as many; empty for a run that failed.
         smallest, largest: bounds of the rates.
         stride: factor between neighbours, > 1.
+        errors: standard errors by which a step up must gain, >= 0.
 
     Returns:
         The best rate; all that were tried with their mean loss (infinite where a run failed), in ascending order; the
         losses at the best.
+
+    Raises:
+        RangeTestError: if all runs failed.
     """
     tried: dict[float, Losses] = {}
 
@@ -93,15 +107,21 @@ def climb(
             tried[rate] = ends(rate)
         return tried[rate]
 
-    best = start
-    for factor in (stride, 1.0 / stride) if at(start) else (1.0 / stride,):
+    def walk(factor: float, errors: float) -> float:
+        here = start
         while True:
-            rate = min(max(best * factor, smallest), largest)
-            if rate == best or (at(best) and not _better(at(rate), at(best))):
-                break
-            best = rate
-        if best != start:
-            break
+            rate = min(max(here * factor, smallest), largest)
+            at_bound = math.isclose(rate, here, rel_tol=1e-9)  # repeated steps end beside a bound, not at it
+            if at_bound or (at(here) and not _better(at(rate), at(here), errors)):
+                return here
+            here = rate
+
+    both = errors == 0.0
+    best = walk(stride, errors) if both or at(start) else start
+    if both or best == start:
+        below = walk(1.0 / stride, 0.0)
+        if best == start or not at(best) or _better(at(below), at(best), 0.0):
+            best = below
     if not at(best):
         raise RangeTestError(
             f"short runs fail at every learning rate that was tried ({', '.join(f'{rate:.2g}' for rate in tried)}), "
@@ -111,8 +131,9 @@ def climb(
     return best, tuple(means), at(best)
 
 
-def _better(losses: Losses, others: Losses) -> bool:
+def _better(losses: Losses, others: Losses, errors: float) -> bool:
+    """Whether losses are lower than others by more than so many standard errors of the paired differences."""
     if not losses:
         return False
     gains = np.asarray(others) - np.asarray(losses)
-    return bool(gains.mean() > ERRORS * gains.std() / math.sqrt(len(gains)))
+    return bool(gains.mean() > errors * gains.std() / math.sqrt(len(gains)))

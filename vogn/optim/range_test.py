@@ -27,6 +27,8 @@ from vogn.optim.range_choice import STRIDE, choose, climb, smoothed
 Watch = Callable[[int, float, float], None]
 Batch = tuple[Any, Any, Tensor | None]
 
+STEPS = 100
+"""Steps of the sweep and of every short run, unless asked otherwise."""
 FEWEST_STEPS = 20
 """A test needs at least so many steps."""
 STOP_FACTOR = 4.0
@@ -76,7 +78,7 @@ def learning_rate_range_test(
     *,
     smallest: float | None = None,
     largest: float | None = None,
-    steps: int = 100,
+    steps: int = STEPS,
     runs: bool = True,
     held_out: Iterable[Any] | None = None,
     indexed: bool = False,
@@ -93,8 +95,8 @@ def learning_rate_range_test(
 
     Because a rate that rises at every step says little about a long run, the choice is then compared with its
     neighbours (half a decade apart) by short runs of ``steps`` steps, with warm-up and cosine decay: as long as their
-    losses in the last quarter are lower, beyond the scatter of the differences, the neighbour is chosen. From one that
-    is larger than the sweep's choice it is half a step back again: a short run stands more than a long one. With
+    losses in the last quarter are lower, the neighbour is chosen; a larger one only where they are lower beyond the
+    scatter of the differences, and then it is half a step back again: a short run stands more than a long one. With
     ``held_out`` examples the losses that are compared are theirs, at the mean of the weights after the run: training
     losses prefer rates that fit fast, and do not see that they fit too much.
 
@@ -149,23 +151,14 @@ def learning_rate_range_test(
     device = next(model.parameters()).device
     rates = np.geomspace(smallest, largest, steps).tolist()
 
-    def attempt(schedule: Sequence[float], held_out: Iterable[Any] | None) -> tuple[list[float], bool, list[float]]:
-        """Losses of a copy, from the same state as all others, and those on held-out examples after it."""
-        twin, network, loss_of = copies(optimizer, model, likelihood)
-        with _undisturbed(loader, device), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # large rates are meant to go wrong
-            batches = _forever(loader, device, indexed)
-            losses, failed = _train(twin, network, loss_of, batches, schedule, watch)
-            return losses, failed, [] if failed or held_out is None else losses_on(network, loss_of, held_out, device)
-
     def ends(rate: float) -> list[float]:
-        schedule = [rate * _schedule(step, steps) for step in range(steps)]
-        found, failed, outside = attempt(schedule, held_out)
-        if failed or not all(map(math.isfinite, outside)):
-            return []
-        return outside or found[-round(END * steps) :]
+        return run_ends(
+            optimizer, model, likelihood, loader, rate, steps, held_out=held_out, indexed=indexed, watch=watch
+        )
 
-    losses, diverged, _ = attempt(rates, None)
+    twin, network, loss_of = copies(optimizer, model, likelihood)
+    with _apart(loader, device):
+        losses, diverged = _train(twin, network, loss_of, _forever(loader, device, indexed), rates, watch)
     if not losses:
         raise RangeTestError("the loss is not finite at the smallest learning rate: check data and model")
     rates = rates[: len(losses)]
@@ -176,6 +169,52 @@ def learning_rate_range_test(
         best = best / CAUTION if best > choice else best
         found = replace(found, suggestion=best, runs=tried, final=tuple(final))
     return found
+
+
+def run_ends(
+    optimizer: NaturalGradient,
+    model: nn.Module,
+    likelihood: Callable[[Tensor, Any], Tensor],
+    loader: Iterable[Any],
+    rate: float,
+    steps: int,
+    *,
+    held_out: Iterable[Any] | None = None,
+    indexed: bool = False,
+    watch: Watch | None = None,
+) -> list[float]:
+    """Losses at the end of a copy's run with warm-up to ``rate`` and cosine decay, from the present state.
+
+    All runs begin with the same random states and the same batches, so that their losses are comparable in pairs.
+
+    Args:
+        optimizer, model, likelihood, loader, held_out, indexed, watch: see :func:`learning_rate_range_test`.
+        rate: the largest of the run.
+        steps: its length.
+
+    Returns:
+        Losses of the held-out examples after the run; without such, those of the last quarter of the steps. Empty where
+        the run fails.
+    """
+    device = next(model.parameters()).device
+    twin, network, loss_of = copies(optimizer, model, likelihood)
+    schedule = [rate * _schedule(step, steps) for step in range(steps)]
+    with _apart(loader, device):
+        losses, failed = _train(twin, network, loss_of, _forever(loader, device, indexed), schedule, watch)
+        if failed:
+            return []
+        if held_out is None:
+            return losses[-round(END * steps) :]
+        outside = losses_on(network, loss_of, held_out, device)
+        return outside if all(map(math.isfinite, outside)) else []
+
+
+@contextmanager
+def _apart(loader: Iterable[Any], device: torch.device) -> Iterator[None]:
+    """For steps of copies: random states come back, and warnings are not shown: large rates are meant to go wrong."""
+    with _undisturbed(loader, device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def losses_on(
