@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from vogn.types import Shape
+
+Cat = Callable[[list[Tensor], int], Tensor]
 
 
 class Layout(ABC):
@@ -29,12 +31,17 @@ class Layout(ABC):
         """``(*lead, d_out, d_in)``."""
 
     @abstractmethod
-    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """``{name: (*batch, *shape)}`` to ``(*batch, *block_shape)``."""
+    def pack(self, tensors: Mapping[str, Tensor], *, cat: Cat = torch.cat) -> Tensor:
+        """``{name: (*batch, *shape)}`` to ``(*batch, *block_shape)``; ``cat`` is what concatenates."""
 
     @abstractmethod
     def unpack(self, block: Tensor) -> dict[str, Tensor]:
         """``(*batch, *block_shape)`` to ``{name: (*batch, *shape)}``."""
+
+    def columns(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None] | None:
+        """What the block vector's memory is made of: one tensor; or a weight ``(d_out, d_in)`` and a bias, its last
+        column. ``None`` if it is neither."""
+        return None
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
@@ -79,7 +86,7 @@ class MatrixLayout(Layout):
         """``(*lead, d_out, d_in + has_bias)``."""
         return (*self.matrix[:-1], self.matrix[-1] + int(self.has_bias))
 
-    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def pack(self, tensors: Mapping[str, Tensor], *, cat: Cat = torch.cat) -> Tensor:
         """See :meth:`Layout.pack`."""
         parts = []
         if self.has_weight:
@@ -94,7 +101,7 @@ class MatrixLayout(Layout):
             bias = tensors[self.names[-1]]
             batch = bias.shape[: bias.ndim - len(self.shapes[-1])]
             parts.append(bias.reshape(*batch, *self.matrix[:-1], 1))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return parts[0] if len(parts) == 1 else cat(parts, -1)
 
     def unpack(self, block: Tensor) -> dict[str, Tensor]:
         """See :meth:`Layout.unpack`."""
@@ -113,6 +120,12 @@ class MatrixLayout(Layout):
         if self.has_bias:
             out[self.names[-1]] = block[..., -1].reshape((*batch, *self.shapes[-1]))
         return out
+
+    def columns(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None] | None:
+        """See :meth:`Layout.columns`."""
+        if self.permute or len(self.matrix) != 2:
+            return None
+        return tensors[self.names[0]], tensors[self.names[1]] if len(self.names) == 2 else None
 
     def to_dict(self) -> dict[str, Any]:
         """See :meth:`Layout.to_dict`."""
@@ -142,7 +155,7 @@ class StackLayout(Layout):
         """``(numel, number of parameters, 1)``."""
         return (math.prod(self.shapes[0]), len(self.names), 1)
 
-    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def pack(self, tensors: Mapping[str, Tensor], *, cat: Cat = torch.cat) -> Tensor:
         """See :meth:`Layout.pack`."""
         parts = []
         for name, shape in zip(self.names, self.shapes, strict=True):
@@ -157,6 +170,10 @@ class StackLayout(Layout):
             name: block[..., j, 0].reshape((*batch, *shape))
             for j, (name, shape) in enumerate(zip(self.names, self.shapes, strict=True))
         }
+
+    def columns(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None] | None:
+        """See :meth:`Layout.columns`."""
+        return (tensors[self.names[0]], None) if len(self.names) == 1 else None
 
     def to_dict(self) -> dict[str, Any]:
         """See :meth:`Layout.to_dict`."""
@@ -184,13 +201,13 @@ class JoinedLayout(Layout):
         """``(D, 1)``."""
         return (sum(member.numel for member in self.members), 1)
 
-    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def pack(self, tensors: Mapping[str, Tensor], *, cat: Cat = torch.cat) -> Tensor:
         """See :meth:`Layout.pack`."""
         parts = []
         for member in self.members:
-            block = member.pack(tensors)
+            block = member.pack(tensors, cat=cat)
             parts.append(block.reshape(*block.shape[: block.ndim - len(member.block_shape)], -1))
-        return torch.cat(parts, -1).unsqueeze(-1)
+        return cat(parts, -1).unsqueeze(-1)
 
     def unpack(self, block: Tensor) -> dict[str, Tensor]:
         """See :meth:`Layout.unpack`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vogn.capture.bundles import Bundle
 from vogn.errors import NonFiniteStatisticsError, in_block
+from vogn.kernels import rooms
 from vogn.linalg.each import alike, subtract_each, total_each
 from vogn.linalg.noise import fill_normal
 from vogn.optim.steps import BlockView, Step, StepContext
@@ -34,7 +35,7 @@ def weight_noise(
     """
     index = sample // 2 if antithetic else sample
     sizes = [math.prod(shape) for shape in shapes.values()]
-    room = torch.empty(sum(sizes), dtype=dtype, device=device)
+    room = rooms.empty((sum(sizes),), dtype=dtype, device=device)
     for part, name in zip(room.split(sizes), shapes, strict=True):
         fill_normal(part, seed=seed, stream="weights", step=step, sample=index, name=name, rank=rank)
     if antithetic and sample % 2:
@@ -48,9 +49,7 @@ def displacement(structure: Structure, state: State, noise: Tensor, *, ess: floa
         return structure.displace(state, noise, shift, ess)
 
 
-def check_finite(
-    tensors: Iterable[tuple[str, str, Tensor]], causes: Iterable[tuple[str, str, Tensor]] = ()
-) -> None:
+def check_finite(tensors: Iterable[tuple[str, str, Tensor]], causes: Iterable[tuple[str, str, Tensor]] = ()) -> None:
     """Refuse NaN and infinity before anything is written; waits for the device once.
 
     Args:

@@ -66,12 +66,13 @@ class OnePass:
 
     Args:
         form: of the chain.
-        kernel: Triton's ``diagonal_step``.
+        kernel: ``diagonal_step``, Triton's or the one in C.
         structure: of the block.
         old_memory: the block's memory before the step.
         group: the block's param group.
         mean, gradient: block vectors.
         rate: the learning rate.
+        in_place: whether the result may be written over what it is computed from, once all blocks have been checked.
         memory: after the call, what has changed in the block's memory.
         result: after the call, what the kernel has computed.
     """
@@ -84,6 +85,7 @@ class OnePass:
     mean: Tensor
     gradient: Tensor
     rate: float
+    in_place: bool = False
     memory: dict[str, Tensor] = field(default_factory=dict)
     result: DiagonalStep | None = None
 
@@ -97,9 +99,14 @@ class OnePass:
         """After the call: whether it has looked and found none."""
         return self.result is not None and bool(self.result.finite)
 
+    def write(self) -> None:
+        """Write what :meth:`__call__` has only looked at."""
+        if self.result is not None and self.result.write is not None:
+            self.result.write()
+
     @property
     def moved(self) -> Tensor:
-        """The new mean."""
+        """The new mean; before :meth:`write` the memory where it will be."""
         assert self.result is not None
         return self.result.mean
 
@@ -117,6 +124,7 @@ class OnePass:
             average = memory["momentum"]
             self.memory["momentum_weight"] = memory["momentum_weight"]
         total = float(self.old_memory["curvature_weight"]) * decay + weight if form.debias else 1.0
+        later = {"later": True} if self.in_place and self.looks and "momentum_weight" in self.memory else {}
         rescaled = float(group["initial_curvature"]) + group["weight_decay"] if form.rescale else 1.0
         self.result = self.kernel(
             self.mean,
@@ -138,6 +146,7 @@ class OnePass:
             clip_radius=float("inf"),
             seed=0,
             offset=0,
+            **later,
         )
         if "momentum_weight" in self.memory:
             self.memory["momentum"] = self.result.momentum
@@ -152,6 +161,8 @@ def fitting_pass(
     observation: Observation,
     vectors: tuple[Tensor, Tensor],
     rate: float,
+    *,
+    in_place: bool = False,
 ) -> OnePass | None:
     """The pass that computes a step; ``None`` where structure and chain are to do it.
 
@@ -166,6 +177,7 @@ def fitting_pass(
         observation: the evidence.
         vectors: mean and gradient.
         rate: the learning rate.
+        in_place: see :class:`OnePass`.
     """
     if form is None or type(structure) is not Diagonal or len(observation) != 1:
         return None
@@ -182,4 +194,4 @@ def fitting_pass(
     shaped = all(x.shape == mean.shape for x in operands)
     if weight_decay + damping <= 0.0 or rate > torch.finfo(mean.dtype).max or not known or not shaped:
         return None
-    return OnePass(form, kernel, structure, memory, group, mean, gradient, rate)
+    return OnePass(form, kernel, structure, memory, group, mean, gradient, rate, in_place)

@@ -37,12 +37,14 @@ class StagedUpdate:
         states: new curvature and memory of the blocks that move, as far as this process holds them.
         means: their new means, as block vectors.
         moved: the means as the chain's steps have seen them: of several blocks together.
+        passes: what is written over what it was computed from, first of all.
         context: what the chain's steps shared.
     """
 
     states: Mapping[Block, dict[str, State]]
     means: Mapping[Block, Tensor]
     moved: Sequence[Tensor]
+    passes: Sequence[OnePass]
     context: StepContext
 
 
@@ -237,7 +239,7 @@ def _stage(
         parts = zip(bundle.split_state(view.state), bundle.split_state(view.memory), bundle.split(mean), strict=True)
         for block, (curvature, memory, own) in zip(bundle.blocks, parts, strict=True):
             new_states[block], new_means[block] = {"curvature": curvature, "memory": memory}, own
-    return StagedUpdate(new_states, new_means, moved, context)
+    return StagedUpdate(new_states, new_means, moved, [found for found in passes if found is not None], context)
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,19 @@ def _plan(
     rate = float(group["lr"]) / anneal(group)
     gradient, observation = evidence
     return _Plan(
-        old, mean, rate, fitting_pass(form, bundle.structure, old, group, observation, (mean, gradient), rate)
+        old,
+        mean,
+        rate,
+        fitting_pass(
+            form,
+            bundle.structure,
+            old,
+            group,
+            observation,
+            (mean, gradient),
+            rate,
+            in_place=not table.divided,
+        ),
     )
 
 
@@ -309,6 +323,8 @@ def _evidence(
 
 def _commit(optimizer: NaturalGradient, table: BlockTable, taking_part: TakingPart, staged: StagedUpdate) -> None:
     """Write a checked update and count the step."""
+    for one_pass in staged.passes:
+        one_pass.write()
     olds = {block: table.state(block)["curvature"] for block in staged.states}
     for block, new in staged.states.items():
         table.state(block).update(new)

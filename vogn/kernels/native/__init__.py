@@ -64,13 +64,16 @@ def _functions() -> Any:
     arguments = {
         "vogn_fill_normal": (array, count, ctypes.c_uint64, ctypes.c_uint64),
         "vogn_diagonal_step": (*8 * (array,), count, ctypes.POINTER(StepNumbers), ctypes.c_int),
+        "vogn_diagonal_look": (*5 * (array,), count, ctypes.POINTER(StepNumbers), ctypes.c_int),
+        "vogn_diagonal_write": (*5 * (array,), count, ctypes.POINTER(StepNumbers), ctypes.c_int),
         "vogn_displace": (*3 * (array,), count, number, number),
+        "vogn_draw": (*5 * (array,), *3 * (count,), ctypes.c_uint64, number, number),
         "vogn_price": (*4 * (array,), count, number, number),
     }
     for name, types in arguments.items():
         function = getattr(found, name)
         function.argtypes = types
-        function.restype = ctypes.c_int if name == "vogn_diagonal_step" else None
+        function.restype = ctypes.c_int if name.startswith("vogn_diagonal") else None
     return found
 
 
@@ -108,15 +111,64 @@ def fill_normal(out: Tensor, *, seed: int) -> None:
     in_parts(out.numel(), part)
 
 
+def draw(
+    weights: tuple[Tensor, Tensor | None],
+    curvature: Tensor,
+    displacement: Tensor,
+    kept: Tensor,
+    *,
+    seed: int,
+    shift: float,
+    scale: float,
+) -> None:
+    """Move the weights of a block to a sample, with one pass over its numbers.
+
+    ``displacement = noise / sqrt(curvature + shift) * scale`` with the noise of :func:`fill_normal`, ``kept`` is what
+    the weights were, and the displacement is added to them. All are float32 and contiguous.
+
+    Args:
+        weights: of as many numbers as the curvature; or weight ``(rows, columns)`` and bias ``(rows,)``, which are the
+            columns of the block.
+        curvature: ``(rows, columns + 1)`` with a bias, else of any shape.
+        displacement, kept: written; of the curvature's shape.
+        seed: of the stream, in ``[0, 2^64)``.
+        shift: of the curvature.
+        scale: factor; negative for the mirror image.
+    """
+    weight, bias = weights
+    width = curvature.numel() if bias is None else curvature.shape[-1]
+    pointers = [x.data_ptr() for x in (curvature, displacement, kept, weight)] + [
+        0 if bias is None else bias.data_ptr()
+    ]
+    function = _functions().vogn_draw
+
+    def part(first: int, last: int) -> None:
+        function(*pointers, width, first, last, seed, shift, scale)
+
+    in_parts(curvature.numel(), part)
+    torch.autograd.graph.increment_version(weight if bias is None else (weight, bias))
+
+
 def displace(noise: Tensor, curvature: Tensor, *, shift: float, ess: float) -> Tensor:
     """``noise / sqrt(ess (curvature + shift))``, written over the noise; both float32 and contiguous, of one shape."""
     _elementwise(_functions().vogn_displace, (noise, curvature, noise), shift, ess**-0.5)
     return noise
 
 
-def price(displacement: Tensor, curvature: Tensor, response: Tensor, *, shift: float, ess: float) -> Tensor:
-    """``displacement ess (curvature + shift) response``; all float32 and contiguous, of one shape."""
-    out = torch.empty_like(response)
+def price(
+    displacement: Tensor,
+    curvature: Tensor,
+    response: Tensor,
+    *,
+    shift: float,
+    ess: float,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``displacement ess (curvature + shift) response``; all float32 and contiguous, of one shape.
+
+    ``out`` may be one of them.
+    """
+    out = torch.empty_like(response) if out is None else out
     _elementwise(_functions().vogn_price, (displacement, curvature, response, out), shift, ess)
     return out
 
@@ -127,17 +179,24 @@ def diagonal_step(
     momentum: Tensor,
     gradient: Tensor,
     evidence: Tensor,
+    *,
+    later: bool = False,
     **options: Unpack[StepOptions],
 ) -> DiagonalStep:
     """See :func:`vogn.kernels.diagonal_step`; it draws no sample.
+
+    Args:
+        mean, curvature, momentum, gradient, evidence: operands.
+        later: only look whether the result is finite. If it is, mean, curvature and momentum are the operands, which
+            hold the result once its ``write`` has been called: no new memory. Those three must not overlap.
+        **options: its numbers.
 
     Raises:
         ValueError: if a sample is wanted.
     """
     if options["ess"] is not None:
         raise ValueError("the CPU's kernel draws no sample")
-    operands = mean, curvature, momentum, gradient, evidence
-    new = [torch.empty_like(x) for x in operands[:3]]
+    operands, functions = (mean, curvature, momentum, gradient, evidence), _functions()
     prior = options["weight_decay"]
     numbers = StepNumbers(
         lr=options["lr"],
@@ -152,8 +211,16 @@ def diagonal_step(
         least=(4.0 * torch.finfo(torch.float32).eps - 1.0) * prior,
     )
     kind = int(options["retract"]) + 2 * int(options["prior_in_momentum"]) + 4 * int(options["root"])
-    step = _functions().vogn_diagonal_step
-    finite = _elementwise(step, (*operands, *new), ctypes.byref(numbers), kind)
+    given = ctypes.byref(numbers), kind
+    if later and all(_elementwise(functions.vogn_diagonal_look, operands, *given)):
+
+        def write() -> None:
+            _elementwise(functions.vogn_diagonal_write, operands, *given)
+            torch.autograd.graph.increment_version(operands[:3])
+
+        return DiagonalStep(curvature, momentum, mean, None, finite=True, write=write)
+    new = [torch.empty_like(x) for x in operands[:3]]
+    finite = _elementwise(functions.vogn_diagonal_step, (*operands, *new), *given)
     return DiagonalStep(new[1], new[2], new[0], None, finite=all(finite))
 
 
