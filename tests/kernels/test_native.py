@@ -1,5 +1,6 @@
 """Kernels in C: the bits of their oracle, the arithmetic of the reference, and life without a compiler."""
 
+import copy
 import ctypes
 import platform
 import subprocess
@@ -17,6 +18,7 @@ from vogn.kernels.native.build import library
 from vogn.kernels.native.oracle import normal_numbers
 from vogn.likelihoods import Categorical
 from vogn.linalg.noise import generator, normal
+from vogn.optim import update
 from vogn.structures import Diagonal
 
 needs_compiler = pytest.mark.skipif(isinstance(library(), str), reason=f"no library: {library()}")
@@ -165,6 +167,38 @@ class TestDiagonal:
         assert not all(x.isfinite().all() for x in found[:3])
         assert all(torch.equal(a, b) or torch.isnan(b).any() for a, b in zip(tensors, kept, strict=True))
 
+    @pytest.mark.parametrize("kind", range(8))
+    @pytest.mark.parametrize("shape", [(5, 7), (1, 1), (40, 300)])
+    def test_a_step_in_columns_is_that_of_the_packed_block(self, kind, shape, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        monkeypatch.setattr(native, "PART", 300)
+        names = ("retract", "prior_in_momentum", "root")
+        given = {name: bool(kind & 1 << place) for place, name in enumerate(names)}
+        rows, columns = shape
+        packed = [x.view(rows, columns + 1) for x in operands(rows * (columns + 1))]
+        expected = native.diagonal_step(*packed[:4], packed[4] * 0.37, **NUMBERS, **given)
+        apart = [(packed[k][:, :columns].clone(), packed[k][:, columns].clone()) for k in (0, 3)]
+        write = native.diagonal_step_in_columns(
+            apart[0], packed[1], packed[2], apart[1], packed[4], factor=0.37, **NUMBERS, **given
+        )
+        assert all(torch.equal(x, y.view_as(x)) for x, y in zip(packed, operands(packed[0].numel()), strict=True))
+        write()
+        assert torch.equal(torch.cat([apart[0][0], apart[0][1].unsqueeze(-1)], -1), expected.mean)
+        assert torch.equal(packed[1], expected.curvature) and torch.equal(packed[2], expected.momentum)
+        assert torch.equal(apart[1][0], packed[3][:, :columns]) and torch.equal(apart[1][1], packed[3][:, columns])
+        assert apart[0][0]._version and apart[0][1]._version and packed[1]._version and packed[2]._version
+
+    @pytest.mark.parametrize("place", range(5))
+    @pytest.mark.parametrize("column", [0, 7])
+    def test_what_is_not_finite_in_columns_is_seen(self, place, column):
+        packed = [x.view(5, 8) for x in operands(40)]
+        packed[place][4, column] = torch.inf
+        apart = [(packed[k][:, :7].clone(), packed[k][:, 7].clone()) for k in (0, 3)]
+        kind = {"retract": False, "prior_in_momentum": False, "root": False}
+        assert native.diagonal_step_in_columns(
+            apart[0], packed[1], packed[2], apart[1], packed[4], **NUMBERS, **kind
+        ) is None  # fmt: skip
+
     @pytest.mark.parametrize("shape", [(5, 7), (3, 600), (300, 2), (1, 1), (2, 1027)])
     @pytest.mark.parametrize("bias", [False, True])
     @pytest.mark.parametrize("threads", [1, 2])
@@ -264,6 +298,75 @@ def test_a_refused_step_changes_nothing_and_names_the_block(method):
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     after = optimizer.posterior().variance()
     assert all(torch.equal(state[name], after[name]) for name in state)
+
+
+def trained_wide(method, **options):
+    """Blocks that are long enough to stay alone."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(200, 100), torch.nn.Tanh(), torch.nn.Linear(100, 3))
+    x = torch.randn(24, 200)
+    optimizer = vogn.METHODS[method].build(model, ess=100.0, weight_decay=0.01, seed=3, **options)
+    for _ in range(3):
+        optimizer.zero_grad()
+        with optimizer.sampled_params():
+            Categorical()(model(x), x[:, :3].argmax(1)).backward()
+        optimizer.step()
+    return model, optimizer, x
+
+
+@needs_compiler
+@pytest.mark.parametrize("method", ["ivon", "vogn", "vadam"])
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.0}, {"loss_reduction": "sum"}, {"variational": False}])
+def test_steps_in_columns_and_in_place_are_those_elsewhere(method, options, monkeypatch):
+    calls = []
+    step = native.diagonal_step_in_columns
+    monkeypatch.setattr(native, "diagonal_step_in_columns", lambda *a, **named: calls.append(1) or step(*a, **named))
+    model, optimizer, _ = trained_wide(method, **options)
+    assert bool(calls) == (method == "vogn" and "momentum" not in options and "loss_reduction" not in options)
+    monkeypatch.setattr(update, "_columns", lambda block, tensors: None)
+    monkeypatch.setitem(vogn.kernels.TABLE["diagonal_step"], "native", elsewhere)
+    other, second, _ = trained_wide(method, **options)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    states = [list(found.state.values()) for found in (optimizer, second)]
+    for mine, theirs in zip(*states, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def elsewhere(*tensors, later=False, **options):
+    return native.diagonal_step(*tensors, **options)
+
+
+@needs_compiler
+@pytest.mark.parametrize("where", ["weight", "bias"])
+def test_a_refused_step_in_columns_changes_nothing_and_names_the_block(where):
+    model, optimizer, x = trained_wide("vogn")
+    before = [p.detach().clone() for p in model.parameters()]
+    state = copy.deepcopy(optimizer.state_dict()["state"])
+    optimizer.zero_grad()
+    with optimizer.sampled_params():
+        Categorical()(model(x), torch.zeros(24, dtype=torch.long)).backward()
+    getattr(model[0], where).grad.flatten()[-1] = torch.nan
+    with pytest.raises(NonFiniteStatisticsError, match=r"block '0.*gradient"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    torch.testing.assert_close(optimizer.state_dict()["state"], state, rtol=0, atol=0)
+
+
+@needs_compiler
+def test_what_is_written_into_weights_between_context_and_step_counts():
+    found = []
+    for through in (lambda p: p.data, lambda p: p.detach()):
+        model, optimizer, x = trained_wide("vogn")
+        optimizer.zero_grad()
+        with optimizer.sampled_params():
+            Categorical()(model(x), torch.zeros(24, dtype=torch.long)).backward()
+        for parameter in model.parameters():
+            through(parameter).mul_(0.5)
+        halves = model[0].weight.detach().clone()
+        optimizer.step()
+        assert (model[0].weight - halves).abs().max() < 0.5 * halves.abs().max()
+        found.append(model[0].weight.detach().clone())
+    assert torch.equal(*found)
 
 
 @needs_compiler

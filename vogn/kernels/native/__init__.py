@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -52,20 +53,34 @@ class StepNumbers(ctypes.Structure):
 
     NAMES = (
         "lr", "decay", "forgotten", "weight", "momentum_rate", "weight_decay", "shift", "correction", "radius", "least",
+        "factor",
     )  # fmt: skip
     _fields_ = [(name, ctypes.c_float) for name in NAMES]
+
+
+class BlockPointers(ctypes.Structure):
+    """Those of a block in columns, in the order of ``diagonal.c``."""
+
+    NAMES = ("weight", "bias", "curvature", "momentum", "weight_gradient", "bias_gradient", "evidence")
+    _fields_ = (*((name, ctypes.c_void_p) for name in NAMES), ("columns", ctypes.c_int64))
+
+
+Columns = tuple[Tensor, Tensor]
+"""A weight ``(rows, columns)`` and a bias ``(rows,)``, which make a block vector ``(rows, columns + 1)``."""
 
 
 @cache
 def _functions() -> Any:
     found = library()
     assert not isinstance(found, str)
-    array, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    array, count, number, pointer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.POINTER
     arguments = {
         "vogn_fill_normal": (array, count, ctypes.c_uint64, ctypes.c_uint64),
-        "vogn_diagonal_step": (*8 * (array,), count, ctypes.POINTER(StepNumbers), ctypes.c_int),
-        "vogn_diagonal_look": (*5 * (array,), count, ctypes.POINTER(StepNumbers), ctypes.c_int),
-        "vogn_diagonal_write": (*5 * (array,), count, ctypes.POINTER(StepNumbers), ctypes.c_int),
+        "vogn_diagonal_step": (*8 * (array,), count, pointer(StepNumbers), ctypes.c_int),
+        "vogn_diagonal_look": (*5 * (array,), count, pointer(StepNumbers), ctypes.c_int),
+        "vogn_diagonal_write": (*5 * (array,), count, pointer(StepNumbers), ctypes.c_int),
+        "vogn_diagonal_look_columns": (pointer(BlockPointers), count, count, pointer(StepNumbers), ctypes.c_int),
+        "vogn_diagonal_write_columns": (pointer(BlockPointers), count, count, pointer(StepNumbers), ctypes.c_int),
         "vogn_displace": (*3 * (array,), count, number, number),
         "vogn_draw": (*5 * (array,), *3 * (count,), ctypes.c_uint64, number, number),
         "vogn_price": (*4 * (array,), count, number, number),
@@ -181,6 +196,7 @@ def diagonal_step(
     evidence: Tensor,
     *,
     later: bool = False,
+    factor: float = 1.0,
     **options: Unpack[StepOptions],
 ) -> DiagonalStep:
     """See :func:`vogn.kernels.diagonal_step`; it draws no sample.
@@ -189,14 +205,69 @@ def diagonal_step(
         mean, curvature, momentum, gradient, evidence: operands.
         later: only look whether the result is finite. If it is, mean, curvature and momentum are the operands, which
             hold the result once its ``write`` has been called: no new memory. Those three must not overlap.
+        factor: of the evidence.
         **options: its numbers.
 
     Raises:
         ValueError: if a sample is wanted.
     """
+    operands, functions = (mean, curvature, momentum, gradient, evidence), _functions()
+    given = _step_numbers(factor, options)
+    if later and all(_elementwise(functions.vogn_diagonal_look, operands, *given)):
+
+        def write() -> None:
+            _elementwise(functions.vogn_diagonal_write, operands, *given)
+            torch.autograd.graph.increment_version(operands[:3])
+
+        return DiagonalStep(curvature, momentum, mean, None, finite=True, write=write)
+    new = [torch.empty_like(x) for x in operands[:3]]
+    finite = _elementwise(functions.vogn_diagonal_step, (*operands, *new), *given)
+    return DiagonalStep(new[1], new[2], new[0], None, finite=all(finite))
+
+
+def diagonal_step_in_columns(
+    mean: Columns,
+    curvature: Tensor,
+    momentum: Tensor,
+    gradient: Columns,
+    evidence: Tensor,
+    *,
+    factor: float = 1.0,
+    **options: Unpack[StepOptions],
+) -> Callable[[], None] | None:
+    """:func:`diagonal_step` with ``later`` for a mean and a gradient that are not packed.
+
+    Returns:
+        What writes the result over mean, curvature and momentum; ``None`` if it is not finite.
+
+    Raises:
+        ValueError: if a sample is wanted.
+    """
+    parts = (*mean, curvature, momentum, *gradient, evidence)
+    rows, columns = mean[0].shape
+    pointers = BlockPointers(*(x.data_ptr() for x in parts), columns)
+    numbers, functions = _step_numbers(factor, options), _functions()
+
+    def over_rows(function: Any) -> list[bool]:
+        found: list[bool] = []
+
+        def part(first: int, last: int) -> None:
+            found.append(function(ctypes.byref(pointers), first, last, *numbers))
+
+        in_parts(rows, part, least=-(-PART // (columns + 1)), step=1)
+        return found
+
+    def write() -> None:
+        over_rows(functions.vogn_diagonal_write_columns)
+        torch.autograd.graph.increment_version((*mean, curvature, momentum))
+
+    return write if all(over_rows(functions.vogn_diagonal_look_columns)) else None
+
+
+def _step_numbers(factor: float, options: StepOptions) -> tuple[Any, int]:
+    """The last arguments of the functions in C."""
     if options["ess"] is not None:
         raise ValueError("the CPU's kernel draws no sample")
-    operands, functions = (mean, curvature, momentum, gradient, evidence), _functions()
     prior = options["weight_decay"]
     numbers = StepNumbers(
         lr=options["lr"],
@@ -209,19 +280,10 @@ def diagonal_step(
         correction=options["correction"],
         radius=options["clip_radius"],
         least=(4.0 * torch.finfo(torch.float32).eps - 1.0) * prior,
+        factor=factor,
     )
     kind = int(options["retract"]) + 2 * int(options["prior_in_momentum"]) + 4 * int(options["root"])
-    given = ctypes.byref(numbers), kind
-    if later and all(_elementwise(functions.vogn_diagonal_look, operands, *given)):
-
-        def write() -> None:
-            _elementwise(functions.vogn_diagonal_write, operands, *given)
-            torch.autograd.graph.increment_version(operands[:3])
-
-        return DiagonalStep(curvature, momentum, mean, None, finite=True, write=write)
-    new = [torch.empty_like(x) for x in operands[:3]]
-    finite = _elementwise(functions.vogn_diagonal_step, (*operands, *new), *given)
-    return DiagonalStep(new[1], new[2], new[0], None, finite=all(finite))
+    return ctypes.byref(numbers), kind
 
 
 def _elementwise(function: Any, tensors: tuple[Tensor, ...], *numbers: Any) -> list[Any]:
@@ -236,14 +298,16 @@ def _elementwise(function: Any, tensors: tuple[Tensor, ...], *numbers: Any) -> l
     return found
 
 
-def in_parts(count: int, part: Any) -> None:
-    """Call ``part(first, last)`` for ranges that begin at multiples of :data:`TILE`, each in a thread of its own: as
-    many as torch uses, fewer for short ranges."""
-    threads = max(1, min(torch.get_num_threads(), count // PART))
+def in_parts(count: int, part: Any, *, least: int | None = None, step: int = TILE) -> None:
+    """Call ``part(first, last)`` for ranges that begin at multiples of ``step``, each in a thread of its own.
+
+    They are as many as torch uses, fewer for ranges shorter than ``least`` (:data:`PART`).
+    """
+    threads = max(1, min(torch.get_num_threads(), count // (PART if least is None else least)))
     if threads == 1:
         part(0, count)
         return
-    ends = [count * k // threads // TILE * TILE for k in range(threads)] + [count]
+    ends = [count * k // threads // step * step for k in range(threads)] + [count]
     others = [threading.Thread(target=part, args=ends[k : k + 2]) for k in range(1, threads)]
     for thread in others:
         thread.start()

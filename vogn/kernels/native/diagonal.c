@@ -15,7 +15,7 @@
 enum { RETRACT = 1, PRIOR_IN_MOMENTUM = 2, ROOT = 4 };
 
 typedef struct {
-    float lr, decay, forgotten, weight, momentum_rate, weight_decay, shift, correction, radius, least;
+    float lr, decay, forgotten, weight, momentum_rate, weight_decay, shift, correction, radius, least, factor;
 } step_numbers;
 
 /* One number of every vector; whether something is not finite. */
@@ -23,6 +23,7 @@ INLINE int one(float *mean, float *curvature, float *momentum, float gradient, f
                const int kind)
 {
     float m = *mean, c = *curvature, u = *momentum;
+    h = h * n.factor;
     if (kind & RETRACT) {
         float delta = n.weight * h - n.forgotten * c;
         float moved = c + delta + 0.5f * (delta * delta) / (c + n.weight_decay);
@@ -94,6 +95,38 @@ INLINE int in_place(float *restrict mean, float *restrict curvature, float *rest
     return !infinite;
 }
 
+/* Blocks whose rows are a row of a weight and an element of a bias; the other vectors have them side by side. */
+typedef struct {
+    float *weight, *bias, *curvature, *momentum;
+    const float *weight_gradient, *bias_gradient, *evidence;
+    int64_t columns; /* of the weight */
+} block;
+
+INLINE int in_columns(const block *given, int64_t first, int64_t last, const step_numbers *numbers, const int write,
+                      const int kind)
+{
+    const block b = *given;
+    const step_numbers n = *numbers;
+    int finite = 1;
+    for (int64_t row = first; row < last; row++) {
+        int64_t own = row * b.columns, place = row * (b.columns + 1), end = place + b.columns;
+        if (write)
+            finite &= in_place(b.weight + own, b.curvature + place, b.momentum + place, b.weight_gradient + own,
+                               b.evidence + place, b.columns, numbers, kind);
+        else
+            finite &= nowhere(b.weight + own, b.curvature + place, b.momentum + place, b.weight_gradient + own,
+                              b.evidence + place, b.columns, numbers, kind);
+        float m = b.bias[row], c = b.curvature[end], u = b.momentum[end];
+        finite &= !one(&m, &c, &u, b.bias_gradient[row], b.evidence[end], n, kind);
+        if (write) {
+            b.bias[row] = m;
+            b.curvature[end] = c;
+            b.momentum[end] = u;
+        }
+    }
+    return finite;
+}
+
 #define OF_KIND(function, ...)                                                                                         \
     switch (kind) {                                                                                                    \
     case 0: return function(__VA_ARGS__, 0);                                                                           \
@@ -127,6 +160,17 @@ int vogn_diagonal_write(float *mean, float *curvature, float *momentum, const fl
                         int64_t count, const step_numbers *given, int kind)
 {
     OF_KIND(in_place, mean, curvature, momentum, gradient, evidence, count, given)
+}
+
+/* The same for rows first .. last - 1 of a block. */
+int vogn_diagonal_look_columns(const block *given, int64_t first, int64_t last, const step_numbers *numbers, int kind)
+{
+    OF_KIND(in_columns, given, first, last, numbers, 0)
+}
+
+int vogn_diagonal_write_columns(const block *given, int64_t first, int64_t last, const step_numbers *numbers, int kind)
+{
+    OF_KIND(in_columns, given, first, last, numbers, 1)
 }
 
 /* displacement = noise / sqrt(curvature + shift) * scale; may be written over the noise. */
