@@ -255,12 +255,14 @@ class BlockTable:
             gradients: of the blocks that this process holds.
         """
         if not self.divided:
-            flags: dict[Block, bool] = {}  # found once they are asked for, all at once: the device is waited for
+            flags: dict[Block, bool] = {}  # found once they are asked for; all at once where a device is waited for
 
             def moves(block: Block) -> bool:
-                if not flags:
-                    found = numbers(nonzero_each(list(gradients.values())))
-                    flags.update({own: number != 0.0 for own, number in zip(gradients, found, strict=True)})
+                if block not in flags:
+                    alone = block.parameters[0].device.type == "cpu"
+                    asked = {block: gradients[block]} if alone else gradients
+                    found = numbers(nonzero_each(list(asked.values())))
+                    flags.update({own: number != 0.0 for own, number in zip(asked, found, strict=True)})
                 return flags[block]
 
             return moves

@@ -100,15 +100,15 @@ class EvidenceCheck:
             return bool(taking_part.blocks)
         if taking_part.blocks and all(table.without_curvature(group) for _, group in taking_part.blocks):
             return True
-        moving = [block for block, _ in taking_part.blocks if taking_part.moves(block)]
-        if not moving:
+        moving = next((block for block, _ in taking_part.blocks if taking_part.moves(block)), None)
+        if moving is None:
             return False
         if not any(table.state(block)["memory"]["observations"] for block in table.blocks):
             hint = ""
             if any(statistic.NEEDS_LIKELIHOOD or statistic.NAME == "price" for statistic in self.statistics):
                 hint = " and compute the loss with one of vogn.likelihoods (or call opt.observe(outputs, likelihood))"
             raise MissingCurvatureError(
-                f"block {moving[0].name!r} has a gradient but its curvature has never been observed: {REMEDY}{hint}"
+                f"block {moving.name!r} has a gradient but its curvature has never been observed: {REMEDY}{hint}"
             )
         if any(table.due(block, "observe_every") for block, _ in taking_part.blocks):
             self.record.tolerated += 1
