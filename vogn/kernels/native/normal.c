@@ -197,23 +197,22 @@ void vogn_draw(const float *restrict curvature, float *restrict displacement, fl
         int64_t count = last - start < TILE ? last - start : TILE;
         normal_tile(seed, (uint64_t)(start / TILE), noise);
         for (int64_t i = 0; i < count; i++)
-            noise[i] = noise[i] * (1.0f / sqrtf(curvature[start + i] + shift)) * scale;
-        memcpy(displacement + start, noise, (size_t)count * sizeof(float));
+            displacement[start + i] = noise[i] * (1.0f / sqrtf(curvature[start + i] + shift)) * scale;
         if (!bias) {
-            move(weight + start, noise, kept + start, count);
+            move(weight + start, displacement + start, kept + start, count);
             continue;
         }
         for (int64_t i = 0; i < count;) {
             int64_t place = start + i;
             if (column == inner) {
-                move(bias + row, noise + i, kept + place, 1);
+                move(bias + row, displacement + place, kept + place, 1);
                 i++;
                 row++;
                 column = 0;
                 continue;
             }
             int64_t piece = inner - column < count - i ? inner - column : count - i;
-            move(weight + row * inner + column, noise + i, kept + place, piece);
+            move(weight + row * inner + column, displacement + place, kept + place, piece);
             i += piece;
             column += piece;
         }
