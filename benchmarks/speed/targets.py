@@ -65,6 +65,8 @@ DRAWS = (
     "scaling and adding them half as much again"
 )
 POINT = "normal numbers for all weights, and scaling and adding them, beside forward passes over only 1024 positions"
+LATER = ("step_time_noise", "step_time_quarter")
+"""Files of results that go before ``step_time`` where they have the row: measured later, in more rounds."""
 DYNAMO = "the library's own modules"
 VOGN = "vogn (variational)"
 GRADIENT = "forward and backward"
@@ -99,7 +101,9 @@ TARGETS = (
 
 def measured(target: Target, results: Mapping[str, Mapping[str, Any]]) -> tuple[float, float, float] | str:
     """The ratio and its quartiles, or why there is none."""
-    line = results.get(target.question, {}).get(target.case, {}).get("lines", {}).get(target.row)
+    files = [name for name in LATER if target.question == "step_time"] + [target.question]
+    lines = (results.get(name, {}).get(target.case, {}).get("lines", {}).get(target.row) for name in files)
+    line = next((line for line in lines if line is not None), None)
     if line is None:
         return "not measured"
     if "skipped" in line:
