@@ -114,7 +114,7 @@ def target_table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if missed and target.note:
             notes.setdefault(target.note, []).append(f"{target.row}, {target.case}")
     listed = [f"- {'; '.join(rows)}: {note}." for note, rows in notes.items()]
-    title = "Where the time goes in rows that miss (torch's profiler, one step; shares of a step):"
+    title = "Where the time goes in rows that miss (parts of a step, below; shares are from torch's profiler):"
     return [*out, "", title, "", *listed] if notes else out
 
 
