@@ -53,10 +53,11 @@ CONVOLUTION_FACTORS = (
     "nearly all of the excess"
 )
 POSITION_FACTORS = (
-    "products with the inverses of both factors take o^2 i + o i^2 multiply-adds for a layer, in every step: 3.67e9"
-    " beside the network's 10.7e9 with 1024 positions, 0.30 of SGD's step at the rate of products that is measured "
-    "under K-FAC's factors; those of the factors by halves add 0.05 in every tenth step's share, Cholesky's "
-    "inverses 0.01 in every hundredth's: 1.36 is the least, so that no schedule of the statistics reaches the aim"
+    "products with the inverses of both factors (solve, below) take o^2 i + o i^2 multiply-adds for a layer, in "
+    "every step: 3.67e9 beside the network's 10.7e9 with 1024 positions, 0.30 of SGD's step at the rate of products"
+    " that is measured under K-FAC's factors; those of the factors by halves add 0.05 in every tenth step's share, "
+    "Cholesky's inverses 0.01 in every hundredth's: 1.36 is the least, so that no schedule of the statistics "
+    "reaches the aim"
 )
 RANK = (
     "2 rank weight-gradient products per layer, beside single passes over matrices of parameters times rank; on the"
