@@ -6,6 +6,8 @@ and are measured in processor time, so that other processes do not count. Ratios
 ratio to SGD in the same round. A round is ``--steps`` steps, for K-FAC as many as its inverses are apart.
 
     OMP_NUM_THREADS=1 python -m benchmarks.fngd_step_time
+
+``--parts`` prints where the step of SGD and the frozen steps go instead, and writes nothing.
 """
 
 from __future__ import annotations
@@ -82,6 +84,51 @@ class Runner:
         return (time.process_time() - start) / steps
 
 
+PARTS = ("zero_grad", "open the context", "forward and loss", "backward", "close the context", "step")
+
+
+def parts(runner: Runner) -> list[float]:
+    """Seconds of processor time of every part of one step."""
+    optimizer, times = runner.optimizer, [time.process_time()]
+    optimizer.zero_grad()
+    times.append(time.process_time())
+    context = optimizer.sampled_params(**runner.options) if hasattr(optimizer, "sampled_params") else nullcontext()
+    with context:
+        times.append(time.process_time())
+        loss = runner.likelihood(runner.model(runner.x), runner.y)
+        times.append(time.process_time())
+        loss.backward()
+        times.append(time.process_time())
+    times.append(time.process_time())
+    optimizer.step()
+    times.append(time.process_time())
+    return [end - start for start, end in zip(times, times[1:], strict=False)]
+
+
+def print_parts(name: str, rounds: int, steps: int) -> None:
+    """Print milliseconds of every part, medians over all steps."""
+    runners = _runners(*CASES[name])
+    found: dict[str, list[list[float]]] = {key: [] for key in runners}
+    for runner in runners.values():
+        runner.seconds(3)
+    for _ in range(rounds):
+        for key, runner in runners.items():
+            found[key] += [parts(runner) for _ in range(steps)]
+    print(f"| {name}, ms | {' | '.join(PARTS)} | sum |\n|---|{'---|' * (len(PARTS) + 1)}")
+    for key, times in found.items():
+        middle = 1e3 * np.median(times, 0)
+        print(f"| {key} | {' | '.join(f'{ms:.2f}' for ms in middle)} | {middle.sum():.2f} |")
+
+
+def _runners(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> dict[str, Runner]:
+    """SGD, and FNGD with kept coefficients."""
+    return {
+        "SGD": Runner(make, shape, lambda m: torch.optim.SGD(m.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)),
+        "FNGD, frozen by index": Runner(make, shape, _fngd(freeze_after=1, examples=50000), share_places=True),
+        "FNGD, frozen mean": Runner(make, shape, _fngd(freeze_after=1, share="mean")),
+    }
+
+
 def _fngd(**options: Any) -> Callable[[nn.Module], vogn.NaturalGradient]:
     return lambda model: vogn.FNGD(model, lr=1e-4, variational=False, ess=5e4, **options)
 
@@ -95,11 +142,11 @@ def _kfac(observe_every: int, refresh_every: int) -> Callable[[nn.Module], vogn.
 def measure(name: str, rounds: int, steps: int) -> dict[str, dict[str, float]]:
     """Milliseconds per step (median, quartiles) and the median ratio to SGD, of every contender."""
     make, shape = CASES[name]
+    few = _runners(make, shape)
     runners = {
-        "SGD": Runner(make, shape, lambda m: torch.optim.SGD(m.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)),
+        "SGD": few.pop("SGD"),
         "FNGD, measuring": Runner(make, shape, _fngd(), share_places=True),
-        "FNGD, frozen by index": Runner(make, shape, _fngd(freeze_after=1, examples=50000), share_places=True),
-        "FNGD, frozen mean": Runner(make, shape, _fngd(freeze_after=1, share="mean")),
+        **few,
         **{key: Runner(make, shape, _kfac(*schedule)) for key, schedule in SCHEDULES.items()},
     }
     for runner in runners.values():
@@ -124,7 +171,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--parts", action="store_true")
     arguments = parser.parse_args()
+    if arguments.parts:
+        for name in arguments.cases:
+            print_parts(name, arguments.rounds, arguments.steps)
+        return
     lines = {name: measure(name, arguments.rounds, arguments.steps) for name in arguments.cases}
     write_cell(
         arguments.results,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ def _ivon_opt(
     temperature: float,
     initial_curvature: float,
     curvature_decay: float = 0.99999,
+    clip_radius: float = math.inf,
+    rescale_lr: bool = True,
     seed: int,
 ) -> Any:
     try:
@@ -51,8 +54,9 @@ def _ivon_opt(
         sys.exit("the ivon-opt row needs the bench extra: pip install 'vogn[bench]'")
     ess = n / temperature
     return ivon.IVON(
-        model.parameters(), lr=lr, ess=ess, weight_decay=prior / ess, hess_init=initial_curvature, beta2=curvature_decay
-    )
+        model.parameters(), lr=lr, ess=ess, weight_decay=prior / ess, hess_init=initial_curvature,
+        beta2=curvature_decay, clip_radius=clip_radius, rescale_lr=rescale_lr,
+    )  # fmt: skip
 
 
 def grid(base: Mapping[str, Any], *changes: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -89,18 +93,20 @@ _VOGN = {
         {"temperature": 0.003},
     ),
     "mnist": grid(
-        {"lr": 0.05, "damping": 0.01, "prior": 1000.0, "temperature": 0.001},
+        {"lr": 0.5, "damping": 1e-4, "clip_radius": 0.01, "prior": 1000.0, "temperature": 0.001},
         {},
-        {"damping": 0.03},
-        {"lr": 0.1, "temperature": 0.0003},
-        {"lr": 0.02, "damping": 0.003},
+        {"lr": 1.0},
+        {"lr": 0.3, "damping": 3e-4, "clip_radius": 0.03},
+        {"damping": 1e-3},
     ),
-    "cifar10": grid(
+    "cifar10": (
+        *grid(
+            {"lr": 0.2, "damping": 1e-3, "clip_radius": 0.01, "prior": 1000.0, "temperature": 0.001},
+            {},
+            {"damping": 1e-4},
+            {"lr": 0.5, "damping": 1e-4},
+        ),
         {"lr": 0.01, "damping": 0.001, "prior": 1000.0, "temperature": 0.001},
-        {"lr": 0.02},
-        {"damping": 0.003},
-        {},
-        {"prior": 10000.0, "temperature": 0.0001},
     ),
 }
 _PRIORS = grid(
@@ -117,6 +123,11 @@ _KRON = {
     "mnist": _PRIORS,
     "cifar10": _PRIORS,
 }
+_BOUNDED = {
+    "prior": 1000.0, "temperature": 0.001, "initial_curvature": 0.003, "curvature_decay": 0.99, "clip_radius": 0.01,
+    "rescale_lr": False,
+}  # fmt: skip
+"""IVON with a small start of the curvature, and a bound on the elements of its step that makes that safe."""
 _IVON = {
     "default": grid(
         {"lr": 2.0, "prior": 10.0, "temperature": 0.1, "initial_curvature": 0.3},
@@ -126,18 +137,18 @@ _IVON = {
         {"lr": 1.0, "temperature": 0.01, "initial_curvature": 0.1},
     ),
     "mnist": grid(
-        {"lr": 2.0, "prior": 100.0, "temperature": 0.01, "initial_curvature": 0.03, "curvature_decay": 0.998},
+        _BOUNDED | {"lr": 0.5},
         {},
-        {"curvature_decay": 0.99},
-        {"prior": 10.0, "initial_curvature": 0.1},
-        {"lr": 1.0, "temperature": 0.003},
+        {"lr": 1.0},
+        {"curvature_decay": 0.998},
+        {"prior": 100.0, "temperature": 0.01},
     ),
     "cifar10": grid(
-        {"lr": 1.0, "prior": 100.0, "temperature": 0.01, "initial_curvature": 0.03, "curvature_decay": 0.998},
+        _BOUNDED | {"lr": 0.3},
         {},
-        {"lr": 0.3, "initial_curvature": 0.01},
-        {"curvature_decay": 0.99},
-        {"prior": 10.0, "temperature": 0.1, "initial_curvature": 0.3},
+        {"lr": 0.1},
+        {"lr": 0.5},
+        {"prior": 100.0, "temperature": 0.01},
     ),
 }
 _SGD = {

@@ -235,6 +235,68 @@ class TestDiagonal:
         assert not native.fit(*tensors)
 
 
+BLOCKS = {
+    "linear": (((5, 7), (5,)), (5, 8), ((0, 5, 8), (7, 5, 8))),
+    "weight": (((5, 7),), (5, 7), ((0, 1, 35),)),
+    "large": (((400, 301),), (400, 301), ((0, 1, 400 * 301),)),
+    "norm": (((6,), (6,)), (6, 2, 1), ((0, 6, 2), (1, 6, 2))),
+    "scalar": (((),), (1, 1, 1), ((0, 1, 1),)),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS.keys())
+class TestLinear:
+    def operands(self, block):
+        shapes, shape, places = block
+        source = torch.Generator().manual_seed(0)
+        means, gradients = ([torch.randn(s, generator=source) for s in shapes] for _ in range(2))
+        return means, gradients, torch.randn(shape, generator=source), places
+
+    @pytest.mark.parametrize("rate", [0.1, 0.499, 0.5, 1.0, None])
+    def test_a_step_is_that_of_the_reference_in_double_precision(self, block, rate):
+        means, gradients, momentum, places = self.operands(block)
+        numbers = {"lr": 0.3, "momentum_rate": rate or 1.0, "entering": (0.7, 0.02), "leaving": (1.5, 0.3)}
+        average = None if rate is None else momentum
+        found = native.linear_step(means, gradients, average, places, **numbers)
+        wide = [x.double() for x in means], [x.double() for x in gradients]
+        expected = kernel("linear_step")(*wide, None if rate is None else momentum.double(), places, **numbers)
+        assert found.finite is True
+        for new, own, old in zip(found.means, expected.means, means, strict=True):
+            assert new.shape == old.shape and not new.requires_grad
+            torch.testing.assert_close(new.double(), own, rtol=3e-6, atol=1e-6)
+        if rate is None:
+            assert found.momentum is expected.momentum is None
+        else:
+            torch.testing.assert_close(found.momentum.double(), expected.momentum, rtol=3e-6, atol=1e-6)
+
+    def test_nothing_is_written_over(self, block):
+        means, gradients, momentum, places = self.operands(block)
+        olds = [x.clone() for x in (*means, *gradients, momentum)]
+        numbers = {"lr": 0.3, "momentum_rate": 0.1, "entering": (1.0, 0.02), "leaving": (1.0, 0.0)}
+        native.linear_step(means, gradients, momentum, places, **numbers)
+        assert all(torch.equal(a, b) for a, b in zip(olds, (*means, *gradients, momentum), strict=True))
+
+    @pytest.mark.parametrize("kind", range(3))
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+    @pytest.mark.parametrize("lr", [0.3, 0.0])
+    def test_what_is_not_finite_is_seen(self, block, kind, bad, lr):
+        means, gradients, momentum, places = self.operands(block)
+        (means[-1], gradients[-1], momentum)[kind].view(-1)[-1] = bad
+        numbers = {"lr": lr, "momentum_rate": 0.1, "entering": (1.0, 0.02), "leaving": (1.0, 0.0)}
+        assert native.linear_step(means, gradients, momentum, places, **numbers).finite is False
+
+    def test_threads_do_not_change_it(self, block, monkeypatch):
+        means, gradients, momentum, places = self.operands(block)
+        numbers = {"lr": 0.3, "momentum_rate": 0.1, "entering": (1.0, 0.02), "leaving": (1.0, 0.0)}
+        whole = native.linear_step(means, gradients, momentum, places, **numbers)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        monkeypatch.setattr(native, "PART", 10)
+        parts = native.linear_step(means, gradients, momentum, places, **numbers)
+        assert parts.finite is True and torch.equal(parts.momentum, whole.momentum)
+        assert all(torch.equal(a, b) for a, b in zip(whole.means, parts.means, strict=True))
+
+
 @needs_compiler
 def test_tensors_without_numbers_are_left_to_pytorch():
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -52,7 +52,10 @@ ILLEGAL = {
         ({"ggn_samples": 0}, ValueError, r"ggn_samples=0 must be at least 1, or None for the exact GGN"),
         ({"hessian": "price", "initial_curvature": 0.0}, ValueError, r"the Price statistic learns from its own noise"),
     ],
-    "vogn": [({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn")],
+    "vogn": [
+        ({"fisher": "true"}, ValueError, r"fisher='true': choose one of mc, empirical, ggn"),
+        ({"clip_radius": 0.0}, ValueError, r"clip_radius=0\.0 must be positive, or inf for none"),
+    ],
     "vadam": [],
     "ivon": [
         ({"initial_curvature": 0.0}, ValueError, r"the Price statistic learns .* give initial_curvature > 0"),
@@ -195,7 +198,7 @@ LEGAL = {
         {"hessian": "price"},
         {"hessian": "price", "structure": "dense"},
     ],
-    "vogn": [{"fisher": "mc"}, {"fisher": "ggn"}],
+    "vogn": [{"fisher": "mc"}, {"fisher": "ggn"}, {"clip_radius": 0.1}],
     "vadam": [],
     "ivon": [{"clip_radius": 0.1}, {"clip_radius": math.inf}, {"rescale_lr": False}],
     "evon": [{"clip_radius": 0.1}, {"basis_decay": 0.0}, {"rescale_lr": False}],

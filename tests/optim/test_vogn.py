@@ -1,5 +1,7 @@
 """VOGN against an online Gauss-Newton method written as a loop over examples."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,10 +24,11 @@ def per_example_loop(model, x, y):
 
 
 class ByHand:
-    """m <- b1 m + (1-b1) g;  s <- b2 s + (1-b2) h;  mu <- mu - a (m/(1-b1^t) + dt mu) / (s + dt + gamma)."""
+    """m <- b1 m + (1-b1) g;  s <- b2 s + (1-b2) h;  mu <- mu - a clip((m/(1-b1^t) + dt mu) / (s + dt + gamma))."""
 
-    def __init__(self, model, *, lr, b1, b2, dt, gamma):
-        self.lr, self.b1, self.b2, self.dt, self.gamma = lr, b1, b2, dt, gamma
+    def __init__(self, model, *, lr, b1, b2, dt, gamma, radius=math.inf):
+        self.lr, self.b1, self.b2, self.dt, self.gamma, self.radius = lr, b1, b2, dt, gamma, radius
+        self.clipped = []
         self.mu = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.m = {name: torch.zeros_like(p) for name, p in self.mu.items()}
         self.s, self.t = None, 0
@@ -38,7 +41,9 @@ class ByHand:
         self.s = h if self.s is None else {k: self.b2 * s + (1 - self.b2) * h[k] for k, s in self.s.items()}
         for name, mu in self.mu.items():
             direction = self.m[name] / (1 - self.b1**self.t) + self.dt * mu
-            self.mu[name] = mu - self.lr * direction / (self.s[name] + self.dt + self.gamma)
+            newton = direction / (self.s[name] + self.dt + self.gamma)
+            self.clipped.append((newton.abs() > self.radius).double().mean())
+            self.mu[name] = mu - self.lr * newton.clamp(-self.radius, self.radius)
 
 
 SETTINGS = {"lr": 0.05, "b1": 0.9, "b2": 0.8, "dt": 2e-2, "gamma": 1e-2}
@@ -70,6 +75,21 @@ def test_without_noise_it_is_the_online_gauss_newton_method(tools, loss):
         opt.step()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.detach(), hand.mu[name], rtol=1e-10, atol=1e-12)
+
+
+def test_elements_of_the_step_are_clipped(tools):
+    model = tools.network()
+    opt, hand = vogn(model, variational=False, clip_radius=0.05), ByHand(model, **SETTINGS, radius=0.05)
+    for step in range(20):
+        x, y = tools.batch(seed=step)
+        hand.step(*per_example_loop(model, x, y))
+        opt.zero_grad()
+        with opt.sampled_params():
+            Categorical()(model(x), y).backward()
+        opt.step()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.detach(), hand.mu[name], rtol=1e-10, atol=1e-12)
+    assert 0.1 < torch.stack(hand.clipped).mean() < 0.9
 
 
 @pytest.mark.parametrize("contexts", [1, 3])

@@ -40,7 +40,7 @@ class Places:
         return self._limit if self.given is not None else self.start + self.stride * (self.done + self._taken)
 
     def take(self, count: int, device: torch.device) -> Tensor:
-        """The places of the ``count`` examples of the present backward pass, ``(count,)``.
+        """The places of the ``count`` examples of the present backward pass, ``(count,)``, int64.
 
         Raises:
             UnsupportedObservationError: if fewer are left.
@@ -55,7 +55,7 @@ class Places:
                 "example of the context, in the order of the backward passes"
             )
         if self._cut is None or self._cut[:2] != (self.done, stop) or self._cut[2].device != device:
-            self._cut = (self.done, stop, self.given[self.done : stop].to(device))
+            self._cut = (self.done, stop, self.given[self.done : stop].to(device, torch.int64))
         return self._cut[2]
 
     def finish_pass(self) -> None:

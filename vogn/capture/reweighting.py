@@ -41,10 +41,10 @@ class ExampleWeights:
     rest: float
 
     def of(self, places: Tensor, limit: int) -> Tensor:
-        """``c (N,)`` of the examples at these places, all of which are below ``limit``."""
-        size = len(self.table)
+        """``c (N,)`` of the examples at these places (int64), all of which are below ``limit``."""
+        size = self.table.shape[0]
         if limit <= size:
-            return self.table[places]
+            return self.table.index_select(0, places)
         if not size:
             return self.table.new_full(places.shape, self.rest)
         return torch.where(places < size, self.table[places.clamp_max(size - 1)], self.rest)
@@ -202,7 +202,7 @@ class Reweighting:
             if is_muted():
                 return None
             self._reached()
-            return c.of(places.take(len(grad), grad.device), places.limit).to(grad)
+            return c.of(places.take(grad.shape[0], grad.device), places.limit).to(grad)
 
         return weights
 

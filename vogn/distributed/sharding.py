@@ -104,7 +104,8 @@ def reshard(model: nn.Module | None, parameters: Iterable[Tensor]) -> None:
 
     The outermost sharded module keeps its copy after a forward pass without a backward.
     """
-    if model is None or not any(is_sharded(parameter) for parameter in parameters):
+    tensors = sys.modules.get("torch.distributed.tensor")
+    if model is None or tensors is None or not any(isinstance(parameter, tensors.DTensor) for parameter in parameters):
         return
     sharded_type = sys.modules["torch.distributed.fsdp"].FSDPModule
     for module in model.modules():

@@ -54,6 +54,7 @@ TABLE: dict[str, dict[str, Callable[..., Any]]] = {
         "triton": _triton("diagonal_step"),
         "native": native.diagonal_step,
     },
+    "linear_step": {"reference": reference.linear_step, "native": native.linear_step},
     "squared_gradients": {"reference": reference.squared_gradients, "triton": _triton("squared_gradients")},
     "symmetric_update": {"reference": reference.symmetric_update, "triton": _triton("symmetric_update")},
     "woodbury_solve": {"reference": reference.woodbury_solve, "triton": _triton("woodbury_solve")},
@@ -115,7 +116,7 @@ def fitting(op: str, *tensors: Tensor, limit: str = "") -> Callable[..., Any] | 
     :data:`SLOWER` and :data:`UNPROVEN` are taken only where ``VOGN_KERNELS=triton`` asks for them.
 
     Args:
-        op: a key of :data:`TABLE` with a Triton kernel.
+        op: a key of :data:`TABLE` with a kernel.
         tensors: the operands; on one device where they fit.
         limit: why the kernel cannot take sizes like these; empty if it can.
 
@@ -130,7 +131,7 @@ def fitting(op: str, *tensors: Tensor, limit: str = "") -> Callable[..., Any] | 
         _require_installed()
     if "native" in TABLE[op] and not (forced and _interpreted()) and native.fit(*tensors):
         return TABLE[op]["native"]
-    if not (forced or first.is_cuda):
+    if "triton" not in TABLE[op] or not (forced or first.is_cuda):
         return None
     if not forced and (op in SLOWER | UNPROVEN or not installed()):
         return None

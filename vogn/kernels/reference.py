@@ -7,7 +7,7 @@ Shapes: ``a`` is ``(*lead, N, T, d_in)``, ``g`` is ``(*lead, K, N, T, d_out)``; 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -201,6 +201,67 @@ def diagonal_step(
         noise = philox.normal(m.numel(), seed=seed, offset=offset, device=m.device).view(m.shape)
         sample = (m + noise / (ess * (c + weight_decay)).sqrt()).to(mean.dtype)
     return DiagonalStep(c.to(curvature.dtype), average.to(momentum.dtype), m.to(mean.dtype), sample)
+
+
+class LinearOptions(TypedDict):
+    """Keyword arguments of every :func:`linear_step`."""
+
+    lr: float
+    momentum_rate: float
+    entering: tuple[float, float]
+    leaving: tuple[float, float]
+
+
+class LinearStep(NamedTuple):
+    """What :func:`linear_step` computes; ``finite`` says whether all of it is finite where the kernel has looked."""
+
+    means: list[Tensor]
+    momentum: Tensor | None
+    finite: bool | None = None
+
+
+def linear_step(
+    means: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momentum: Tensor | None,
+    places: Sequence[tuple[int, int, int]],
+    *,
+    lr: float,
+    momentum_rate: float,
+    entering: tuple[float, float],
+    leaving: tuple[float, float],
+) -> LinearStep:
+    """A whole step of a block whose curvature does not enter it, from its parameters as they lie in memory.
+
+    ====================  ================================================================
+    momentum ``u'``       ``u + momentum_rate (x - u)``, ``x = entering[0] g + entering[1] m``
+    mean ``m'``           ``m - lr (leaving[0] u' + leaving[1] m)``
+    ====================  ================================================================
+
+    Args:
+        means: ``m``, the parameters of the block.
+        gradients: ``g``, in their shapes.
+        momentum: ``u``, a block vector, which holds the numbers of the parameters and nothing else; ``None``:
+            ``u' = x``, which is not kept.
+        places: where the block vector holds those of each parameter: place of the first; number of rows into which the
+            parameter is cut, each of which is in one piece; distance of the first numbers of two rows.
+        lr: learning rate.
+        momentum_rate: as in :func:`vogn.kernels.diagonal_step`.
+        entering, leaving: factors.
+
+    Returns:
+        The new parameters, and the new block vector of the momentum.
+    """
+    average = None if momentum is None else torch.empty_like(momentum)
+    new = []
+    for m, g, (start, rows, stride) in zip(means, gradients, places, strict=True):
+        u = entering[0] * g + entering[1] * m
+        if momentum is not None and average is not None:
+            lines = (rows, m.numel() // rows), (stride, 1), start
+            u = momentum.as_strided(*lines).reshape(m.shape).lerp(u, momentum_rate)
+            average.as_strided(*lines).copy_(u.view(lines[0]))
+        new.append(m - lr * (leaving[0] * u + leaving[1] * m))
+    return LinearStep(new, average)
 
 
 def squared_gradients(g: Tensor, a: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -37,11 +38,6 @@ class Layout(ABC):
     @abstractmethod
     def unpack(self, block: Tensor) -> dict[str, Tensor]:
         """``(*batch, *block_shape)`` to ``{name: (*batch, *shape)}``."""
-
-    def columns(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None] | None:
-        """What the block vector's memory is made of: one tensor; or a weight ``(d_out, d_in)`` and a bias, its last
-        column. ``None`` if it is neither."""
-        return None
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
@@ -121,12 +117,6 @@ class MatrixLayout(Layout):
             out[self.names[-1]] = block[..., -1].reshape((*batch, *self.shapes[-1]))
         return out
 
-    def columns(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None] | None:
-        """See :meth:`Layout.columns`."""
-        if self.permute or len(self.matrix) != 2:
-            return None
-        return tensors[self.names[0]], tensors[self.names[1]] if len(self.names) == 2 else None
-
     def to_dict(self) -> dict[str, Any]:
         """See :meth:`Layout.to_dict`."""
         return {
@@ -170,10 +160,6 @@ class StackLayout(Layout):
             name: block[..., j, 0].reshape((*batch, *shape))
             for j, (name, shape) in enumerate(zip(self.names, self.shapes, strict=True))
         }
-
-    def columns(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None] | None:
-        """See :meth:`Layout.columns`."""
-        return (tensors[self.names[0]], None) if len(self.names) == 1 else None
 
     def to_dict(self) -> dict[str, Any]:
         """See :meth:`Layout.to_dict`."""
@@ -220,6 +206,65 @@ class JoinedLayout(Layout):
     def to_dict(self) -> dict[str, Any]:
         """See :meth:`Layout.to_dict`."""
         return {"kind": "joined", "members": [member.to_dict() for member in self.members]}
+
+
+Lines = tuple[int, int, int]
+"""Where a block vector holds the numbers of a parameter in their order: place of the first; number of rows, each in one
+piece; distance of the first numbers of two rows."""
+
+
+@cache
+def lines(layout: Layout) -> tuple[Lines, ...] | None:
+    """The lines of every parameter; ``None`` if one of them is packed in another order, or has no elements."""
+    vector = torch.empty(layout.block_shape, device="meta")
+    found = []
+    for part in layout.unpack(vector).values():
+        if part.untyped_storage()._cdata != vector.untyped_storage()._cdata or not part.numel():
+            return None  # a copy: its numbers are in another order
+        dims: list[tuple[int, int]] = []  # those that lie one in the other are one
+        for size, stride in zip(reversed(part.shape), reversed(part.stride()), strict=True):
+            if size == 1:
+                continue
+            if dims and stride == dims[-1][0] * dims[-1][1]:
+                dims[-1] = (dims[-1][0] * size, dims[-1][1])
+            else:
+                dims.append((size, stride))
+        if not dims or dims[0][1] != 1:
+            dims.insert(0, (1, 1))
+        if len(dims) > 2:
+            return None
+        rows, distance = dims[1] if len(dims) == 2 else (1, part.numel())
+        found.append((int(part.storage_offset()), rows, distance))
+    return tuple(found)
+
+
+def columns(layout: Layout, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor | None] | None:
+    """What the block vector's memory is made of, if it is one parameter, or a weight and a bias.
+
+    Seen as ``(rows, columns)`` and ``(rows,)``, these are side by side in the block vector ``(rows, columns + 1)``.
+
+    Args:
+        layout: of the block.
+        parameters: in its order; contiguous, or the answer does not hold for their memory.
+
+    Returns:
+        They; ``None`` for the second where there is one. ``None`` if the memory is made in another way.
+    """
+    if not _in_columns(layout):
+        return None
+    return parameters[0], (parameters[1] if len(parameters) == 2 else None)
+
+
+@cache
+def _in_columns(layout: Layout) -> bool:
+    found = lines(layout)
+    if found is None or len(found) > 2:
+        return False
+    if len(found) == 1:
+        return found[0] == (0, 1, layout.numel)
+    rows, width = math.prod(layout.block_shape[:-1]), layout.block_shape[-1]
+    ends = ((0, 1, width - 1), (width - 1, 1, 1)) if rows == 1 else ((0, rows, width), (width - 1, rows, width))
+    return found == ends
 
 
 def layout_from_dict(data: Mapping[str, Any]) -> Layout:

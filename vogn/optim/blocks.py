@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -252,12 +253,14 @@ class BlockTable:
         """Whether a block's gradient has an element that is not zero, on any process.
 
         Args:
-            gradients: of the blocks that this process holds.
+            gradients: of the blocks that this process holds, if they are known as block vectors.
         """
         if not self.divided:
             flags: dict[Block, bool] = {}  # found once they are asked for; all at once where a device is waited for
 
             def moves(block: Block) -> bool:
+                if block not in gradients:
+                    return self.any_moves(block.parameters)
                 if block not in flags:
                     alone = block.parameters[0].device.type == "cpu"
                     asked = {block: gradients[block]} if alone else gradients
@@ -360,13 +363,16 @@ def new_table(optimizer: NaturalGradient, *, tracked: frozenset[Tensor] = frozen
         chain=optimizer.chain,
         replicas=optimizer.replicas,
         tracked=tracked,
-        without_curvature=lambda group: without_curvature(optimizer, group),
+        without_curvature=partial(without_curvature, optimizer),
     )
 
 
 def without_curvature(optimizer: NaturalGradient, group: Mapping[str, Any]) -> str:
     """Why a group has no curvature, ``""`` if it has: what the steps of the chain say."""
-    return next((reason for step in optimizer.chain if (reason := step.without_curvature(group))), "")
+    for step in optimizer.chain:
+        if reason := step.without_curvature(group):
+            return reason
+    return ""
 
 
 def new_collector(optimizer: NaturalGradient, table: BlockTable) -> Collector:

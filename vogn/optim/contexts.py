@@ -17,6 +17,7 @@ from vogn.capture.reweighting import ExampleWeights
 from vogn.distributed import is_sharded, own_shard
 from vogn.errors import MissingCurvatureError, NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.kernels import native, rooms
+from vogn.linalg.layout import columns
 from vogn.linalg.noise import key
 from vogn.optim.blocks import BlockTable, copy_each
 from vogn.optim.checks import check_group
@@ -133,8 +134,14 @@ def _displace(offsets: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 def _gradient_marks(parameters: Iterable[Tensor]) -> list[tuple[int, int] | None]:
     """Identity and version of every gradient: a context in which none of them changes had no backward."""
-    grads = [parameter.grad for parameter in parameters]
-    return [None if grad is None else (id(grad), own_shard(grad)._version) for grad in grads]
+    marks: list[tuple[int, int] | None] = []
+    for parameter in parameters:
+        grad = parameter.grad
+        if grad is None:
+            marks.append(None)
+        else:
+            marks.append((id(grad), (grad if type(grad) is Tensor else own_shard(grad))._version))
+    return marks
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ class Draw:
 
     Args:
         block: it has a plain diagonal, and its parameters are the columns of its block vector.
-        weights: its parameters, as :meth:`vogn.linalg.layout.Layout.columns` has them.
+        weights: its parameters, as :func:`vogn.linalg.layout.columns` has them.
         curvature: the diagonal.
         displacement, kept: memory for the displacement and the mean, as block vectors.
         seed: of the block's stream of noise.
@@ -230,7 +237,7 @@ def _draw(optimizer: NaturalGradient, table: BlockTable, bundle: Bundle, sample:
     group, curvature = table.group(block), None
     if len(bundle.blocks) == 1 and not table.placement[block].divided:
         curvature = block.structure.plain_diagonal(table.state(block)["curvature"], group["weight_decay"])
-    weights = block.layout.columns(dict(zip(block.layout.names, block.parameters, strict=True)))
+    weights = columns(block.layout, block.parameters)
     if curvature is None or weights is None:
         return None
     if not (native.takes(*block.parameters) and all(parameter.requires_grad for parameter in block.parameters)):

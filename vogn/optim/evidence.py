@@ -16,6 +16,7 @@ from vogn.capture.collector import Collector
 from vogn.capture.partition import Block
 from vogn.capture.statistics import Statistic
 from vogn.errors import FactorisationError, MissingCurvatureError, NotPositiveDefiniteError, in_block
+from vogn.kernels.reference import LinearStep
 from vogn.optim.blocks import BlockTable, Group
 from vogn.types import Observation, State
 
@@ -28,13 +29,15 @@ class TakingPart:
 
     Args:
         blocks: those with a gradient, and their groups; the same on all processes.
-        gradients: as far as this process holds the blocks.
+        gradients: as far as this process holds the blocks; not of those with a linear pass.
         moves: whether a gradient has an element that is not zero, on any process.
+        linear: the passes that compute blocks without curvature from their parameters.
     """
 
     blocks: Sequence[tuple[Block, Group]]
     gradients: Mapping[Block, Tensor]
     moves: Callable[[Block], bool]
+    linear: Mapping[Block, Callable[[], tuple[LinearStep, State]]] = field(default_factory=dict)
 
 
 @dataclass

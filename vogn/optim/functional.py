@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,6 +137,18 @@ def result_tensors(
                 yield name, f"updated curvature {key!r}", leaf
 
 
+def check_rate(name: str, rate: float, group: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """A learning rate is a number of the dtype.
+
+    Raises:
+        NonFiniteStatisticsError: naming the block, if it is beyond its range.
+    """
+    if rate > torch.finfo(dtype).max:
+        raise NonFiniteStatisticsError(
+            f"block {name!r}: the learning rate {group['lr']:g} is beyond the range of {dtype}; lower lr"
+        )
+
+
 def natural_gradient_step(context: StepContext, steps: Sequence[Step], rates: Sequence[float]) -> list[Tensor]:
     """New means of all blocks: ``m - rate * chain(gradient)``.
 
@@ -148,11 +161,7 @@ def natural_gradient_step(context: StepContext, steps: Sequence[Step], rates: Se
         NonFiniteStatisticsError: if a rate is beyond the range of the block's numbers.
     """
     for block, rate in zip(context.blocks, rates, strict=True):
-        if rate > torch.finfo(block.mean.dtype).max:
-            raise NonFiniteStatisticsError(
-                f"block {block.name!r}: the learning rate {block.group['lr']:g} is beyond the range of "
-                f"{block.mean.dtype}; lower lr"
-            )
+        check_rate(block.name, rate, block.group, block.mean.dtype)
     updates = [block.gradient for block in context.blocks]
     for step in steps:
         updates = step(updates, context)

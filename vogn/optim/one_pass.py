@@ -144,7 +144,7 @@ class OnePass:
         if "probe" in observation and not retract:
             h = h.abs() if self.structure.negative == "abs" else h.clamp_min(0.0)
         average, share = None, 1.0
-        if group["momentum"] or "momentum" in self.old_memory:
+        if form.momentum.averages(self.old_memory, group):
             memory = dict(self.old_memory)
             share = form.momentum.share(memory, state["c"], group)
             average = memory["momentum"]

@@ -19,9 +19,11 @@ from vogn.capture.partition import Block
 from vogn.capture.statistics import Statistic
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.kernels import native
-from vogn.optim.blocks import BlockTable, Group
+from vogn.linalg.layout import columns
+from vogn.optim.blocks import BlockTable, Group, copy_each
 from vogn.optim.evidence import TakingPart, anneal, staged_curvature
 from vogn.optim.functional import Evidence, check_finite, evidence_tensors, natural_gradient_step, result_tensors
+from vogn.optim.linear_pass import LinearPass, fitting_linear_pass, linear_form
 from vogn.optim.one_pass import ChainForm, OnePass, Vectors, chain_form, fitting_pass
 from vogn.optim.steps import BlockView, StepContext
 from vogn.types import Observation, State
@@ -36,14 +38,17 @@ class StagedUpdate:
 
     Args:
         states: new curvature and memory of the blocks that move, as far as this process holds them.
-        means: their new means, as block vectors; ``None`` where a pass writes them.
-        moved: the means as the chain's steps have seen them: of several blocks together.
-        passes: what is written over what it was computed from, first of all.
+        means: their new means, as block vectors; ``None`` where a diagonal pass writes them; not of the blocks with a
+            linear pass.
+        parameters: the parameters of those, and their new values.
+        moved: the means as the chain's steps have seen them: of several blocks together, and not of those with a pass.
+        passes: diagonal passes, which write over what they were computed from, first of all.
         context: what the chain's steps shared: of the blocks that they have computed.
     """
 
     states: Mapping[Block, dict[str, State]]
     means: Mapping[Block, Tensor | None]
+    parameters: Sequence[tuple[Tensor, Tensor]]
     moved: Sequence[Tensor]
     passes: Sequence[OnePass]
     context: StepContext
@@ -114,20 +119,27 @@ def _take_part(optimizer: NaturalGradient, table: BlockTable, collector: Collect
         }
         collector.pool({block: optimizer._contexts.divisor(group) for block, group in table}, numbers)
     blocks: list[tuple[Block, Group]] = []
+    linear: dict[Block, LinearPass] = {}
+    form = linear_form(optimizer.chain)
     for block, group in table:
-        table.state(block)
+        memory = table.state(block)["memory"]
         if any(parameter.grad is not None for parameter in block.parameters):
             blocks.append((block, group))
+            if form is not None and table.without_curvature(group):
+                divisor = _gradient_divisor(optimizer, collector, block, group)
+                linear_pass = fitting_linear_pass(form, block, table.placement[block], memory, group, divisor)
+                linear |= {} if linear_pass is None else {block: linear_pass}
     gradients = Packed(
-        (block for block, _ in blocks),
+        (block for block, _ in blocks if block not in linear),
         lambda block: mean_gradient(optimizer, table, collector, block, table.group(block)),
         now=lambda block: not _as_it_is(optimizer, table, block),
     )
-    taking_part = TakingPart(blocks, gradients, table.moving(gradients))
+    taking_part = TakingPart(blocks, gradients, table.moving(gradients), linear)
     if not optimizer._evidence.may_step(table, collector, taking_part):
         return None
     for block, _ in blocks:
-        for statistic in optimizer.statistics if table.due(block, "observe_every") else ():
+        due = block not in linear and table.due(block, "observe_every")
+        for statistic in optimizer.statistics if due else ():
             if "step" in statistic.WHEN:
                 _finished(statistic, collector, block, gradients.get(block))
     return taking_part
@@ -189,12 +201,18 @@ def mean_gradient(
     """The gradient of the mean loss per example, averaged over weight samples, as a block vector; ``None`` where
     another process holds the block."""
     gradient = table.gradient(block)
+    divisor = _gradient_divisor(optimizer, collector, block, group)
+    return gradient / divisor if gradient is not None and divisor != 1.0 else gradient
+
+
+def _gradient_divisor(optimizer: NaturalGradient, collector: Collector, block: Block, group: Group) -> float:
+    """What ``.grad`` is to be divided by."""
     divisor = float(optimizer._contexts.divisor(group))
     if optimizer.loss_reduction == "sum":
         count = collector.loss_terms(block)
         require_count(count)
         divisor = count / optimizer.replicas.size  # averaged over the replicas
-    return gradient / divisor if gradient is not None and divisor != 1.0 else gradient
+    return divisor
 
 
 def _staged(
@@ -211,6 +229,11 @@ def _staged(
         NonFiniteStatisticsError: if a gradient, a statistic or the result is not finite.
         NotPositiveDefiniteError: if a curvature plus its shift has no inverse.
     """
+    if len(taking_part.linear) == len(taking_part.blocks):  # nothing is left for the chain
+        states, parameters = _linear_steps(table, taking_part)
+        groups = [group for _, group in taking_part.blocks]
+        context = StepContext([], optimizer.param_groups[0]["steps_done"], groups=groups)
+        return StagedUpdate(states, {}, parameters, [], [], context)
     if table.divided:  # an error is everybody's: nobody may try again
         return _stage(optimizer, table, collector, taking_part, objective, together=False)
     try:
@@ -229,8 +252,9 @@ def _stage(
     together: bool,
 ) -> StagedUpdate:
     """See :func:`_staged`; ``together``: blocks in bundles, else each on its own."""
-    held = [(block, group) for block, group in taking_part.blocks if table.placement[block].held]
-    means = Packed((block for block, _ in taking_part.blocks), table.mean, now=lambda block: table.divided)
+    by_chain = [(block, group) for block, group in taking_part.blocks if block not in taking_part.linear]
+    held = [(block, group) for block, group in by_chain if table.placement[block].held]
+    means = Packed((block for block, _ in by_chain), table.mean, now=lambda block: table.divided)
     as_they_are = [block for block, _ in held if _as_it_is(optimizer, table, block)]
     with table.together():
         leaves = {block: collector.finish(block, optimizer._contexts.divisor(group)) for block, group in held}
@@ -281,11 +305,11 @@ def _stage(
         )
         rates = [plan.rate for plan in plans if plan.one_pass is None]
         moved = natural_gradient_step(context, optimizer.chain, rates) if rates or not passes else []
-        by_chain = iter(zip(views, moved, strict=True))
+        computed = iter(zip(views, moved, strict=True))
         new_means: list[Tensor | None] = []
         for new, one_pass in zip(news, passes, strict=True):
             if one_pass is None:
-                view, own_mean = next(by_chain)
+                view, own_mean = next(computed)
                 new.update(curvature=view.state, memory=view.memory)  # steps may have changed them
                 new_means.append(own_mean)
             else:
@@ -294,14 +318,36 @@ def _stage(
         results = zip(names, new_means, news, (plan.old["curvature"] for plan in plans), strict=True)
         unseen = [not (one_pass is not None and one_pass.found_finite) for one_pass in passes]
         check_finite(result_tensors(compress(results, unseen)), () if checked else evidence_tensors(evidence))
-    states: dict[Block, dict[str, State]] = {}
+        states, parameters = _linear_steps(table, taking_part)
     split: dict[Block, Tensor | None] = {}
     for bundle, new, mean in zip(bundles, news, new_means, strict=True):
         whole = [None] * len(bundle.blocks) if mean is None else bundle.split(mean)
         parts = zip(bundle.split_state(new["curvature"]), bundle.split_state(new["memory"]), whole, strict=True)
         for block, (curvature, memory, own) in zip(bundle.blocks, parts, strict=True):
             states[block], split[block] = {"curvature": curvature, "memory": memory}, own
-    return StagedUpdate(states, split, moved, [found for found in passes if found is not None], context)
+    return StagedUpdate(states, split, parameters, moved, [found for found in passes if found is not None], context)
+
+
+def _linear_steps(
+    table: BlockTable, taking_part: TakingPart
+) -> tuple[dict[Block, dict[str, State]], list[tuple[Tensor, Tensor]]]:
+    """New states of the blocks with a linear pass; their parameters with their new values. Nothing is written.
+
+    Raises:
+        NonFiniteStatisticsError: if a gradient or the result is not finite.
+    """
+    states: dict[Block, dict[str, State]] = {}
+    parameters: list[tuple[Tensor, Tensor]] = []
+    for block, linear_pass in taking_part.linear.items():
+        result, memory = linear_pass()
+        if not result.finite:
+            check_finite(
+                [(block.name, "updated weight", new) for new in result.means],
+                [(block.name, "gradient", p.grad) for p in block.parameters if p.grad is not None],
+            )
+        states[block] = {"curvature": table.state(block)["curvature"], "memory": memory}
+        parameters += zip(block.parameters, result.means, strict=True)
+    return states, parameters
 
 
 @dataclass(frozen=True)
@@ -336,11 +382,11 @@ def _plan(
         return bundle.join([means[block] for block in bundle.blocks])
 
     rate = float(group["lr"]) / anneal(group)
-    columns: tuple[native.Columns | None, native.Columns | None] = None, None
+    own: tuple[native.Columns | None, native.Columns | None] = None, None
     if len(bundle.blocks) == 1 and first in as_they_are:
         parameters = first.parameters
-        columns = _columns(first, [p.detach() for p in parameters]), _columns(first, [p.grad for p in parameters])
-    vectors = Vectors(mean, lambda: evidence.gradient, *columns)
+        own = _columns(first, [p.detach() for p in parameters]), _columns(first, [p.grad for p in parameters])
+    vectors = Vectors(mean, lambda: evidence.gradient, *own)
     leaves = evidence.leaves[first] if len(bundle.blocks) == 1 else _ready(evidence.observation)
     one_pass = fitting_pass(form, bundle.structure, old, group, leaves, vectors, rate, in_place=not table.divided)
     return _Plan(old, mean, rate, one_pass)
@@ -348,8 +394,8 @@ def _plan(
 
 def _columns(block: Block, tensors: Sequence[Tensor | None]) -> native.Columns | None:
     """A weight and a bias that are side by side in a block vector."""
-    named = {name: tensor for name, tensor in zip(block.layout.names, tensors, strict=True) if tensor is not None}
-    found = block.layout.columns(named) if len(named) == len(tensors) else None
+    there = [tensor for tensor in tensors if tensor is not None]
+    found = columns(block.layout, there) if len(there) == len(tensors) else None
     return None if found is None or found[1] is None else (found[0], found[1])
 
 
@@ -378,8 +424,9 @@ def _commit(optimizer: NaturalGradient, table: BlockTable, taking_part: TakingPa
     olds = {block: table.state(block)["curvature"] for block in staged.states}
     for block, new in staged.states.items():
         table.state(block).update(new)
-    there = [block for block, mean in staged.means.items() if mean is None]
+    there = {block for block, mean in staged.means.items() if mean is None} | set(taking_part.linear)
     table.write({block: staged.means.get(block) for block, _ in taking_part.blocks if block not in there})
+    copy_each(staged.parameters)
     table.publish(olds)
     optimizer._reshard()
     for step in optimizer.chain:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from torch import nn
 from vogn.capture.selection import StructureOption, make_selection
 from vogn.optim.base import NaturalGradient
 from vogn.optim.initial_curvature import InitialCurvature
+from vogn.optim.ivon import newton_chain
 from vogn.optim.kfac import fisher_statistic
 from vogn.optim.sample_size import SampleSize
 from vogn.structures import Diagonal
@@ -36,6 +38,10 @@ class VOGN(NaturalGradient):
         ess: effective sample size ``N * augmentation / temperature``.
         weight_decay: ``prior_precision / ess``.
         damping: in the step only.
+        clip_radius: bound on the elements of the preconditioned gradient, > 0; ``inf`` for none. With one, a small
+            ``damping`` is safe where the curvature is near zero: elements whose step is bounded move at ``lr *
+            clip_radius`` per step, as those of Adam move at ``lr``. 0.01 with ``damping=0.001`` and ten times the
+            ``lr`` for batches of images.
         fisher: ``"empirical"`` (true labels, no extra pass), ``"mc"`` (sampled labels, one more pass) or ``"ggn"``
             (exact, one more pass per output). For a regression the first is biased: choose one of the others.
         ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
@@ -62,7 +68,7 @@ class VOGN(NaturalGradient):
     The damping is kept out of the sampling covariance; the authors' code adds it there as well.
 
     Source: Khan et al. (2018), Sec. 3, Eq. 9; Osawa et al. (2019), "Practical Deep Learning with Bayesian Principles",
-    Sec. 3.
+    Sec. 3; Liu et al. (2024), "Sophia", Sec. 2, for the clipping of a diagonal step's elements.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class VOGN(NaturalGradient):
         structure: StructureOption = None,
         weight_decay: float = 1e-4,
         damping: float = 1e-3,
+        clip_radius: float = math.inf,
         momentum: float = 0.9,
         curvature_decay: float = 0.95,
         fisher: Literal["empirical", "mc", "ggn"] = "empirical",
@@ -100,5 +107,6 @@ class VOGN(NaturalGradient):
             variational=variational,
             seed=seed,
             norms=norms,
+            steps=newton_chain(clip_radius, rescale_lr=False),
             **options,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vogn.kernels.native.build import library
-from vogn.kernels.reference import DiagonalStep, StepOptions
+from vogn.kernels.reference import DiagonalStep, LinearOptions, LinearStep, StepOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -66,7 +66,23 @@ class BlockPointers(ctypes.Structure):
 
 
 Columns = tuple[Tensor, Tensor]
-"""A weight ``(rows, columns)`` and a bias ``(rows,)``, which make a block vector ``(rows, columns + 1)``."""
+"""A weight and a bias; as ``(rows, columns)`` and ``(rows,)``, they make a block vector ``(rows, columns + 1)``."""
+
+
+class LinearNumbers(ctypes.Structure):
+    """Those of ``vogn_linear_step``, in its order."""
+
+    NAMES = ("lr", "rate", "entering_gradient", "entering_mean", "leaving_average", "leaving_mean")
+    _fields_ = [(name, ctypes.c_float) for name in NAMES]
+
+
+class LinearPart(ctypes.Structure):
+    """One parameter of ``vogn_linear_step``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("mean", "gradient", "new_mean")),
+        *((name, ctypes.c_int64) for name in ("count", "start", "columns", "stride")),
+    )
 
 
 @cache
@@ -81,6 +97,7 @@ def _functions() -> Any:
         "vogn_diagonal_write": (*5 * (array,), count, pointer(StepNumbers), ctypes.c_int),
         "vogn_diagonal_look_columns": (pointer(BlockPointers), count, count, pointer(StepNumbers), ctypes.c_int),
         "vogn_diagonal_write_columns": (pointer(BlockPointers), count, count, pointer(StepNumbers), ctypes.c_int),
+        "vogn_linear_step": (pointer(LinearPart), count, array, array, count, count, pointer(LinearNumbers)),
         "vogn_displace": (*3 * (array,), count, number, number),
         "vogn_draw": (*5 * (array,), *3 * (count,), ctypes.c_uint64, number, number),
         "vogn_price": (*4 * (array,), count, number, number),
@@ -88,19 +105,18 @@ def _functions() -> Any:
     for name, types in arguments.items():
         function = getattr(found, name)
         function.argtypes = types
-        function.restype = ctypes.c_int if name.startswith("vogn_diagonal") else None
+        looks = name.startswith(("vogn_diagonal", "vogn_linear"))
+        function.restype = ctypes.c_int if looks else None
     return found
 
 
 def takes(*tensors: Tensor) -> bool:
     """Whether the kernels can work on these: plain tensors in single precision, contiguous, on the CPU."""
-    return all(
-        type(x) in (Tensor, torch.nn.Parameter)
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.is_contiguous()
-        for x in tensors
-    )
+    for x in tensors:
+        plain = type(x) is Tensor or type(x) is torch.nn.Parameter
+        if not (plain and x.is_cpu and x.dtype == torch.float32 and x.is_contiguous()):
+            return False
+    return True
 
 
 def fit(*tensors: Tensor) -> bool:
@@ -244,7 +260,8 @@ def diagonal_step_in_columns(
         ValueError: if a sample is wanted.
     """
     parts = (*mean, curvature, momentum, *gradient, evidence)
-    rows, columns = mean[0].shape
+    rows = mean[1].numel()
+    columns = mean[0].numel() // rows
     pointers = BlockPointers(*(x.data_ptr() for x in parts), columns)
     numbers, functions = _step_numbers(factor, options), _functions()
 
@@ -284,6 +301,36 @@ def _step_numbers(factor: float, options: StepOptions) -> tuple[Any, int]:
     )
     kind = int(options["retract"]) + 2 * int(options["prior_in_momentum"]) + 4 * int(options["root"])
     return ctypes.byref(numbers), kind
+
+
+def linear_step(
+    means: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momentum: Tensor | None,
+    places: Sequence[tuple[int, int, int]],
+    **options: Unpack[LinearOptions],
+) -> LinearStep:
+    """See :func:`vogn.kernels.reference.linear_step`; all tensors as :func:`takes` says."""
+    new = [torch.empty_like(gradient) for gradient in gradients]
+    average = None if momentum is None else torch.empty_like(momentum)
+    old_start, new_start = (None if vector is None else vector.data_ptr() for vector in (momentum, average))
+    counts = [mean.numel() for mean in means]
+    parts = (LinearPart * len(new))(
+        *(
+            LinearPart(mean.data_ptr(), gradient.data_ptr(), moved.data_ptr(), count, start, count // rows, stride)
+            for mean, gradient, moved, count, (start, rows, stride) in zip(
+                means, gradients, new, counts, places, strict=True
+            )
+        )
+    )
+    numbers = LinearNumbers(options["lr"], options["momentum_rate"], *options["entering"], *options["leaving"])
+    step, finite = _functions().vogn_linear_step, []
+
+    def part(first: int, last: int) -> None:
+        finite.append(step(parts, len(new), old_start, new_start, first, last, numbers))
+
+    in_parts(sum(counts), part)
+    return LinearStep(new, average, finite=all(finite))
 
 
 def _elementwise(function: Any, tensors: tuple[Tensor, ...], *numbers: Any) -> list[Any]:

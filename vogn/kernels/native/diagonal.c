@@ -1,5 +1,5 @@
-/* One pass over the numbers of diagonal blocks. The arithmetic is that of vogn/kernels/reference.py, operation by
-   operation; comparisons are written so that NaN stays NaN. */
+/* One pass over the numbers of diagonal blocks, and of blocks without curvature. The arithmetic is that of
+   vogn/kernels/reference.py, for diagonal blocks operation by operation; comparisons are written so that NaN stays NaN. */
 
 #include <float.h>
 #include <math.h>
@@ -171,6 +171,73 @@ int vogn_diagonal_look_columns(const block *given, int64_t first, int64_t last, 
 int vogn_diagonal_write_columns(const block *given, int64_t first, int64_t last, const step_numbers *numbers, int kind)
 {
     OF_KIND(in_columns, given, first, last, numbers, 1)
+}
+
+typedef struct {
+    float lr, rate, entering_gradient, entering_mean, leaving_average, leaving_mean;
+} linear_numbers;
+
+enum { NO_AVERAGE = 0, SMALL_RATE = 1, LARGE_RATE = 2 };
+
+INLINE int linear(const float *restrict mean, const float *restrict gradient, const float *restrict momentum,
+                  float *restrict new_mean, float *restrict new_momentum, int64_t count, const linear_numbers *given,
+                  const int kind)
+{
+    const linear_numbers n = *given;
+    int infinite = 0;
+    INDEPENDENT
+    for (int64_t i = 0; i < count; i++) {
+        float m = mean[i], u = n.entering_gradient * gradient[i] + n.entering_mean * m;
+        if (kind != NO_AVERAGE) {
+            float old = momentum[i], change = u - old;
+            u = kind == SMALL_RATE ? old + n.rate * change : u - (1.0f - n.rate) * change;
+            new_momentum[i] = u;
+        }
+        m = m - n.lr * (n.leaving_average * u + n.leaving_mean * m);
+        new_mean[i] = m;
+        infinite |= !(fabsf(m) <= FLT_MAX) | !(fabsf(u) <= FLT_MAX);
+    }
+    return infinite;
+}
+
+/* One parameter of a block. In the momentum its numbers begin at `start`, and its rows are `stride` apart. */
+typedef struct {
+    const float *mean, *gradient;
+    float *new_mean;
+    int64_t count, start, columns, stride;
+} linear_part;
+
+/* The numbers first .. last - 1 of a parameter. */
+INLINE int linear_rows(const linear_part *part, const float *momentum, float *new_momentum, int64_t first, int64_t last,
+                       const linear_numbers *given, const int kind)
+{
+    int infinite = 0;
+    int64_t row = first / part->columns, column = first % part->columns;
+    while (first < last) {
+        int64_t place = part->start + row * part->stride + column, count = part->columns - column;
+        count = count < last - first ? count : last - first;
+        infinite |= linear(part->mean + first, part->gradient + first, kind ? momentum + place : 0,
+                           part->new_mean + first, kind ? new_momentum + place : 0, count, given, kind);
+        first += count;
+        row += 1;
+        column = 0;
+    }
+    return infinite;
+}
+
+/* The numbers first .. last - 1 of a block, parameter after parameter: whether all that was written is finite. */
+int vogn_linear_step(const linear_part *parts, int64_t parameters, const float *momentum, float *new_momentum,
+                     int64_t first, int64_t last, const linear_numbers *given)
+{
+    int infinite = 0;
+    for (int64_t k = 0; k < parameters; k++) {
+        int64_t from = first > 0 ? first : 0, to = last < parts[k].count ? last : parts[k].count;
+#define ROWS(kind) linear_rows(parts + k, momentum, new_momentum, from, to, given, kind)
+        infinite |= momentum == 0 ? ROWS(NO_AVERAGE) : given->rate < 0.5f ? ROWS(SMALL_RATE) : ROWS(LARGE_RATE);
+        first -= parts[k].count;
+        last -= parts[k].count;
+    }
+    return !infinite;
 }
 
 /* displacement = noise / sqrt(curvature + shift) * scale; may be written over the noise. */

@@ -148,6 +148,19 @@ class Step(ABC):
         """The factor by which the step makes the learning rate of a full Newton step larger; 1 for most."""
         return 1.0
 
+    def linear(self, memory: Mapping[str, Tensor], group: Mapping[str, Any]) -> tuple[float, float] | None:
+        """The numbers ``(a, b)`` where all that the call does for a block in this step is ``u <- a u + b m``; ``None``
+        for most steps.
+
+        Where all steps of a chain say so, beside :class:`Momentum`, the block may be computed in one pass
+        (:mod:`vogn.optim.linear_pass`), and calls do not see it. A subclass that changes the call says so again.
+
+        Args:
+            memory: the block's memory.
+            group: the block's param group.
+        """
+        return None
+
     def without_curvature(self, group: Mapping[str, Any]) -> str:
         """Why a group has no curvature (any more) and measures none; ``""`` if it has."""
         return ""

@@ -28,7 +28,7 @@ class Momentum(Step):
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""
         averaged = [
-            k for k, block in enumerate(context.blocks) if block.group["momentum"] or "momentum" in block.memory
+            k for k, block in enumerate(context.blocks) if self.averages(block.memory, block.group)
         ]
         memories = [context.blocks[k].memory for k in averaged]
         shares = [
@@ -47,14 +47,19 @@ class Momentum(Step):
         if group["momentum"] > 0.0:
             _start(memory, mean)
 
+    def averages(self, memory: Mapping[str, Tensor], group: Mapping[str, Any]) -> bool:
+        """Whether an average is kept: there is a momentum, or has been."""
+        return bool(group["momentum"]) or "momentum" in memory
+
     def share(self, memory: dict[str, Tensor], update: Tensor, group: Mapping[str, Any]) -> float:
         """The update's share in the average that is returned; counts its weight in the memory."""
         beta = group["momentum"]
         if "momentum" not in memory:
             _start(memory, update)
         # new tensors, not in place: a step that is refused later on leaves the old ones untouched
-        weight = memory["momentum_weight"] = memory["momentum_weight"].mul(beta).add_(1.0 - beta)
-        return (1.0 - beta) / float(weight) if self.debias else 1.0 - beta
+        weight = float(memory["momentum_weight"]) * beta + (1.0 - beta)
+        memory["momentum_weight"] = torch.tensor(weight, dtype=torch.float64)
+        return (1.0 - beta) / weight if self.debias else 1.0 - beta
 
 
 def _start(memory: dict[str, Tensor], like: Tensor) -> None:

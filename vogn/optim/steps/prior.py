@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -21,3 +22,7 @@ class Prior(Step):
         """See :meth:`Step.__call__`."""
         means = [block.mean for block in context.blocks]
         return add_each(updates, means, [float(block.group["weight_decay"]) for block in context.blocks])
+
+    def linear(self, memory: Mapping[str, Tensor], group: Mapping[str, Any]) -> tuple[float, float]:
+        """See :meth:`Step.linear`."""
+        return 1.0, float(group["weight_decay"])

@@ -45,10 +45,8 @@ class Reweight(Step):
         directions = []
         for update, block in zip(updates, context.blocks, strict=True):
             with in_block(block.name):
-                if self.without_curvature(block.group):
-                    directions.append(_frozen(update, block))
-                else:
-                    directions.append(_measured(update, block))
+                factors = self.linear(block.memory, block.group)
+                directions.append(_measured(update, block) if factors is None else _frozen(update, block, *factors))
         return directions
 
     def prepare(self, memory: dict[str, Tensor], mean: Tensor, group: Mapping[str, Any]) -> None:
@@ -57,6 +55,13 @@ class Reweight(Step):
         memory["coefficients"] = mean.new_full((size,), torch.nan)
         memory["coefficient_sum"] = torch.zeros((), dtype=torch.float64)
         memory["coefficient_count"] = torch.zeros((), dtype=torch.float64)
+
+    def linear(self, memory: Mapping[str, Tensor], group: Mapping[str, Any]) -> tuple[float, float] | None:
+        """See :meth:`Step.linear`: so are frozen coefficients."""
+        if not self.without_curvature(group):
+            return None
+        check_no_memory([group])
+        return (_mean(memory) if group["share"] == "mean" else 1.0), float(group["weight_decay"])
 
     def without_curvature(self, group: Mapping[str, Any]) -> str:
         """See :meth:`Step.without_curvature`."""
@@ -110,11 +115,9 @@ def _mean(memory: Mapping[str, Tensor]) -> float:
     return float(memory["coefficient_sum"]) / count if count else 1.0
 
 
-def _frozen(update: Tensor, block: BlockView) -> Tensor:
+def _frozen(update: Tensor, block: BlockView, factor: float, decay: float) -> Tensor:
     """The gradient is weighted already, or all of it by one number."""
-    if block.group["share"] == "mean":
-        update = update * _mean(block.memory)
-    decay = block.group["weight_decay"]
+    update = update if factor == 1.0 else update * factor
     return update.add(block.mean, alpha=decay) if decay else update
 
 
