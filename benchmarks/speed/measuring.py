@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import signal
 import sys
 import time
@@ -292,6 +293,7 @@ def write(module: str, arguments: Any, case: str, content: Mapping[str, Any]) ->
     from benchmarks.speed.peers import peer_versions
 
     options = [f"--cases {case}"] if "cases" in arguments else []
+    options += [shlex.join(["--rows", *arguments.rows])] if getattr(arguments, "rows", None) else []
     options += [f"--rounds {arguments.rounds}"] if "rounds" in arguments else []
     options += [f"--threads {arguments.threads}"]
     on_cuda = getattr(arguments, "device", "cpu") != "cpu"

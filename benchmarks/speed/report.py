@@ -1,11 +1,14 @@
 """Tables and plots of what was measured: docs/speed.md and docs/speed/*.png.
 
-python -m benchmarks.speed.report
+What stands in the page between ``<!-- by hand: NAME -->`` and ``<!-- end by hand -->`` is kept, in the section NAME.
+
+    python -m benchmarks.speed.report
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,10 @@ SHORT = {
 }
 """Short names of references, for heads of columns."""
 TITLES = {
-    "step_time": "Training steps",
+    "step_time_noise": "Training steps with noise",
+    "parts": "Parts of a step",
+    "step_time": "Training steps of all methods",
+    "step_time_quarter": "K-FAC with statistics of a quarter of the batch",
     "step_time_cuda": "Training steps on a GPU",
     "per_example": "Sums of squared per-example gradients",
     "curvature_refresh": "K-FAC's factors and their factorisation",
@@ -32,6 +38,24 @@ TITLES = {
     "memory": "Memory",
     "import_time": "Import",
 }
+
+
+BY_HAND = re.compile(r"<!-- by hand: (\S+) -->\n(.*?)<!-- end by hand -->", re.DOTALL)
+"""A part of the page that is not made from results: its section, and what stands there."""
+
+
+def by_hand(page: str) -> dict[str, str]:
+    """Section to what is written there by hand.
+
+    Raises:
+        ValueError: if it stands in a section that will not be there, or twice in one.
+    """
+    found = BY_HAND.findall(page)
+    names = [name for name, _ in found]
+    wrong = sorted({name for name in names if name not in ("aims", *TITLES) or names.count(name) > 1})
+    if wrong or page.count("<!-- by hand:") != len(found):
+        raise ValueError(f"what is written by hand has no place of its own: {', '.join(wrong) or 'a mark without end'}")
+    return {name: text for name, text in found if text.strip()}
 
 
 def table(lines: Mapping[str, Any], baseline: str, more: Sequence[str] = (), others: Sequence[str] = ()) -> list[str]:
@@ -90,7 +114,7 @@ def target_table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if missed and target.note:
             notes.setdefault(target.note, []).append(f"{target.row}, {target.case}")
     listed = [f"- {'; '.join(rows)}: {note}." for note, rows in notes.items()]
-    title = "Where the time goes in rows that miss (torch's profiler, one step; shares of a step):"
+    title = "Where the time goes in rows that miss (parts of a step, below; shares are from torch's profiler):"
     return [*out, "", title, "", *listed] if notes else out
 
 
@@ -156,23 +180,31 @@ products in single precision that form the factors (half of an observing step) a
 """
 
 
-def report(results: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
-    """The page; plots are written beside it."""
+def report(results: Mapping[str, Mapping[str, Any]], folder: Path, page: str = "") -> str:
+    """The new page in the place of an old one; plots are written beside it."""
     from benchmarks.speed.cases import CASES, LARGE
+    from benchmarks.speed.parts import parts_table
 
-    out = [INTRODUCTION, "## Aims", "", *target_table(results)]
+    kept = by_hand(page)
+
+    def own(name: str) -> list[str]:
+        return [f"<!-- by hand: {name} -->\n{kept[name]}<!-- end by hand -->", ""] if name in kept else []
+
+    out = [INTRODUCTION, "## Aims", "", *target_table(results), "", *own("aims")]
     for question, title in TITLES.items():
         if not results.get(question):
+            if question in kept:
+                raise ValueError(f"nothing was measured for {question!r}, where the page has a part by hand")
             continue
-        out += ["", f"## {title}", ""]
+        out += ["", f"## {title}", "", *own(question)]
         for case, record in results[question].items():
             cases = LARGE if question.endswith("_cuda") else CASES
             if case in cases:
                 out += [f"### {cases[case].title}", ""]
             out += [*circumstances(record), ""]
             lines = record["lines"]
-            if question == "memory":
-                out += [*memory_table(lines), ""]
+            if question in ("memory", "parts"):
+                out += [*(memory_table(lines) if question == "memory" else parts_table(lines)), ""]
                 continue
             baseline = record["baseline"]
             references = {key for line in lines.values() for key in line.get("ratio", {})} - {baseline}
@@ -197,8 +229,9 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of speed.md")
     arguments = parser.parse_args(argv)
     found = {question: read_cell(arguments.results / f"{question}.json") or {} for question in TITLES}
-    text = report(found, arguments.docs)
-    (arguments.docs / "speed.md").write_text(text)
+    path = arguments.docs / "speed.md"
+    text = report(found, arguments.docs, path.read_text() if path.exists() else "")
+    path.write_text(text)
     return text
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -179,6 +180,42 @@ def test_the_page_names_every_row_and_what_is_aimed_at(tmp_path):
     for name in ("vogn (deterministic)", "kalman (variational)", "AdamW, fused"):
         assert f"| {name} |" in text
     assert "| mlp | ivon (variational) | AdamW | 1.45 |" in text
+
+
+def test_the_page_keeps_what_is_written_by_hand(tmp_path):
+    from benchmarks.speed import report
+
+    folder = tmp_path / "results"
+    run("step_time", folder, "--rows", "vogn (v")
+    mine = "<!-- by hand: {} -->\nFirst line,\n\nand another.\n<!-- end by hand -->"
+    page = tmp_path / "speed.md"
+    page.write_text(f"anywhere\n{mine.format('aims')} {mine.format('step_time')}\n")
+    command = ["--results", str(folder), "--docs", str(tmp_path)]
+    text = report.main(command)
+    aims, steps = text.index(mine.format("aims")), text.index(mine.format("step_time"))
+    assert text.index("## Aims") < aims < text.index("## Training steps") < steps < text.index("### MLP")
+    assert report.main(command) == text and "anywhere" not in text
+    for wrong in (mine.format("nowhere"), mine.format("aims") * 2, "<!-- by hand: aims -->\n", mine.format("memory")):
+        page.write_text(wrong)
+        with pytest.raises(ValueError, match=r"by hand"):
+            report.main(command)
+        assert page.read_text() == wrong
+
+
+def test_parts_of_a_step_add_up_and_leave_no_clock_behind(tmp_path):
+    import vogn.kernels.native as native
+    from benchmarks.speed.parts import clocks
+    from vogn.structures import Diagonal
+
+    before = dict(vars(Diagonal)), native.draw, torch.nn.Module.__call__
+    found = run("parts", tmp_path, "--rows", "vogn (v", "ivon (v", "kfac 10/100 (d")["lines"]
+    assert {"vogn (variational)", "kfac 10/100 (deterministic), observing"} <= set(found)
+    for line in found.values():
+        assert all(value > 0.0 for value in line["parts"].values()) and {"forward", "backward"} <= set(line["parts"])
+    assert (dict(vars(Diagonal)), native.draw, torch.nn.Module.__call__) == before
+    with clocks(None) as clock:
+        clock.around(lambda: clock.around(lambda: sum(range(10**5)), "inner")(), "outer")()
+    assert 0.0 <= clock.seconds["outer"] < clock.seconds["inner"]
 
 
 def test_a_failure_in_a_process_of_its_own_is_its_reason():

@@ -1,5 +1,10 @@
 """Kernels in C: the bits of their oracle, the arithmetic of the reference, and life without a compiler."""
 
+import copy
+import ctypes
+import platform
+import subprocess
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +18,8 @@ from vogn.kernels.native.build import library
 from vogn.kernels.native.oracle import normal_numbers
 from vogn.likelihoods import Categorical
 from vogn.linalg.noise import generator, normal
+from vogn.optim import update
+from vogn.structures import Diagonal
 
 needs_compiler = pytest.mark.skipif(isinstance(library(), str), reason=f"no library: {library()}")
 
@@ -32,6 +39,19 @@ class TestNumbers:
     @pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 1000])
     def test_they_are_the_bits_of_the_oracle(self, seed, count):
         assert torch.equal(filled(count, seed), normal_numbers(count, seed=seed))
+
+    @pytest.mark.parametrize("flag", ["-mno-avx512f", "-mno-avx2"])
+    def test_other_instruction_sets_draw_the_same_bits(self, flag, tmp_path):
+        if platform.machine() not in ("x86_64", "AMD64"):
+            pytest.skip("flags of another processor")
+        made = tmp_path / "numbers.so"
+        source = build.FOLDER / "normal.c"
+        subprocess.run(["cc", *build.FLAGS, build.TUNED, flag, str(source), "-o", str(made), "-lm"], check=True)
+        fill = ctypes.CDLL(str(made)).vogn_fill_normal
+        fill.argtypes = native._functions().vogn_fill_normal.argtypes
+        out = torch.full((1003,), torch.nan)
+        fill(out.data_ptr(), len(out), 2**63 + 5, 0)
+        assert torch.equal(out, normal_numbers(1003, seed=2**63 + 5))
 
     @pytest.mark.parametrize("threads", [2, 3])
     def test_threads_do_not_change_them(self, threads, monkeypatch):
@@ -121,9 +141,89 @@ class TestDiagonal:
         found = native.price(noise, c, response, shift=0.1, ess=50.0)
         torch.testing.assert_close(found.double(), wide[0] * 50.0 * (wide[1] + 0.1) * wide[2], rtol=5e-7, atol=0)
         expected = wide[0] / (50.0 * (wide[1] + 0.1)).sqrt()
-        torch.testing.assert_close(
-            native.displace(noise, c, shift=0.1, ess=50.0).double(), expected, rtol=5e-7, atol=0
+        torch.testing.assert_close(native.displace(noise, c, shift=0.1, ess=50.0).double(), expected, rtol=5e-7, atol=0)
+
+    @pytest.mark.parametrize(("retract", "prior_in_momentum", "root"), [(True, False, False), (False, True, True)])
+    def test_a_step_in_place_writes_the_same_numbers_and_only_when_it_is_told(self, retract, prior_in_momentum, root):
+        kind = {"retract": retract, "prior_in_momentum": prior_in_momentum, "root": root}
+        tensors, expected = operands(), native.diagonal_step(*operands(), **NUMBERS, **kind)
+        found = native.diagonal_step(*tensors, later=True, **NUMBERS, **kind)
+        assert all(torch.equal(a, b) for a, b in zip(tensors, operands(), strict=True))
+        versions = [x._version for x in tensors]
+        assert found.finite is True and found.mean is tensors[0]
+        found.write()
+        assert all(torch.equal(a, b) for a, b in zip(found[:3], expected[:3], strict=True))
+        assert [x._version > v for x, v in zip(tensors, versions, strict=True)] == [True] * 3 + [False] * 2
+        assert all(torch.equal(a, b) for a, b in zip(tensors[3:], operands()[3:], strict=True))
+
+    @pytest.mark.parametrize("place", range(5))
+    def test_a_step_in_place_that_is_not_finite_is_computed_elsewhere(self, place):
+        tensors = operands()
+        tensors[place][1002] = torch.nan
+        kept = [x.clone() for x in tensors]
+        kind = {"retract": False, "prior_in_momentum": False, "root": False}
+        found = native.diagonal_step(*tensors, later=True, **NUMBERS, **kind)
+        assert found.finite is False and found.write is None
+        assert not all(x.isfinite().all() for x in found[:3])
+        assert all(torch.equal(a, b) or torch.isnan(b).any() for a, b in zip(tensors, kept, strict=True))
+
+    @pytest.mark.parametrize("kind", range(8))
+    @pytest.mark.parametrize("shape", [(5, 7), (1, 1), (40, 300)])
+    def test_a_step_in_columns_is_that_of_the_packed_block(self, kind, shape, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        monkeypatch.setattr(native, "PART", 300)
+        names = ("retract", "prior_in_momentum", "root")
+        given = {name: bool(kind & 1 << place) for place, name in enumerate(names)}
+        rows, columns = shape
+        packed = [x.view(rows, columns + 1) for x in operands(rows * (columns + 1))]
+        expected = native.diagonal_step(*packed[:4], packed[4] * 0.37, **NUMBERS, **given)
+        apart = [(packed[k][:, :columns].clone(), packed[k][:, columns].clone()) for k in (0, 3)]
+        write = native.diagonal_step_in_columns(
+            apart[0], packed[1], packed[2], apart[1], packed[4], factor=0.37, **NUMBERS, **given
         )
+        assert all(torch.equal(x, y.view_as(x)) for x, y in zip(packed, operands(packed[0].numel()), strict=True))
+        write()
+        assert torch.equal(torch.cat([apart[0][0], apart[0][1].unsqueeze(-1)], -1), expected.mean)
+        assert torch.equal(packed[1], expected.curvature) and torch.equal(packed[2], expected.momentum)
+        assert torch.equal(apart[1][0], packed[3][:, :columns]) and torch.equal(apart[1][1], packed[3][:, columns])
+        assert apart[0][0]._version and apart[0][1]._version and packed[1]._version and packed[2]._version
+
+    @pytest.mark.parametrize("place", range(5))
+    @pytest.mark.parametrize("column", [0, 7])
+    def test_what_is_not_finite_in_columns_is_seen(self, place, column):
+        packed = [x.view(5, 8) for x in operands(40)]
+        packed[place][4, column] = torch.inf
+        apart = [(packed[k][:, :7].clone(), packed[k][:, 7].clone()) for k in (0, 3)]
+        kind = {"retract": False, "prior_in_momentum": False, "root": False}
+        assert native.diagonal_step_in_columns(
+            apart[0], packed[1], packed[2], apart[1], packed[4], **NUMBERS, **kind
+        ) is None  # fmt: skip
+
+    @pytest.mark.parametrize("shape", [(5, 7), (3, 600), (300, 2), (1, 1), (2, 1027)])
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_a_draw_is_noise_displacement_and_sum(self, shape, bias, threads, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        monkeypatch.setattr(native, "PART", 300)
+        rows, columns = shape
+        source = torch.Generator().manual_seed(1)
+        block, c = (torch.rand(rows, columns + bias, generator=source) for _ in range(2))
+        weight, offset = block[:, :columns].clone(), block[:, columns].clone() if bias else None
+        displacement, kept = torch.empty_like(c), torch.empty_like(c)
+        versions = [x._version for x in (weight, offset) if x is not None]
+        native.draw((weight, offset), c, displacement, kept, seed=9, shift=0.1, scale=-0.03)
+        noise = normal_numbers(c.numel(), seed=9).view_as(c)
+        expected = noise * (1.0 / (c + 0.1).double().sqrt().float()) * -0.03
+        assert torch.equal(displacement, expected) and torch.equal(kept, block)
+        assert torch.equal(weight, (block + expected)[:, :columns])
+        assert offset is None or torch.equal(offset, (block + expected)[:, columns])
+        assert [x._version for x in (weight, offset) if x is not None] > versions
+
+    def test_evidence_may_take_the_place_of_the_displacement(self):
+        noise, c, response = operands()[0], operands()[1], operands()[3]
+        expected = native.price(noise, c, response, shift=0.1, ess=50.0)
+        assert native.price(noise, c, response, shift=0.1, ess=50.0, out=noise) is noise
+        assert torch.equal(noise, expected)
 
     @pytest.mark.parametrize(
         "change", [lambda x: x.double(), lambda x: x[::2], lambda x: x.to("meta"), lambda x: x.requires_grad_()]
@@ -212,8 +312,9 @@ def trained(method, steps=4, **options):
     optimizer = vogn.METHODS[method].build(model, ess=100.0, weight_decay=0.01, seed=3, **options)
     for _ in range(steps):
         optimizer.zero_grad()
-        with optimizer.sampled_params():
-            Categorical()(model(x), x[:, :3].argmax(1)).backward()
+        for _ in range(options.get("mc_samples", 1)):
+            with optimizer.sampled_params():
+                Categorical()(model(x), x[:, :3].argmax(1)).backward()
         optimizer.step()
     return model, optimizer
 
@@ -259,6 +360,111 @@ def test_a_refused_step_changes_nothing_and_names_the_block(method):
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     after = optimizer.posterior().variance()
     assert all(torch.equal(state[name], after[name]) for name in state)
+
+
+def trained_wide(method, **options):
+    """Blocks that are long enough to stay alone."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(200, 100), torch.nn.Tanh(), torch.nn.Linear(100, 3))
+    x = torch.randn(24, 200)
+    optimizer = vogn.METHODS[method].build(model, ess=100.0, weight_decay=0.01, seed=3, **options)
+    for _ in range(3):
+        optimizer.zero_grad()
+        with optimizer.sampled_params():
+            Categorical()(model(x), x[:, :3].argmax(1)).backward()
+        optimizer.step()
+    return model, optimizer, x
+
+
+@needs_compiler
+@pytest.mark.parametrize("method", ["ivon", "vogn", "vadam"])
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.0}, {"loss_reduction": "sum"}, {"variational": False}])
+def test_steps_in_columns_and_in_place_are_those_elsewhere(method, options, monkeypatch):
+    calls = []
+    step = native.diagonal_step_in_columns
+    monkeypatch.setattr(native, "diagonal_step_in_columns", lambda *a, **named: calls.append(1) or step(*a, **named))
+    model, optimizer, _ = trained_wide(method, **options)
+    assert bool(calls) == (method == "vogn" and "momentum" not in options and "loss_reduction" not in options)
+    monkeypatch.setattr(update, "_columns", lambda block, tensors: None)
+    monkeypatch.setitem(vogn.kernels.TABLE["diagonal_step"], "native", elsewhere)
+    other, second, _ = trained_wide(method, **options)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    states = [list(found.state.values()) for found in (optimizer, second)]
+    for mine, theirs in zip(*states, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def elsewhere(*tensors, later=False, **options):
+    return native.diagonal_step(*tensors, **options)
+
+
+@needs_compiler
+@pytest.mark.parametrize("where", ["weight", "bias"])
+def test_a_refused_step_in_columns_changes_nothing_and_names_the_block(where):
+    model, optimizer, x = trained_wide("vogn")
+    before = [p.detach().clone() for p in model.parameters()]
+    state = copy.deepcopy(optimizer.state_dict()["state"])
+    optimizer.zero_grad()
+    with optimizer.sampled_params():
+        Categorical()(model(x), torch.zeros(24, dtype=torch.long)).backward()
+    getattr(model[0], where).grad.flatten()[-1] = torch.nan
+    with pytest.raises(NonFiniteStatisticsError, match=r"block '0.*gradient"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    torch.testing.assert_close(optimizer.state_dict()["state"], state, rtol=0, atol=0)
+
+
+@needs_compiler
+def test_what_is_written_into_weights_between_context_and_step_counts():
+    found = []
+    for through in (lambda p: p.data, lambda p: p.detach()):
+        model, optimizer, x = trained_wide("vogn")
+        optimizer.zero_grad()
+        with optimizer.sampled_params():
+            Categorical()(model(x), torch.zeros(24, dtype=torch.long)).backward()
+        for parameter in model.parameters():
+            through(parameter).mul_(0.5)
+        halves = model[0].weight.detach().clone()
+        optimizer.step()
+        assert (model[0].weight - halves).abs().max() < 0.5 * halves.abs().max()
+        found.append(model[0].weight.detach().clone())
+    assert torch.equal(*found)
+
+
+@needs_compiler
+@pytest.mark.parametrize("method", ["ivon", "vogn", "vadam"])
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_samples_are_means_and_displacements_whatever_draws_them(method, antithetic, monkeypatch):
+    samples = []
+    for in_one_pass in (True, False):
+        model, optimizer = trained(method, antithetic=antithetic, mc_samples=2)
+        means = [p.detach().clone() for p in model.parameters()]
+        if not in_one_pass:
+            monkeypatch.setattr(Diagonal, "plain_diagonal", lambda self, state, shift: None)
+        for _ in range(2):
+            with optimizer.sampled_params():
+                samples.append([p.detach().clone() for p in model.parameters()])
+            assert all(torch.equal(a, b) for a, b in zip(means, model.parameters(), strict=True))
+            assert not torch.equal(samples[-1][0], means[0])
+    for one, other in zip(samples[:2], samples[2:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize("method", ["ivon", "vogn", "vadam"])
+def test_a_posterior_is_its_own_although_steps_are_written_in_place(method):
+    model, optimizer = trained(method)
+    posterior = optimizer.posterior()
+    before = {name: value.clone() for name, value in posterior.variance().items()}
+    weights = [p for p in model.parameters()]
+    versions = [p._version for p in weights]
+    optimizer.zero_grad()
+    with optimizer.sampled_params():
+        Categorical()(model(torch.randn(8, 6)), torch.zeros(8, dtype=torch.long)).backward()
+    optimizer.step()
+    assert all(torch.equal(before[name], value) for name, value in posterior.variance().items())
+    assert not torch.equal(before["0.weight"], optimizer.posterior().variance()["0.weight"])
+    assert all(p._version > version for p, version in zip(weights, versions, strict=True))
 
 
 @pytest.mark.parametrize(

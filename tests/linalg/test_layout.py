@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from vogn.linalg.layout import JoinedLayout, MatrixLayout, StackLayout, layout_from_dict, lines
+from vogn.linalg.layout import JoinedLayout, MatrixLayout, StackLayout, columns, layout_from_dict, lines
 
 LAYOUTS = {
     "linear": MatrixLayout(("w", "b"), ((3, 4), (3,)), (3, 4)),
@@ -138,3 +138,41 @@ def test_common_layouts_have_lines(name):
 
 def test_parameters_without_elements_have_no_lines():
     assert lines(MatrixLayout(("w",), ((0, 4),), (0, 4))) is None
+
+
+@every_layout
+def test_columns_are_what_the_memory_is_made_of(layout):
+    named = tensors(layout, ())
+    found = columns(layout, [named[name] for name in layout.names])
+    if found is None:
+        return
+    weight, bias = found
+    if bias is None:
+        assert torch.equal(layout.pack(named).flatten(), weight.flatten())
+    else:
+        rows = bias.numel()
+        own = torch.cat([weight.view(rows, -1), bias.view(rows, 1)], -1)
+        assert torch.equal(layout.pack(named).flatten(), own.flatten())
+        assert layout.block_shape[-1] == own.shape[-1]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "parts"),
+    [(((4, 3), (4,)), 2), (((1, 3), (1,)), 2), (((4, 1), (4,)), 2), (((1, 1), (1,)), 2), (((4, 3),), 1)],
+)
+def test_common_layouts_are_columns(shapes, parts):
+    layout = MatrixLayout(("w", "b")[: len(shapes)], shapes, shapes[0])
+    found = columns(layout, [torch.ones(shape) for shape in shapes])
+    assert found is not None and (found[1] is None) == (parts == 1)
+
+
+@pytest.mark.parametrize("name", ["norm", "three permuted dimensions", "grouped transposed convolution"])
+def test_other_orders_are_not_columns(name):
+    layout = LAYOUTS[name]
+    assert columns(layout, list(tensors(layout, ()).values())) is None
+
+
+@pytest.mark.parametrize("name", ["convolution", "grouped convolution", "grouped bias only", "scalar"])
+def test_convolutions_and_single_parameters_are_columns(name):
+    layout = LAYOUTS[name]
+    assert columns(layout, list(tensors(layout, ()).values())) is not None

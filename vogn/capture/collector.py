@@ -21,7 +21,7 @@ from vogn.capture.context_gradients import ContextGradients
 from vogn.capture.gather import check_examples, gather, with_places, without_padding
 from vogn.capture.ledger import Announcement, Ledger, Source
 from vogn.capture.loss_factor import LossFactor
-from vogn.capture.normalisation import Normalisation
+from vogn.capture.normalisation import Leaf, Normalisation
 from vogn.capture.own_pass import member_rows
 from vogn.capture.partition import Block, Member
 from vogn.capture.pooling import agreement_of, pool
@@ -373,8 +373,9 @@ class Collector:
         """Rows beside a probe only turn its basis; alone they are no evidence."""
         return block.name in self._ledger.probed or all(statistic.CHANNEL != "probe" for statistic in self.statistics)
 
-    def finish(self, block: Block, mc_samples: int) -> Observation:
-        """The normalised observation of a block, as far as this process holds it; empty if nothing was observed.
+    def finish(self, block: Block, mc_samples: int) -> dict[str, Leaf]:
+        """The observation of a block and what normalises it, as far as this process holds it; empty if nothing was
+        observed.
 
         Args:
             block: one of the collector's blocks.
@@ -382,4 +383,4 @@ class Collector:
         """
         if not self._counts(block):
             return {}
-        return self._normalisation.observation(self._ledger, block, mc_samples)
+        return self._normalisation.leaves(self._ledger, block, mc_samples)

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from torch import Tensor
 
 from vogn.capture.ledger import Ledger, Source
 from vogn.capture.partition import Block
 from vogn.errors import MissingCurvatureError
 from vogn.structures.base import Structure
 from vogn.types import Observation
+
+
+class Leaf(NamedTuple):
+    """A tensor and the number that it is still to be multiplied by."""
+
+    tensor: Tensor
+    factor: float
+
+    def product(self) -> Tensor:
+        """The normalised leaf; the tensor itself where the factor is 1."""
+        return self.tensor if self.factor == 1.0 else self.tensor * self.factor
 
 
 @dataclass
@@ -42,15 +55,15 @@ class Normalisation:
             scale *= ledger.loss_terms(block) / mc_samples
         return scale
 
-    def observation(self, ledger: Ledger, block: Block, mc_samples: int) -> Observation:
-        """The normalised leaves of a block, empty if nothing was observed.
+    def leaves(self, ledger: Ledger, block: Block, mc_samples: int) -> dict[str, Leaf]:
+        """The leaves of a block and what normalises them, empty if nothing was observed.
 
         Args:
             ledger: the evidence.
             block: one of its blocks.
             mc_samples: number of weight samples that the gradients were summed over.
         """
-        out: Observation = {}
+        out: dict[str, Leaf] = {}
         for source, records in ledger.records.items():
             record = records.get(block.name)
             if record is None:
@@ -69,7 +82,7 @@ class Normalisation:
         return out
 
 
-def normalise(structure: Structure, leaves: Observation, *, scale: float, count: float, rows: int) -> Observation:
+def normalise(structure: Structure, leaves: Observation, *, scale: float, count: float, rows: int) -> dict[str, Leaf]:
     """``leaf * scale^degree / count`` for every leaf; see the module's text."""
     out = {}
     for key, leaf in leaves.items():
@@ -80,7 +93,7 @@ def normalise(structure: Structure, leaves: Observation, *, scale: float, count:
             factor = (scale / math.sqrt(count)) ** degree
         else:
             factor = scale**degree / (count if degree else rows)
-        out[key] = leaf if factor == 1.0 else leaf * factor
+        out[key] = Leaf(leaf, factor)
     return out
 
 

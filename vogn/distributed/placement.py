@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vogn.distributed.replicas import Replicas
 from vogn.distributed.sharding import own_shard, placed_like, spans, whole, with_shard
+from vogn.kernels import rooms
 from vogn.linalg.layout import Layout
 from vogn.types import Shape, State
 
@@ -84,7 +85,7 @@ class Everywhere(Placement):
 
     def collect(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """See :meth:`Placement.collect`."""
-        return self._layout.pack({name: whole(tensor) for name, tensor in tensors.items()})
+        return self._layout.pack({name: whole(tensor) for name, tensor in tensors.items()}, cat=rooms.cat)
 
     def spread(self, vector: Tensor | None) -> dict[str, Tensor]:
         """See :meth:`Placement.spread`."""

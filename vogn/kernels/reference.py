@@ -7,14 +7,14 @@ Shapes: ``a`` is ``(*lead, N, T, d_in)``, ``g`` is ``(*lead, K, N, T, d_out)``; 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vogn.kernels import philox
+from vogn.kernels import philox, rooms
 
 CHUNK_ELEMENTS = 1 << 22
 """Per-example gradients are materialised in chunks of at most this many numbers."""
@@ -42,7 +42,10 @@ def row_dense(a: Tensor, g: Tensor) -> Tensor:
 def row_squares(a: Tensor, g: Tensor) -> Tensor:
     """Sum over ``k`` and ``n`` of the elementwise squares of the rows, ``(*lead, d_out, d_in)``."""
     if a.shape[-2] == 1:  # one position: (g a^T)^2 = g^2 (a^2)^T
-        return g.squeeze(-2).square().sum(-3).transpose(-1, -2) @ a.squeeze(-2).square()
+        left, right = g.squeeze(-2).square().sum(-3).transpose(-1, -2), a.squeeze(-2).square()
+        if not (rooms.plain(left, right) and left.ndim == right.ndim == 2):
+            return left @ right
+        return torch.mm(left, right, out=rooms.empty((len(left), right.shape[-1]), dtype=a.dtype, device=a.device))
     total = a.new_zeros((*a.shape[:-3], g.shape[-1], a.shape[-1]))
     per_example = g.shape[-4] * max(1, total.numel())
     chunk = max(1, chunk_elements(a, cached=True) // per_example)
@@ -143,13 +146,14 @@ class StepOptions(TypedDict):
 
 class DiagonalStep(NamedTuple):
     """What :func:`diagonal_step` computes; ``sample`` is ``None`` without ``ess``, ``finite`` says whether all of it is
-    finite where the kernel has looked."""
+    finite where the kernel has looked, ``write`` writes it where that is still to be done."""
 
     curvature: Tensor
     momentum: Tensor
     mean: Tensor
     sample: Tensor | None
     finite: bool | None = None
+    write: Callable[[], None] | None = None
 
 
 def widen(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from vogn.types import Shape
+
+Cat = Callable[[list[Tensor], int], Tensor]
 
 
 class Layout(ABC):
@@ -30,8 +32,8 @@ class Layout(ABC):
         """``(*lead, d_out, d_in)``."""
 
     @abstractmethod
-    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """``{name: (*batch, *shape)}`` to ``(*batch, *block_shape)``."""
+    def pack(self, tensors: Mapping[str, Tensor], *, cat: Cat = torch.cat) -> Tensor:
+        """``{name: (*batch, *shape)}`` to ``(*batch, *block_shape)``; ``cat`` is what concatenates."""
 
     @abstractmethod
     def unpack(self, block: Tensor) -> dict[str, Tensor]:
@@ -80,7 +82,7 @@ class MatrixLayout(Layout):
         """``(*lead, d_out, d_in + has_bias)``."""
         return (*self.matrix[:-1], self.matrix[-1] + int(self.has_bias))
 
-    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def pack(self, tensors: Mapping[str, Tensor], *, cat: Cat = torch.cat) -> Tensor:
         """See :meth:`Layout.pack`."""
         parts = []
         if self.has_weight:
@@ -95,7 +97,7 @@ class MatrixLayout(Layout):
             bias = tensors[self.names[-1]]
             batch = bias.shape[: bias.ndim - len(self.shapes[-1])]
             parts.append(bias.reshape(*batch, *self.matrix[:-1], 1))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return parts[0] if len(parts) == 1 else cat(parts, -1)
 
     def unpack(self, block: Tensor) -> dict[str, Tensor]:
         """See :meth:`Layout.unpack`."""
@@ -143,7 +145,7 @@ class StackLayout(Layout):
         """``(numel, number of parameters, 1)``."""
         return (math.prod(self.shapes[0]), len(self.names), 1)
 
-    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def pack(self, tensors: Mapping[str, Tensor], *, cat: Cat = torch.cat) -> Tensor:
         """See :meth:`Layout.pack`."""
         parts = []
         for name, shape in zip(self.names, self.shapes, strict=True):
@@ -185,13 +187,13 @@ class JoinedLayout(Layout):
         """``(D, 1)``."""
         return (sum(member.numel for member in self.members), 1)
 
-    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def pack(self, tensors: Mapping[str, Tensor], *, cat: Cat = torch.cat) -> Tensor:
         """See :meth:`Layout.pack`."""
         parts = []
         for member in self.members:
-            block = member.pack(tensors)
+            block = member.pack(tensors, cat=cat)
             parts.append(block.reshape(*block.shape[: block.ndim - len(member.block_shape)], -1))
-        return torch.cat(parts, -1).unsqueeze(-1)
+        return cat(parts, -1).unsqueeze(-1)
 
     def unpack(self, block: Tensor) -> dict[str, Tensor]:
         """See :meth:`Layout.unpack`."""
@@ -234,6 +236,35 @@ def lines(layout: Layout) -> tuple[Lines, ...] | None:
         rows, distance = dims[1] if len(dims) == 2 else (1, part.numel())
         found.append((int(part.storage_offset()), rows, distance))
     return tuple(found)
+
+
+def columns(layout: Layout, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor | None] | None:
+    """What the block vector's memory is made of, if it is one parameter, or a weight and a bias.
+
+    Seen as ``(rows, columns)`` and ``(rows,)``, these are side by side in the block vector ``(rows, columns + 1)``.
+
+    Args:
+        layout: of the block.
+        parameters: in its order; contiguous, or the answer does not hold for their memory.
+
+    Returns:
+        They; ``None`` for the second where there is one. ``None`` if the memory is made in another way.
+    """
+    if not _in_columns(layout):
+        return None
+    return parameters[0], (parameters[1] if len(parameters) == 2 else None)
+
+
+@cache
+def _in_columns(layout: Layout) -> bool:
+    found = lines(layout)
+    if found is None or len(found) > 2:
+        return False
+    if len(found) == 1:
+        return found[0] == (0, 1, layout.numel)
+    rows, width = math.prod(layout.block_shape[:-1]), layout.block_shape[-1]
+    ends = ((0, 1, width - 1), (width - 1, 1, 1)) if rows == 1 else ((0, rows, width), (width - 1, rows, width))
+    return found == ends
 
 
 def layout_from_dict(data: Mapping[str, Any]) -> Layout:

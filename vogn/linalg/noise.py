@@ -29,13 +29,13 @@ def generator(
         rank: process rank if the processes draw independently.
         device: where the generator lives.
     """
-    return torch.Generator(device=device).manual_seed(_key(seed, stream, step, sample, name, rank) & ((1 << 63) - 1))
+    return torch.Generator(device=device).manual_seed(key(seed, stream, step, sample, name, rank) & ((1 << 63) - 1))
 
 
-def _key(seed: int, stream: str, step: int, sample: int, name: str, rank: int) -> int:
+def key(seed: int, stream: str, step: int, sample: int, name: str, rank: int) -> int:
     """64 bits for the coordinates of a draw."""
-    key = f"{seed}|{stream}|{step}|{sample}|{name}|{rank}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+    text = f"{seed}|{stream}|{step}|{sample}|{name}|{rank}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def normal(
@@ -56,9 +56,7 @@ def normal(
     return room
 
 
-def fill_normal(
-    room: Tensor, *, seed: int, stream: str, step: int, sample: int, name: str = "", rank: int = 0
-) -> None:
+def fill_normal(room: Tensor, *, seed: int, stream: str, step: int, sample: int, name: str = "", rank: int = 0) -> None:
     """Write the numbers of :func:`normal` into a contiguous tensor.
 
     In single precision on the CPU they are those of :func:`vogn.kernels.native.fill_normal` where a compiler was found;
@@ -66,7 +64,7 @@ def fill_normal(
     time there is a compiler.
     """
     if native.takes(room) and native.available():
-        native.fill_normal(room, seed=_key(seed, stream, step, sample, name, rank))
+        native.fill_normal(room, seed=key(seed, stream, step, sample, name, rank))
         return
     source = generator(seed=seed, stream=stream, step=step, sample=sample, name=name, rank=rank, device=room.device)
     torch.randn(room.shape, generator=source, out=room)

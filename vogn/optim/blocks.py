@@ -17,6 +17,7 @@ from vogn.capture.partition import Block, Partition, partition
 from vogn.capture.selection import Selection
 from vogn.distributed import Placement, Replicas, Unanimity, is_sharded, own_shard
 from vogn.errors import UnsupportedObservationError
+from vogn.kernels import rooms
 from vogn.linalg.each import nonzero_each, numbers
 from vogn.optim.placing import placements
 from vogn.optim.steps import Step
@@ -86,6 +87,7 @@ class BlockTable:
         elementwise = all(step.SCOPE == "element" for step in self._chain)
         self.bundles = Bundles(self._group_of, self.placement, elementwise=elementwise)
         """Which blocks are computed together."""
+        self._rooms = rooms.shared()  # kept as long as the table is
 
     @property
     def blocks(self) -> list[Block]:
@@ -254,14 +256,16 @@ class BlockTable:
             gradients: of the blocks that this process holds, if they are known as block vectors.
         """
         if not self.divided:
-            flags: dict[Block, bool] = {}  # found once they are asked for, all at once: the device is waited for
+            flags: dict[Block, bool] = {}  # found once they are asked for; all at once where a device is waited for
 
             def moves(block: Block) -> bool:
                 if block not in gradients:
                     return self.any_moves(block.parameters)
-                if not flags:
-                    found = numbers(nonzero_each(list(gradients.values())))
-                    flags.update({own: number != 0.0 for own, number in zip(gradients, found, strict=True)})
+                if block not in flags:
+                    alone = block.parameters[0].device.type == "cpu"
+                    asked = {block: gradients[block]} if alone else gradients
+                    found = numbers(nonzero_each(list(asked.values())))
+                    flags.update({own: number != 0.0 for own, number in zip(asked, found, strict=True)})
                 return flags[block]
 
             return moves
@@ -329,12 +333,13 @@ class BlockTable:
 
 
 def copy_each(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Copy the second into the first of every pair, in as few calls as there are dtypes and devices."""
+    """Copy the second into the first of every pair, in as few calls as there are dtypes and devices; nothing where both
+    are the same memory."""
     alike: dict[Any, list[tuple[Tensor, Tensor]]] = {}
     for target, source in pairs:
         if is_sharded(target):
             target.copy_(source)
-        else:
+        elif not source.is_set_to(target):
             alike.setdefault((target.device, target.dtype, source.dtype), []).append((target, source))
     for found in alike.values():
         torch._foreach_copy_([target for target, _ in found], [source for _, source in found])

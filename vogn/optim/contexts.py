@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,9 @@ from vogn.capture.places import Places
 from vogn.capture.reweighting import ExampleWeights
 from vogn.distributed import is_sharded, own_shard
 from vogn.errors import MissingCurvatureError, NonFiniteStatisticsError, NotPositiveDefiniteError
+from vogn.kernels import native, rooms
+from vogn.linalg.layout import columns
+from vogn.linalg.noise import key
 from vogn.optim.blocks import BlockTable, copy_each
 from vogn.optim.checks import check_group
 from vogn.optim.functional import displacement, weight_noise
@@ -53,22 +57,28 @@ class SampledContexts:
         if self.open:
             raise RuntimeError(f"{what} inside a sampled context would see noisy weights; call it after the context")
 
-    def enter(self, table: BlockTable, context: SampleContext, parameters: Iterable[Tensor]) -> None:
+    def enter(
+        self, table: BlockTable, context: SampleContext, parameters: Iterable[Tensor], draws: Sequence[Draw] = ()
+    ) -> None:
         """Keep the mean and add a weight sample to it.
 
         Args:
             table: the optimizer's blocks.
             context: what was drawn.
             parameters: all parameters, whose gradients tell whether the context has a backward.
+            draws: blocks of it whose sample is still to be drawn.
         """
+        drawn = {own.block for own in draws}
         offsets: list[tuple[Tensor, Tensor]] = []
         for block in table.blocks:
-            if block.name in context.displaced:
+            if block.name in context.displaced and block not in drawn:
                 values = table.placement[block].spread(context.displacement.get(block.name))
                 named = zip(block.layout.names, block.parameters, strict=True)
                 offsets += [(parameter, values[name]) for name, parameter in named if parameter.requires_grad]
         self._means = _clones([parameter.detach() for parameter, _ in offsets])
         _displace(offsets)
+        for own in draws:
+            self._means += own.write()
         self._marks = _gradient_marks(parameters)
 
     def leave(self) -> None:
@@ -104,7 +114,7 @@ class SampledContexts:
 
 def _clones(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Tensors and their copies."""
-    pairs = [(tensor, torch.empty_like(tensor)) for tensor in tensors]
+    pairs = [(tensor, rooms.empty_like(tensor)) for tensor in tensors]
     copy_each([(copy, tensor) for tensor, copy in pairs])
     return pairs
 
@@ -134,9 +144,49 @@ def _gradient_marks(parameters: Iterable[Tensor]) -> list[tuple[int, int] | None
     return marks
 
 
-def draw(optimizer: NaturalGradient, table: BlockTable, indices: Tensor | None = None) -> SampleContext:
+@dataclass(frozen=True)
+class Draw:
+    """A block whose noise, displacement and move to the sample are one pass over its numbers.
+
+    Args:
+        block: it has a plain diagonal, and its parameters are the columns of its block vector.
+        weights: its parameters, as :func:`vogn.linalg.layout.columns` has them.
+        curvature: the diagonal.
+        displacement, kept: memory for the displacement and the mean, as block vectors.
+        seed: of the block's stream of noise.
+        shift, scale: see :func:`vogn.kernels.native.draw`.
+    """
+
+    block: Block
+    weights: tuple[Tensor, Tensor | None]
+    curvature: Tensor
+    displacement: Tensor
+    kept: Tensor
+    seed: int
+    shift: float
+    scale: float
+
+    def write(self) -> list[tuple[Tensor, Tensor]]:
+        """Move the weights; the parameters, detached, and what they were."""
+        native.draw(
+            self.weights,
+            self.curvature,
+            self.displacement,
+            self.kept,
+            seed=self.seed,
+            shift=self.shift,
+            scale=self.scale,
+        )
+        values = self.block.layout.unpack(self.kept)
+        named = zip(self.block.layout.names, self.block.parameters, strict=True)
+        return [(parameter.detach(), values[name]) for name, parameter in named]
+
+
+def draw(
+    optimizer: NaturalGradient, table: BlockTable, indices: Tensor | None = None
+) -> tuple[SampleContext, list[Draw]]:
     """A weight sample of all blocks that are sampled now, its coordinates, and what steps want to know about the
-    examples; nothing is written.
+    examples; nothing is written. The second are blocks whose displacement is still to be computed.
 
     Raises:
         MissingCurvatureError: if a block is to be sampled that has no curvature any more.
@@ -145,6 +195,7 @@ def draw(optimizer: NaturalGradient, table: BlockTable, indices: Tensor | None =
     drawn: dict[str, Tensor] = {}
     elsewhere: set[str] = set()
     wanted: list[Block] = []
+    draws: list[Draw] = []
     with table.together():
         for group in {id(group): group for _, group in table}.values():
             if group["variational"] and group["sampled"]:
@@ -159,8 +210,13 @@ def draw(optimizer: NaturalGradient, table: BlockTable, indices: Tensor | None =
             else:
                 elsewhere.add(block.name)
         for bundle in table.bundles.of(wanted):
-            drawn.update(_drawn(optimizer, table, bundle, sample))
-    return SampleContext(
+            own = _draw(optimizer, table, bundle, sample)
+            if own is None:
+                drawn.update(_drawn(optimizer, table, bundle, sample))
+            else:
+                draws.append(own)
+                drawn[own.block.name] = own.displacement
+    context = SampleContext(
         seed=optimizer.seed,
         step=optimizer.param_groups[0]["steps_done"],
         sample=sample,
@@ -171,6 +227,33 @@ def draw(optimizer: NaturalGradient, table: BlockTable, indices: Tensor | None =
         places=_places(optimizer, indices),
         weights=_example_weights(optimizer, table),
         elsewhere=frozenset(elsewhere),
+    )
+    return context, draws
+
+
+def _draw(optimizer: NaturalGradient, table: BlockTable, bundle: Bundle, sample: int) -> Draw | None:
+    """The one pass that draws a block's sample; ``None`` where there is none."""
+    block = bundle.blocks[0]
+    group, curvature = table.group(block), None
+    if len(bundle.blocks) == 1 and not table.placement[block].divided:
+        curvature = block.structure.plain_diagonal(table.state(block)["curvature"], group["weight_decay"])
+    weights = columns(block.layout, block.parameters)
+    if curvature is None or weights is None:
+        return None
+    if not (native.takes(*block.parameters) and all(parameter.requires_grad for parameter in block.parameters)):
+        return None
+    index = sample // 2 if optimizer.antithetic else sample
+    mirrored = optimizer.antithetic and sample % 2
+    scale = float(group["ess"]) ** -0.5
+    return Draw(
+        block,
+        weights,
+        curvature,
+        rooms.empty_like(curvature),
+        rooms.empty_like(curvature),
+        seed=key(optimizer.seed, "weights", group["steps_done"], index, block.name, optimizer.replicas.noise_rank),
+        shift=group["weight_decay"],
+        scale=-scale if mirrored else scale,
     )
 
 

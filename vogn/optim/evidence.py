@@ -29,15 +29,15 @@ class TakingPart:
 
     Args:
         blocks: those with a gradient, and their groups; the same on all processes.
-        gradients: as far as this process holds the blocks; not of those with a pass.
+        gradients: as far as this process holds the blocks; not of those with a linear pass.
         moves: whether a gradient has an element that is not zero, on any process.
-        passes: the passes that compute blocks without curvature from their parameters.
+        linear: the passes that compute blocks without curvature from their parameters.
     """
 
     blocks: Sequence[tuple[Block, Group]]
     gradients: Mapping[Block, Tensor]
     moves: Callable[[Block], bool]
-    passes: Mapping[Block, Callable[[], tuple[LinearStep, State]]] = field(default_factory=dict)
+    linear: Mapping[Block, Callable[[], tuple[LinearStep, State]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -103,15 +103,15 @@ class EvidenceCheck:
             return bool(taking_part.blocks)
         if taking_part.blocks and all(table.without_curvature(group) for _, group in taking_part.blocks):
             return True
-        moving = [block for block, _ in taking_part.blocks if taking_part.moves(block)]
-        if not moving:
+        moving = next((block for block, _ in taking_part.blocks if taking_part.moves(block)), None)
+        if moving is None:
             return False
         if not any(table.state(block)["memory"]["observations"] for block in table.blocks):
             hint = ""
             if any(statistic.NEEDS_LIKELIHOOD or statistic.NAME == "price" for statistic in self.statistics):
                 hint = " and compute the loss with one of vogn.likelihoods (or call opt.observe(outputs, likelihood))"
             raise MissingCurvatureError(
-                f"block {moving[0].name!r} has a gradient but its curvature has never been observed: {REMEDY}{hint}"
+                f"block {moving.name!r} has a gradient but its curvature has never been observed: {REMEDY}{hint}"
             )
         if any(table.due(block, "observe_every") for block, _ in taking_part.blocks):
             self.record.tolerated += 1

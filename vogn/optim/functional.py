@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vogn.capture.bundles import Bundle
+from vogn.capture.normalisation import Leaf
+from vogn.capture.partition import Block
 from vogn.errors import NonFiniteStatisticsError, in_block
+from vogn.kernels import rooms
 from vogn.linalg.each import alike, subtract_each, total_each
 from vogn.linalg.noise import fill_normal
-from vogn.optim.steps import BlockView, Step, StepContext
+from vogn.optim.steps import Step, StepContext
 from vogn.structures.base import Structure
 from vogn.types import Observation, Shape, State
 
@@ -35,7 +40,7 @@ def weight_noise(
     """
     index = sample // 2 if antithetic else sample
     sizes = [math.prod(shape) for shape in shapes.values()]
-    room = torch.empty(sum(sizes), dtype=dtype, device=device)
+    room = rooms.empty((sum(sizes),), dtype=dtype, device=device)
     for part, name in zip(room.split(sizes), shapes, strict=True):
         fill_normal(part, seed=seed, stream="weights", step=step, sample=index, name=name, rank=rank)
     if antithetic and sample % 2:
@@ -49,9 +54,7 @@ def displacement(structure: Structure, state: State, noise: Tensor, *, ess: floa
         return structure.displace(state, noise, shift, ess)
 
 
-def check_finite(
-    tensors: Iterable[tuple[str, str, Tensor]], causes: Iterable[tuple[str, str, Tensor]] = ()
-) -> None:
+def check_finite(tensors: Iterable[tuple[str, str, Tensor]], causes: Iterable[tuple[str, str, Tensor]] = ()) -> None:
     """Refuse NaN and infinity before anything is written; waits for the device once.
 
     Args:
@@ -77,24 +80,61 @@ def check_finite(
             )
 
 
-def evidence_tensors(evidence: Mapping[Bundle, tuple[Tensor, Observation]]) -> Iterator[tuple[str, str, Tensor]]:
+@dataclass(frozen=True)
+class Evidence:
+    """What a bundle learns from in a step; computed when somebody asks.
+
+    Args:
+        bundle: blocks that are computed together.
+        gradients: block vectors.
+        leaves: the evidence of the blocks, and what normalises it.
+    """
+
+    bundle: Bundle
+    gradients: Mapping[Block, Tensor]
+    leaves: Mapping[Block, Mapping[str, Leaf]]
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """Of all blocks together."""
+        return self.bundle.join([self.gradients[block] for block in self.bundle.blocks])
+
+    @cached_property
+    def observation(self) -> Observation:
+        """Of all blocks together, normalised."""
+        return self.bundle.join_states(
+            [{key: leaf.product() for key, leaf in self.leaves[block].items()} for block in self.bundle.blocks]
+        )
+
+    @property
+    def raw(self) -> Observation:
+        """What a pass is given: not normalised where there is one block."""
+        if len(self.bundle.blocks) > 1:
+            return self.observation
+        return {key: leaf.tensor for key, leaf in self.leaves[self.bundle.blocks[0]].items()}
+
+
+def evidence_tensors(evidence: Mapping[Bundle, Evidence]) -> Iterator[tuple[str, str, Tensor]]:
     """What :func:`check_finite` looks at before a step: gradient and observation of every bundle."""
-    for bundle, (gradient, observation) in evidence.items():
-        yield bundle.name, "gradient", gradient
-        for key, leaf in observation.items():
+    for bundle, found in evidence.items():
+        yield bundle.name, "gradient", found.gradient
+        for key, leaf in found.observation.items():
             yield bundle.name, f"curvature statistic {key!r}", leaf
 
 
-def result_tensors(blocks: Iterable[tuple[BlockView, Tensor, State]]) -> Iterator[tuple[str, str, Tensor]]:
-    """What :func:`check_finite` looks at after a step: ``(view, new mean, old curvature)`` of every block.
+def result_tensors(
+    blocks: Iterable[tuple[str, Tensor | None, Mapping[str, State], State]],
+) -> Iterator[tuple[str, str, Tensor]]:
+    """What :func:`check_finite` looks at after a step: ``(name, new mean, new state, old curvature)`` of every block.
 
     Of a curvature only the tensors that are not the old ones.
     """
-    for view, mean, old in blocks:
-        yield view.name, "updated weight", mean
-        for key, leaf in view.state.items():
+    for name, mean, new, old in blocks:
+        if mean is not None:
+            yield name, "updated weight", mean
+        for key, leaf in new["curvature"].items():
             if leaf is not old.get(key) and leaf.is_floating_point():
-                yield view.name, f"updated curvature {key!r}", leaf
+                yield name, f"updated curvature {key!r}", leaf
 
 
 def check_rate(name: str, rate: float, group: Mapping[str, Any], dtype: torch.dtype) -> None:

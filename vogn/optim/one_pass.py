@@ -7,14 +7,16 @@ else goes through the structure and the chain's steps one after the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vogn.capture.normalisation import Leaf
+from vogn.kernels import native
 from vogn.kernels.dispatch import TABLE, fitting
-from vogn.kernels.reference import DiagonalStep
+from vogn.kernels.reference import DiagonalStep, StepOptions
 from vogn.optim.steps import Momentum, Prior, RescaleToInitial, Solve, Step
 from vogn.structures import Diagonal
 from vogn.structures.base import Shift, Structure
@@ -60,20 +62,39 @@ def chain_form(chain: Sequence[Step]) -> ChainForm | None:
     return ChainForm(momentum, momentum is second, solve.exponent == 0.5, solve.debias, rescale)
 
 
+@dataclass(frozen=True)
+class Vectors:
+    """Mean and gradient of a bundle.
+
+    Args:
+        mean, gradient: pack them.
+        mean_columns, gradient_columns: their own memory, where the bundle is one block of a weight and a bias that a
+            pass may read and write there.
+    """
+
+    mean: Callable[[], Tensor]
+    gradient: Callable[[], Tensor]
+    mean_columns: native.Columns | None = None
+    gradient_columns: native.Columns | None = None
+
+
 @dataclass
 class OnePass:
     """Stands in for :meth:`Structure.update`; moves the mean in the same pass.
 
     Args:
         form: of the chain.
-        kernel: Triton's ``diagonal_step``.
+        kernel: ``diagonal_step``, Triton's or the one in C.
         structure: of the block.
         old_memory: the block's memory before the step.
         group: the block's param group.
-        mean, gradient: block vectors.
+        vectors: mean and gradient.
         rate: the learning rate.
+        in_place: whether the result may be written over what it is computed from, once all blocks have been checked.
+        factor: of the evidence.
         memory: after the call, what has changed in the block's memory.
-        result: after the call, what the kernel has computed.
+        result: after the call, what the kernel has computed; ``None`` if that will be written in columns.
+        in_columns: after the call, what does so.
     """
 
     form: ChainForm
@@ -81,11 +102,13 @@ class OnePass:
     structure: Diagonal
     old_memory: Mapping[str, Tensor]
     group: Mapping[str, Any]
-    mean: Tensor
-    gradient: Tensor
+    vectors: Vectors
     rate: float
+    in_place: bool = False
+    factor: float = 1.0
     memory: dict[str, Tensor] = field(default_factory=dict)
     result: DiagonalStep | None = None
+    in_columns: Callable[[], None] | None = None
 
     @property
     def looks(self) -> bool:
@@ -95,53 +118,72 @@ class OnePass:
     @property
     def found_finite(self) -> bool:
         """After the call: whether it has looked and found none."""
-        return self.result is not None and bool(self.result.finite)
+        return self.in_columns is not None or (self.result is not None and bool(self.result.finite))
+
+    def write(self) -> None:
+        """Write what :meth:`__call__` has only looked at."""
+        write = self.in_columns if self.result is None else self.result.write
+        if write is not None:
+            write()
 
     @property
-    def moved(self) -> Tensor:
-        """The new mean."""
-        assert self.result is not None
-        return self.result.mean
+    def moved(self) -> Tensor | None:
+        """The new mean, before :meth:`write` the memory where it will be; ``None`` if that is the parameters'."""
+        return None if self.result is None else self.result.mean
 
     def __call__(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
         """See :meth:`Structure.update`."""
         group, form = self.group, self.form
-        h = with_earlier(next(iter(observation.values())), state, "earlier")
+        h = next(iter(observation.values()))
         retract = "probe" in observation and self.structure.negative == "retract"
+        changed = "earlier" in state or ("probe" in observation and not retract)
+        factor = self.factor
+        if factor != 1.0 and (changed or not self.looks):
+            h, factor = h * factor, 1.0
+        h = with_earlier(h, state, "earlier")
         if "probe" in observation and not retract:
             h = h.abs() if self.structure.negative == "abs" else h.clamp_min(0.0)
-        average, share = self.gradient, 1.0
+        average, share = None, 1.0
         if form.momentum.averages(self.old_memory, group):
             memory = dict(self.old_memory)
-            share = form.momentum.share(memory, self.gradient, group)
+            share = form.momentum.share(memory, state["c"], group)
             average = memory["momentum"]
             self.memory["momentum_weight"] = memory["momentum_weight"]
         total = float(self.old_memory["curvature_weight"]) * decay + weight if form.debias else 1.0
         rescaled = float(group["initial_curvature"]) + group["weight_decay"] if form.rescale else 1.0
-        self.result = self.kernel(
-            self.mean,
-            state["c"],
-            average,
-            self.gradient,
-            h,
-            lr=self.rate * rescaled,
-            decay=decay,
-            weight=weight,
-            momentum_rate=share,
-            weight_decay=float(group["weight_decay"]),
-            damping=float(group["damping"]),
-            retract=retract,
-            prior_in_momentum=form.prior_in_momentum,
-            root=form.root,
-            correction=1.0 / total if total > 0.0 else 1.0,
-            ess=None,
-            clip_radius=float("inf"),
-            seed=0,
-            offset=0,
-        )
-        if "momentum_weight" in self.memory:
-            self.memory["momentum"] = self.result.momentum
-        return {"c": self.result.curvature} | kept(state, self.structure.EARLIER)
+        numbers: StepOptions = {
+            "lr": self.rate * rescaled,
+            "decay": decay,
+            "weight": weight,
+            "momentum_rate": share,
+            "weight_decay": float(group["weight_decay"]),
+            "damping": float(group["damping"]),
+            "retract": retract,
+            "prior_in_momentum": form.prior_in_momentum,
+            "root": form.root,
+            "correction": 1.0 / total if total > 0.0 else 1.0,
+            "ess": None,
+            "clip_radius": float("inf"),
+            "seed": 0,
+            "offset": 0,
+        }
+        mean, gradient = self.vectors.mean_columns, self.vectors.gradient_columns
+        if average is not None and mean is not None and gradient is not None:
+            self.in_columns = native.diagonal_step_in_columns(
+                mean, state["c"], average, gradient, h, factor=factor, **numbers
+            )
+        if self.in_columns is None:
+            packed = self.vectors.gradient()
+            operands = (self.vectors.mean(), state["c"], packed if average is None else average, packed, h)
+            if self.looks:
+                later = self.in_place and average is not None
+                self.result = self.kernel(*operands, later=later, factor=factor, **numbers)
+            else:
+                self.result = self.kernel(*operands, **numbers)
+        if average is not None:
+            self.memory["momentum"] = average if self.result is None else self.result.momentum
+        curvature = state["c"] if self.result is None else self.result.curvature
+        return {"c": curvature} | kept(state, self.structure.EARLIER)
 
 
 def fitting_pass(
@@ -149,9 +191,11 @@ def fitting_pass(
     structure: Structure,
     old: Mapping[str, State],
     group: Mapping[str, Any],
-    observation: Observation,
-    vectors: tuple[Tensor, Tensor],
+    observation: Mapping[str, Leaf],
+    vectors: Vectors,
     rate: float,
+    *,
+    in_place: bool = False,
 ) -> OnePass | None:
     """The pass that computes a step; ``None`` where structure and chain are to do it.
 
@@ -163,14 +207,23 @@ def fitting_pass(
         structure: of the block.
         old: its ``"curvature"`` and ``"memory"`` before the step.
         group: its param group.
-        observation: the evidence.
-        vectors: mean and gradient.
+        observation: the evidence, and what normalises it.
+        vectors: mean and gradient; their columns are used only ``in_place``.
         rate: the learning rate.
+        in_place: see :class:`OnePass`.
     """
     if form is None or type(structure) is not Diagonal or len(observation) != 1:
         return None
-    (channel, evidence), (mean, gradient), memory = next(iter(observation.items())), vectors, old["memory"]
-    operands = mean, old["curvature"]["c"], memory.get("momentum", gradient), gradient, evidence
+    (channel, (evidence, factor)), memory = next(iter(observation.items())), old["memory"]
+    c = old["curvature"]["c"]
+    own = vectors.mean_columns, vectors.gradient_columns
+    parts = [*own[0], *own[1]] if in_place and own[0] is not None and own[1] is not None else []
+    if not parts or fitting("diagonal_step", *parts, c, evidence) is not native.diagonal_step:
+        vectors = replace(vectors, mean_columns=None, gradient_columns=None)
+        gradient = vectors.gradient()
+        operands = vectors.mean(), c, memory.get("momentum", gradient), gradient, evidence
+    else:
+        operands = c, c, memory.get("momentum", c), c, evidence
     kernel = fitting("diagonal_step", *operands)
     if kernel is None:
         return None
@@ -179,7 +232,7 @@ def fitting_pass(
     if channel == "probe" and (structure.negative == "raise" or (retracts and weight_decay <= 0.0)):
         return None
     known = not form.rescale or group["initial_curvature"] != "first_batch"
-    shaped = all(x.shape == mean.shape for x in operands)
-    if weight_decay + damping <= 0.0 or rate > torch.finfo(mean.dtype).max or not known or not shaped:
+    shaped = all(x.shape == c.shape for x in operands)
+    if weight_decay + damping <= 0.0 or rate > torch.finfo(c.dtype).max or not known or not shaped:
         return None
-    return OnePass(form, kernel, structure, memory, group, mean, gradient, rate)
+    return OnePass(form, kernel, structure, memory, group, vectors, rate, in_place, factor)

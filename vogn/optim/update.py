@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from vogn.capture.bundles import Bundle, numbers_in
 from vogn.capture.collector import Collector
-from vogn.capture.normalisation import require_count
+from vogn.capture.normalisation import Leaf, require_count
 from vogn.capture.objective import Objective
 from vogn.capture.partition import Block
 from vogn.capture.statistics import Statistic
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.kernels import native
+from vogn.linalg.layout import columns
 from vogn.optim.blocks import BlockTable, Group, copy_each
 from vogn.optim.evidence import TakingPart, anneal, staged_curvature
-from vogn.optim.functional import check_finite, evidence_tensors, natural_gradient_step, result_tensors
+from vogn.optim.functional import Evidence, check_finite, evidence_tensors, natural_gradient_step, result_tensors
 from vogn.optim.linear_pass import LinearPass, fitting_linear_pass, linear_form
-from vogn.optim.one_pass import ChainForm, OnePass, chain_form, fitting_pass
-from vogn.optim.steps import BlockView, Step, StepContext
+from vogn.optim.one_pass import ChainForm, OnePass, Vectors, chain_form, fitting_pass
+from vogn.optim.steps import BlockView, StepContext
 from vogn.types import Observation, State
 
 if TYPE_CHECKING:
@@ -36,17 +38,19 @@ class StagedUpdate:
 
     Args:
         states: new curvature and memory of the blocks that move, as far as this process holds them.
-        means: their new means, as block vectors; not of the blocks with a pass of their own.
+        means: their new means, as block vectors; ``None`` where a diagonal pass writes them; not of the blocks with a
+            linear pass.
         parameters: the parameters of those, and their new values.
-        moved: the means as the chain's steps have seen them: of several blocks together, and not of those with a pass
-            of their own.
-        context: what the chain's steps shared.
+        moved: the means as the chain's steps have seen them: of several blocks together, and not of those with a pass.
+        passes: diagonal passes, which write over what they were computed from, first of all.
+        context: what the chain's steps shared: of the blocks that they have computed.
     """
 
     states: Mapping[Block, dict[str, State]]
-    means: Mapping[Block, Tensor]
+    means: Mapping[Block, Tensor | None]
     parameters: Sequence[tuple[Tensor, Tensor]]
     moved: Sequence[Tensor]
+    passes: Sequence[OnePass]
     context: StepContext
 
 
@@ -115,8 +119,7 @@ def _take_part(optimizer: NaturalGradient, table: BlockTable, collector: Collect
         }
         collector.pool({block: optimizer._contexts.divisor(group) for block, group in table}, numbers)
     blocks: list[tuple[Block, Group]] = []
-    gradients: dict[Block, Tensor] = {}
-    passes: dict[Block, LinearPass] = {}
+    linear: dict[Block, LinearPass] = {}
     form = linear_form(optimizer.chain)
     for block, group in table:
         memory = table.state(block)["memory"]
@@ -124,27 +127,71 @@ def _take_part(optimizer: NaturalGradient, table: BlockTable, collector: Collect
             blocks.append((block, group))
             if form is not None and table.without_curvature(group):
                 divisor = _gradient_divisor(optimizer, collector, block, group)
-                one_pass = fitting_linear_pass(form, block, table.placement[block], memory, group, divisor)
-                if one_pass is not None:
-                    passes[block] = one_pass
-                    continue
-            gradient = mean_gradient(optimizer, table, collector, block, group)
-            gradients |= {} if gradient is None else {block: gradient}
-    taking_part = TakingPart(blocks, gradients, table.moving(gradients), passes)
+                linear_pass = fitting_linear_pass(form, block, table.placement[block], memory, group, divisor)
+                linear |= {} if linear_pass is None else {block: linear_pass}
+    gradients = Packed(
+        (block for block, _ in blocks if block not in linear),
+        lambda block: mean_gradient(optimizer, table, collector, block, table.group(block)),
+        now=lambda block: not _as_it_is(optimizer, table, block),
+    )
+    taking_part = TakingPart(blocks, gradients, table.moving(gradients), linear)
     if not optimizer._evidence.may_step(table, collector, taking_part):
         return None
     for block, _ in blocks:
-        due = block not in passes and table.due(block, "observe_every")
+        due = block not in linear and table.due(block, "observe_every")
         for statistic in optimizer.statistics if due else ():
-            _finished(statistic, collector, block, gradients.get(block))
+            if "step" in statistic.WHEN:
+                _finished(statistic, collector, block, gradients.get(block))
     return taking_part
+
+
+class Packed(Mapping[Block, Tensor]):
+    """Block vectors that are packed once they are asked for.
+
+    Args:
+        blocks: all blocks.
+        pack: makes the vector of a block, ``None`` if this process holds nothing of it.
+        now: whether it is to be made at once: others than these, this process holds.
+    """
+
+    def __init__(
+        self, blocks: Iterable[Block], pack: Callable[[Block], Tensor | None], now: Callable[[Block], bool]
+    ) -> None:
+        self._pack = pack
+        self._found: dict[Block, Tensor | None] = {}
+        for block in blocks:
+            later = not now(block)
+            vector = None if later else pack(block)
+            if later or vector is not None:
+                self._found[block] = vector
+
+    def __getitem__(self, block: Block) -> Tensor:
+        found = self._found[block]
+        if found is None:
+            found = self._found[block] = self._pack(block)
+            assert found is not None
+        return found
+
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+def _as_it_is(optimizer: NaturalGradient, table: BlockTable, block: Block) -> bool:
+    """Whether parameters and gradients of a block are its mean and mean gradient, whole and unpacked."""
+    grads = [parameter.grad for parameter in block.parameters]
+    plain = all(type(grad) is Tensor and grad.layout is torch.strided for grad in grads)
+    averaged = optimizer.loss_reduction == "mean" and optimizer._contexts.divisor(table.group(block)) == 1
+    return plain and averaged and not table.divided
 
 
 def _finished(statistic: Statistic, collector: Collector, block: Block, gradient: Tensor | None) -> None:
     """A block's gradient is complete; where another process holds it, that it is observed is all that is known."""
     if gradient is not None:
         statistic.on_step(collector, block, gradient)
-    elif "step" in statistic.WHEN:
+    else:
         collector.add(block, {}, "step", rows=1)
 
 
@@ -182,11 +229,11 @@ def _staged(
         NonFiniteStatisticsError: if a gradient, a statistic or the result is not finite.
         NotPositiveDefiniteError: if a curvature plus its shift has no inverse.
     """
-    if len(taking_part.passes) == len(taking_part.blocks):  # nothing is left for the chain
-        states, parameters = _passed(table, taking_part)
+    if len(taking_part.linear) == len(taking_part.blocks):  # nothing is left for the chain
+        states, parameters = _linear_steps(table, taking_part)
         groups = [group for _, group in taking_part.blocks]
         context = StepContext([], optimizer.param_groups[0]["steps_done"], groups=groups)
-        return StagedUpdate(states, {}, parameters, [], context)
+        return StagedUpdate(states, {}, parameters, [], [], context)
     if table.divided:  # an error is everybody's: nobody may try again
         return _stage(optimizer, table, collector, taking_part, objective, together=False)
     try:
@@ -205,16 +252,17 @@ def _stage(
     together: bool,
 ) -> StagedUpdate:
     """See :func:`_staged`; ``together``: blocks in bundles, else each on its own."""
-    by_chain = [(block, group) for block, group in taking_part.blocks if block not in taking_part.passes]
+    by_chain = [(block, group) for block, group in taking_part.blocks if block not in taking_part.linear]
     held = [(block, group) for block, group in by_chain if table.placement[block].held]
-    means = {block: mean for block, _ in by_chain if (mean := table.mean(block)) is not None}
+    means = Packed((block for block, _ in by_chain), table.mean, now=lambda block: table.divided)
+    as_they_are = [block for block, _ in held if _as_it_is(optimizer, table, block)]
     with table.together():
-        observations = {block: collector.finish(block, optimizer._contexts.divisor(group)) for block, group in held}
-        measured = any(observations.values())
-        bundles = _bundles(table, collector, observations, together)
-        evidence = {bundle: _evidence(bundle, taking_part.gradients, observations) for bundle in bundles}
+        leaves = {block: collector.finish(block, optimizer._contexts.divisor(group)) for block, group in held}
+        measured = any(leaves.values())
+        bundles = _bundles(table, collector, leaves, together)
+        evidence = {bundle: Evidence(bundle, taking_part.gradients, leaves) for bundle in bundles}
         form = chain_form(optimizer.chain)
-        plans = [_plan(table, form, bundle, found, means) for bundle, found in evidence.items()]
+        plans = [_plan(table, form, found, means, as_they_are) for found in evidence.values()]
         passes = [plan.one_pass for plan in plans]
         checked = measured and not all(one_pass is not None and one_pass.looks for one_pass in passes)
         if checked:  # else what is not finite shows in the result
@@ -222,13 +270,16 @@ def _stage(
     for block, group in taking_part.blocks:  # by what all processes know
         optimizer._evidence.check_block(table, collector, block, group, taking_part.moves)
     with table.together():
-        views = []
-        for (bundle, (gradient, observation)), plan in zip(evidence.items(), plans, strict=True):
+        views, news = [], []
+        for (bundle, found), plan in zip(evidence.items(), plans, strict=True):
             first = bundle.blocks[0]
             group = table.group(first)
+            observation = found.observation if plan.one_pass is None else found.raw
             new = staged_curvature(bundle, plan.old, group, observation, plan.one_pass)
+            news.append(new)
             if plan.one_pass is not None:
                 new["memory"] |= plan.one_pass.memory
+                continue
             views.append(
                 BlockView(
                     bundle.name,
@@ -236,8 +287,8 @@ def _stage(
                     new["curvature"],
                     new["memory"],
                     group,
-                    plan.mean,
-                    gradient,
+                    plan.mean(),
+                    found.gradient,
                     terms=float(collector.loss_terms(first)) if observation else 0.0,
                     counts=table.placement[first].counts,
                     layout=first.layout if len(bundle.blocks) == 1 else None,
@@ -252,28 +303,43 @@ def _stage(
             groups=[group for _, group in taking_part.blocks],
             over_processes=table.total,
         )
-        moved = _moved(context, optimizer.chain, [plan.rate for plan in plans], passes)
-        suspects = [] if checked else list(evidence_tensors(evidence))
-        results = zip(views, moved, (plan.old["curvature"] for plan in plans), strict=True)
+        rates = [plan.rate for plan in plans if plan.one_pass is None]
+        moved = natural_gradient_step(context, optimizer.chain, rates) if rates or not passes else []
+        computed = iter(zip(views, moved, strict=True))
+        new_means: list[Tensor | None] = []
+        for new, one_pass in zip(news, passes, strict=True):
+            if one_pass is None:
+                view, own_mean = next(computed)
+                new.update(curvature=view.state, memory=view.memory)  # steps may have changed them
+                new_means.append(own_mean)
+            else:
+                new_means.append(one_pass.moved)
+        names = [bundle.name for bundle in bundles]
+        results = zip(names, new_means, news, (plan.old["curvature"] for plan in plans), strict=True)
         unseen = [not (one_pass is not None and one_pass.found_finite) for one_pass in passes]
-        check_finite(result_tensors(compress(results, unseen)), suspects)
-        new_states, parameters = _passed(table, taking_part)
-    new_means = {}
-    for bundle, view, mean in zip(bundles, views, moved, strict=True):
-        parts = zip(bundle.split_state(view.state), bundle.split_state(view.memory), bundle.split(mean), strict=True)
+        check_finite(result_tensors(compress(results, unseen)), () if checked else evidence_tensors(evidence))
+        states, parameters = _linear_steps(table, taking_part)
+    split: dict[Block, Tensor | None] = {}
+    for bundle, new, mean in zip(bundles, news, new_means, strict=True):
+        whole = [None] * len(bundle.blocks) if mean is None else bundle.split(mean)
+        parts = zip(bundle.split_state(new["curvature"]), bundle.split_state(new["memory"]), whole, strict=True)
         for block, (curvature, memory, own) in zip(bundle.blocks, parts, strict=True):
-            new_states[block], new_means[block] = {"curvature": curvature, "memory": memory}, own
-    return StagedUpdate(new_states, new_means, parameters, moved, context)
+            states[block], split[block] = {"curvature": curvature, "memory": memory}, own
+    return StagedUpdate(states, split, parameters, moved, [found for found in passes if found is not None], context)
 
 
-def _passed(
+def _linear_steps(
     table: BlockTable, taking_part: TakingPart
 ) -> tuple[dict[Block, dict[str, State]], list[tuple[Tensor, Tensor]]]:
-    """New states of the blocks with a pass of their own; their parameters with their new values."""
+    """New states of the blocks with a linear pass; their parameters with their new values. Nothing is written.
+
+    Raises:
+        NonFiniteStatisticsError: if a gradient or the result is not finite.
+    """
     states: dict[Block, dict[str, State]] = {}
     parameters: list[tuple[Tensor, Tensor]] = []
-    for block, one_pass in taking_part.passes.items():
-        result, memory = one_pass()
+    for block, linear_pass in taking_part.linear.items():
+        result, memory = linear_pass()
         if not result.finite:
             check_finite(
                 [(block.name, "updated weight", new) for new in result.means],
@@ -290,13 +356,13 @@ class _Plan:
 
     Args:
         old: its ``"curvature"`` and ``"memory"``.
-        mean: its block vector.
+        mean: packs its block vector.
         rate: its learning rate.
         one_pass: the pass that does it all, where there is one.
     """
 
     old: dict[str, State]
-    mean: Tensor
+    mean: Callable[[], Tensor]
     rate: float
     one_pass: OnePass | None
 
@@ -304,59 +370,62 @@ class _Plan:
 def _plan(
     table: BlockTable,
     form: ChainForm | None,
-    bundle: Bundle,
-    evidence: tuple[Tensor, Observation],
+    evidence: Evidence,
     means: Mapping[Block, Tensor],
+    as_they_are: Sequence[Block],
 ) -> _Plan:
-    states, group = [table.state(block) for block in bundle.blocks], table.group(bundle.blocks[0])
+    bundle, first = evidence.bundle, evidence.bundle.blocks[0]
+    states, group = [table.state(block) for block in bundle.blocks], table.group(first)
     old = {kind: bundle.join_states([state[kind] for state in states]) for kind in ("curvature", "memory")}
-    mean = bundle.join([means[block] for block in bundle.blocks])
+
+    def mean() -> Tensor:
+        return bundle.join([means[block] for block in bundle.blocks])
+
     rate = float(group["lr"]) / anneal(group)
-    gradient, observation = evidence
-    return _Plan(
-        old, mean, rate, fitting_pass(form, bundle.structure, old, group, observation, (mean, gradient), rate)
-    )
+    own: tuple[native.Columns | None, native.Columns | None] = None, None
+    if len(bundle.blocks) == 1 and first in as_they_are:
+        parameters = first.parameters
+        own = _columns(first, [p.detach() for p in parameters]), _columns(first, [p.grad for p in parameters])
+    vectors = Vectors(mean, lambda: evidence.gradient, *own)
+    leaves = evidence.leaves[first] if len(bundle.blocks) == 1 else _ready(evidence.observation)
+    one_pass = fitting_pass(form, bundle.structure, old, group, leaves, vectors, rate, in_place=not table.divided)
+    return _Plan(old, mean, rate, one_pass)
 
 
-def _moved(
-    context: StepContext, chain: Sequence[Step], rates: Sequence[float], passes: Sequence[OnePass | None]
-) -> list[Tensor]:
-    """New means: those of the passes, and of the chain where there was none."""
-    if all(one_pass is None for one_pass in passes):
-        return natural_gradient_step(context, chain, rates)
-    rest = [k for k, one_pass in enumerate(passes) if one_pass is None]
-    others = replace(context, blocks=[context.blocks[k] for k in rest])
-    by_chain = iter(natural_gradient_step(others, chain, [rates[k] for k in rest]) if rest else ())
-    return [next(by_chain) if one_pass is None else one_pass.moved for one_pass in passes]
+def _columns(block: Block, tensors: Sequence[Tensor | None]) -> native.Columns | None:
+    """A weight and a bias that are side by side in a block vector."""
+    there = [tensor for tensor in tensors if tensor is not None]
+    found = columns(block.layout, there) if len(there) == len(tensors) else None
+    return None if found is None or found[1] is None else (found[0], found[1])
+
+
+def _ready(observation: Observation) -> dict[str, Leaf]:
+    """Leaves that are normalised already."""
+    return {key: Leaf(tensor, 1.0) for key, tensor in observation.items()}
 
 
 def _bundles(
-    table: BlockTable, collector: Collector, observations: Mapping[Block, Observation], together: bool
+    table: BlockTable, collector: Collector, leaves: Mapping[Block, Mapping[str, Leaf]], together: bool
 ) -> list[Bundle]:
     """The observed blocks, together where all their numbers are the same."""
 
     def alike(block: Block) -> Hashable:
         state = table.state(block)
         numbers = numbers_in(state["curvature"]), numbers_in(state["memory"])
-        return (*numbers, tuple(observations[block]), collector.loss_terms(block))
+        return (*numbers, tuple(leaves[block]), collector.loss_terms(block))
 
-    return table.bundles.of(observations, alike, together=together)
-
-
-def _evidence(
-    bundle: Bundle, gradients: Mapping[Block, Tensor], observations: Mapping[Block, Observation]
-) -> tuple[Tensor, Observation]:
-    """Gradient and observation of a bundle."""
-    gradient = bundle.join([gradients[block] for block in bundle.blocks])
-    return gradient, bundle.join_states([observations[block] for block in bundle.blocks])
+    return table.bundles.of(leaves, alike, together=together)
 
 
 def _commit(optimizer: NaturalGradient, table: BlockTable, taking_part: TakingPart, staged: StagedUpdate) -> None:
     """Write a checked update and count the step."""
+    for one_pass in staged.passes:
+        one_pass.write()
     olds = {block: table.state(block)["curvature"] for block in staged.states}
     for block, new in staged.states.items():
         table.state(block).update(new)
-    table.write({block: staged.means.get(block) for block, _ in taking_part.blocks if block not in taking_part.passes})
+    there = {block for block, mean in staged.means.items() if mean is None} | set(taking_part.linear)
+    table.write({block: staged.means.get(block) for block, _ in taking_part.blocks if block not in there})
     copy_each(staged.parameters)
     table.publish(olds)
     optimizer._reshard()

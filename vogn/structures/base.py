@@ -81,10 +81,17 @@ class Structure(ABC):
         """Evidence from a pair with ``E[probe response^T] = H``; both are block vectors."""
         raise UnsupportedObservationError(f"{type(self).__name__} cannot be fed with probes")
 
+    def plain_diagonal(self, state: State, shift: Shift) -> Tensor | None:
+        """``c`` where ``C = diag(c)`` and the kernels in C can draw from ``C + shift I``; else ``None``."""
+        return None
+
     def observe_displacement(
         self, state: State, displacement: Tensor, response: Tensor, *, shift: Shift, ess: float
     ) -> Observation:
-        """Evidence from a weight sample: the probe ``ess (C + shift I) displacement`` and its response."""
+        """Evidence from a weight sample: the probe ``ess (C + shift I) displacement`` and its response.
+
+        The displacement is used up: its memory may hold the result.
+        """
         probe = self.apply(state, displacement, shift).mul_(ess)
         return self.observe_probe(state, probe, response)
 

@@ -64,7 +64,7 @@ class Diagonal(Structure):
         """See :meth:`Structure.observe_displacement`."""
         c = state["c"]
         if isinstance(shift, float) and c.shape == response.shape and native.fit(displacement, c, response):
-            return {"probe": native.price(displacement, c, response, shift=shift, ess=ess)}
+            return {"probe": native.price(displacement, c, response, shift=shift, ess=ess, out=displacement)}
         return super().observe_displacement(state, displacement, response, shift=shift, ess=ess)
 
     def update(self, state: State, observation: Observation, *, decay: float, weight: float, shift: Shift) -> State:
@@ -98,6 +98,10 @@ class Diagonal(Structure):
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
         """``noise / sqrt(c + shift)``."""
         return _into(torch.mul, noise, self._shifted(state, shift).rsqrt_())
+
+    def plain_diagonal(self, state: State, shift: Shift) -> Tensor | None:
+        """See :meth:`Structure.plain_diagonal`."""
+        return state["c"] if isinstance(shift, float) and shift > 0.0 and native.fit(state["c"]) else None
 
     def displace(self, state: State, noise: Tensor, shift: Shift, ess: float) -> Tensor:
         """See :meth:`Structure.displace`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +53,20 @@ class StepNumbers(ctypes.Structure):
 
     NAMES = (
         "lr", "decay", "forgotten", "weight", "momentum_rate", "weight_decay", "shift", "correction", "radius", "least",
+        "factor",
     )  # fmt: skip
     _fields_ = [(name, ctypes.c_float) for name in NAMES]
+
+
+class BlockPointers(ctypes.Structure):
+    """Those of a block in columns, in the order of ``diagonal.c``."""
+
+    NAMES = ("weight", "bias", "curvature", "momentum", "weight_gradient", "bias_gradient", "evidence")
+    _fields_ = (*((name, ctypes.c_void_p) for name in NAMES), ("columns", ctypes.c_int64))
+
+
+Columns = tuple[Tensor, Tensor]
+"""A weight and a bias; as ``(rows, columns)`` and ``(rows,)``, they make a block vector ``(rows, columns + 1)``."""
 
 
 class LinearNumbers(ctypes.Structure):
@@ -77,22 +89,24 @@ class LinearPart(ctypes.Structure):
 def _functions() -> Any:
     found = library()
     assert not isinstance(found, str)
-    array, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    array, count, number, pointer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.POINTER
     arguments = {
         "vogn_fill_normal": (array, count, ctypes.c_uint64, ctypes.c_uint64),
-        "vogn_diagonal_step": (*8 * (array,), count, ctypes.POINTER(StepNumbers), ctypes.c_int),
-        "vogn_linear_step": (
-            *(ctypes.POINTER(LinearPart), count),
-            *(array, array),
-            *(count, count, ctypes.POINTER(LinearNumbers)),
-        ),
+        "vogn_diagonal_step": (*8 * (array,), count, pointer(StepNumbers), ctypes.c_int),
+        "vogn_diagonal_look": (*5 * (array,), count, pointer(StepNumbers), ctypes.c_int),
+        "vogn_diagonal_write": (*5 * (array,), count, pointer(StepNumbers), ctypes.c_int),
+        "vogn_diagonal_look_columns": (pointer(BlockPointers), count, count, pointer(StepNumbers), ctypes.c_int),
+        "vogn_diagonal_write_columns": (pointer(BlockPointers), count, count, pointer(StepNumbers), ctypes.c_int),
+        "vogn_linear_step": (pointer(LinearPart), count, array, array, count, count, pointer(LinearNumbers)),
         "vogn_displace": (*3 * (array,), count, number, number),
+        "vogn_draw": (*5 * (array,), *3 * (count,), ctypes.c_uint64, number, number),
         "vogn_price": (*4 * (array,), count, number, number),
     }
     for name, types in arguments.items():
         function = getattr(found, name)
         function.argtypes = types
-        function.restype = ctypes.c_int if name.endswith("_step") else None
+        looks = name.startswith(("vogn_diagonal", "vogn_linear"))
+        function.restype = ctypes.c_int if looks else None
     return found
 
 
@@ -128,15 +142,64 @@ def fill_normal(out: Tensor, *, seed: int) -> None:
     in_parts(out.numel(), part)
 
 
+def draw(
+    weights: tuple[Tensor, Tensor | None],
+    curvature: Tensor,
+    displacement: Tensor,
+    kept: Tensor,
+    *,
+    seed: int,
+    shift: float,
+    scale: float,
+) -> None:
+    """Move the weights of a block to a sample, with one pass over its numbers.
+
+    ``displacement = noise / sqrt(curvature + shift) * scale`` with the noise of :func:`fill_normal`, ``kept`` is what
+    the weights were, and the displacement is added to them. All are float32 and contiguous.
+
+    Args:
+        weights: of as many numbers as the curvature; or weight ``(rows, columns)`` and bias ``(rows,)``, which are the
+            columns of the block.
+        curvature: ``(rows, columns + 1)`` with a bias, else of any shape.
+        displacement, kept: written; of the curvature's shape.
+        seed: of the stream, in ``[0, 2^64)``.
+        shift: of the curvature.
+        scale: factor; negative for the mirror image.
+    """
+    weight, bias = weights
+    width = curvature.numel() if bias is None else curvature.shape[-1]
+    pointers = [x.data_ptr() for x in (curvature, displacement, kept, weight)] + [
+        0 if bias is None else bias.data_ptr()
+    ]
+    function = _functions().vogn_draw
+
+    def part(first: int, last: int) -> None:
+        function(*pointers, width, first, last, seed, shift, scale)
+
+    in_parts(curvature.numel(), part)
+    torch.autograd.graph.increment_version(weight if bias is None else (weight, bias))
+
+
 def displace(noise: Tensor, curvature: Tensor, *, shift: float, ess: float) -> Tensor:
     """``noise / sqrt(ess (curvature + shift))``, written over the noise; both float32 and contiguous, of one shape."""
     _elementwise(_functions().vogn_displace, (noise, curvature, noise), shift, ess**-0.5)
     return noise
 
 
-def price(displacement: Tensor, curvature: Tensor, response: Tensor, *, shift: float, ess: float) -> Tensor:
-    """``displacement ess (curvature + shift) response``; all float32 and contiguous, of one shape."""
-    out = torch.empty_like(response)
+def price(
+    displacement: Tensor,
+    curvature: Tensor,
+    response: Tensor,
+    *,
+    shift: float,
+    ess: float,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``displacement ess (curvature + shift) response``; all float32 and contiguous, of one shape.
+
+    ``out`` may be one of them.
+    """
+    out = torch.empty_like(response) if out is None else out
     _elementwise(_functions().vogn_price, (displacement, curvature, response, out), shift, ess)
     return out
 
@@ -147,17 +210,81 @@ def diagonal_step(
     momentum: Tensor,
     gradient: Tensor,
     evidence: Tensor,
+    *,
+    later: bool = False,
+    factor: float = 1.0,
     **options: Unpack[StepOptions],
 ) -> DiagonalStep:
     """See :func:`vogn.kernels.diagonal_step`; it draws no sample.
 
+    Args:
+        mean, curvature, momentum, gradient, evidence: operands.
+        later: only look whether the result is finite. If it is, mean, curvature and momentum are the operands, which
+            hold the result once its ``write`` has been called: no new memory. Those three must not overlap.
+        factor: of the evidence.
+        **options: its numbers.
+
     Raises:
         ValueError: if a sample is wanted.
     """
+    operands, functions = (mean, curvature, momentum, gradient, evidence), _functions()
+    given = _step_numbers(factor, options)
+    if later and all(_elementwise(functions.vogn_diagonal_look, operands, *given)):
+
+        def write() -> None:
+            _elementwise(functions.vogn_diagonal_write, operands, *given)
+            torch.autograd.graph.increment_version(operands[:3])
+
+        return DiagonalStep(curvature, momentum, mean, None, finite=True, write=write)
+    new = [torch.empty_like(x) for x in operands[:3]]
+    finite = _elementwise(functions.vogn_diagonal_step, (*operands, *new), *given)
+    return DiagonalStep(new[1], new[2], new[0], None, finite=all(finite))
+
+
+def diagonal_step_in_columns(
+    mean: Columns,
+    curvature: Tensor,
+    momentum: Tensor,
+    gradient: Columns,
+    evidence: Tensor,
+    *,
+    factor: float = 1.0,
+    **options: Unpack[StepOptions],
+) -> Callable[[], None] | None:
+    """:func:`diagonal_step` with ``later`` for a mean and a gradient that are not packed.
+
+    Returns:
+        What writes the result over mean, curvature and momentum; ``None`` if it is not finite.
+
+    Raises:
+        ValueError: if a sample is wanted.
+    """
+    parts = (*mean, curvature, momentum, *gradient, evidence)
+    rows = mean[1].numel()
+    columns = mean[0].numel() // rows
+    pointers = BlockPointers(*(x.data_ptr() for x in parts), columns)
+    numbers, functions = _step_numbers(factor, options), _functions()
+
+    def over_rows(function: Any) -> list[bool]:
+        found: list[bool] = []
+
+        def part(first: int, last: int) -> None:
+            found.append(function(ctypes.byref(pointers), first, last, *numbers))
+
+        in_parts(rows, part, least=-(-PART // (columns + 1)), step=1)
+        return found
+
+    def write() -> None:
+        over_rows(functions.vogn_diagonal_write_columns)
+        torch.autograd.graph.increment_version((*mean, curvature, momentum))
+
+    return write if all(over_rows(functions.vogn_diagonal_look_columns)) else None
+
+
+def _step_numbers(factor: float, options: StepOptions) -> tuple[Any, int]:
+    """The last arguments of the functions in C."""
     if options["ess"] is not None:
         raise ValueError("the CPU's kernel draws no sample")
-    operands = mean, curvature, momentum, gradient, evidence
-    new = [torch.empty_like(x) for x in operands[:3]]
     prior = options["weight_decay"]
     numbers = StepNumbers(
         lr=options["lr"],
@@ -170,11 +297,10 @@ def diagonal_step(
         correction=options["correction"],
         radius=options["clip_radius"],
         least=(4.0 * torch.finfo(torch.float32).eps - 1.0) * prior,
+        factor=factor,
     )
     kind = int(options["retract"]) + 2 * int(options["prior_in_momentum"]) + 4 * int(options["root"])
-    step = _functions().vogn_diagonal_step
-    finite = _elementwise(step, (*operands, *new), ctypes.byref(numbers), kind)
-    return DiagonalStep(new[1], new[2], new[0], None, finite=all(finite))
+    return ctypes.byref(numbers), kind
 
 
 def linear_step(
@@ -219,14 +345,16 @@ def _elementwise(function: Any, tensors: tuple[Tensor, ...], *numbers: Any) -> l
     return found
 
 
-def in_parts(count: int, part: Any) -> None:
-    """Call ``part(first, last)`` for ranges that begin at multiples of :data:`TILE`, each in a thread of its own: as
-    many as torch uses, fewer for short ranges."""
-    threads = max(1, min(torch.get_num_threads(), count // PART))
+def in_parts(count: int, part: Any, *, least: int | None = None, step: int = TILE) -> None:
+    """Call ``part(first, last)`` for ranges that begin at multiples of ``step``, each in a thread of its own.
+
+    They are as many as torch uses, fewer for ranges shorter than ``least`` (:data:`PART`).
+    """
+    threads = max(1, min(torch.get_num_threads(), count // (PART if least is None else least)))
     if threads == 1:
         part(0, count)
         return
-    ends = [count * k // threads // TILE * TILE for k in range(threads)] + [count]
+    ends = [count * k // threads // step * step for k in range(threads)] + [count]
     others = [threading.Thread(target=part, args=ends[k : k + 2]) for k in range(1, threads)]
     for thread in others:
         thread.start()

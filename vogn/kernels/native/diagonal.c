@@ -15,64 +15,162 @@
 enum { RETRACT = 1, PRIOR_IN_MOMENTUM = 2, ROOT = 4 };
 
 typedef struct {
-    float lr, decay, forgotten, weight, momentum_rate, weight_decay, shift, correction, radius, least;
+    float lr, decay, forgotten, weight, momentum_rate, weight_decay, shift, correction, radius, least, factor;
 } step_numbers;
 
-INLINE int step(const float *restrict mean, const float *restrict curvature, const float *restrict momentum,
-                const float *restrict gradient, const float *restrict evidence, float *restrict new_mean,
-                float *restrict new_curvature, float *restrict new_momentum, int64_t count, const step_numbers *given,
-                const int kind)
+/* One number of every vector; whether something is not finite. */
+INLINE int one(float *mean, float *curvature, float *momentum, float gradient, float h, const step_numbers n,
+               const int kind)
+{
+    float m = *mean, c = *curvature, u = *momentum;
+    h = h * n.factor;
+    if (kind & RETRACT) {
+        float delta = n.weight * h - n.forgotten * c;
+        float moved = c + delta + 0.5f * (delta * delta) / (c + n.weight_decay);
+        c = moved < n.least ? n.least : moved;
+    } else {
+        c = n.decay * c + n.weight * h;
+    }
+    float prior = n.weight_decay * m;
+    float target = (kind & PRIOR_IN_MOMENTUM) ? gradient + prior : gradient;
+    u = u + n.momentum_rate * (target - u);
+    float metric = n.correction * c;
+    if (kind & ROOT)
+        metric = sqrtf(metric < 0.0f ? 0.0f : metric);
+    float update = ((kind & PRIOR_IN_MOMENTUM) ? u : u + prior) / (metric + n.shift);
+    update = update > n.radius ? n.radius : update;
+    update = update < -n.radius ? -n.radius : update;
+    m = m - n.lr * update;
+    *mean = m;
+    *curvature = c;
+    *momentum = u;
+    return !(fabsf(m) <= FLT_MAX) | !(fabsf(c) <= FLT_MAX) | !(fabsf(u) <= FLT_MAX);
+}
+
+INLINE int elsewhere(const float *restrict mean, const float *restrict curvature, const float *restrict momentum,
+                     const float *restrict gradient, const float *restrict evidence, float *restrict new_mean,
+                     float *restrict new_curvature, float *restrict new_momentum, int64_t count,
+                     const step_numbers *given, const int kind)
 {
     const step_numbers n = *given;
     int infinite = 0;
     INDEPENDENT
     for (int64_t i = 0; i < count; i++) {
-        float m = mean[i], c = curvature[i], u = momentum[i], h = evidence[i];
-        if (kind & RETRACT) {
-            float delta = n.weight * h - n.forgotten * c;
-            float moved = c + delta + 0.5f * (delta * delta) / (c + n.weight_decay);
-            c = moved < n.least ? n.least : moved;
-        } else {
-            c = n.decay * c + n.weight * h;
-        }
-        float prior = n.weight_decay * m;
-        float target = (kind & PRIOR_IN_MOMENTUM) ? gradient[i] + prior : gradient[i];
-        u = u + n.momentum_rate * (target - u);
-        float metric = n.correction * c;
-        if (kind & ROOT)
-            metric = sqrtf(metric < 0.0f ? 0.0f : metric);
-        float update = ((kind & PRIOR_IN_MOMENTUM) ? u : u + prior) / (metric + n.shift);
-        update = update > n.radius ? n.radius : update;
-        update = update < -n.radius ? -n.radius : update;
-        m = m - n.lr * update;
+        float m = mean[i], c = curvature[i], u = momentum[i];
+        infinite |= one(&m, &c, &u, gradient[i], evidence[i], n, kind);
         new_mean[i] = m;
         new_curvature[i] = c;
         new_momentum[i] = u;
-        infinite |= !(fabsf(m) <= FLT_MAX) | !(fabsf(c) <= FLT_MAX) | !(fabsf(u) <= FLT_MAX);
     }
     return !infinite;
 }
 
-/* Whether everything that was written is finite. */
+INLINE int nowhere(const float *mean, const float *curvature, const float *momentum, const float *gradient,
+                   const float *evidence, int64_t count, const step_numbers *given, const int kind)
+{
+    const step_numbers n = *given;
+    int infinite = 0;
+    INDEPENDENT
+    for (int64_t i = 0; i < count; i++) {
+        float m = mean[i], c = curvature[i], u = momentum[i];
+        infinite |= one(&m, &c, &u, gradient[i], evidence[i], n, kind);
+    }
+    return !infinite;
+}
+
+INLINE int in_place(float *restrict mean, float *restrict curvature, float *restrict momentum,
+                    const float *restrict gradient, const float *restrict evidence, int64_t count,
+                    const step_numbers *given, const int kind)
+{
+    const step_numbers n = *given;
+    int infinite = 0;
+    INDEPENDENT
+    for (int64_t i = 0; i < count; i++) {
+        float m = mean[i], c = curvature[i], u = momentum[i];
+        infinite |= one(&m, &c, &u, gradient[i], evidence[i], n, kind);
+        mean[i] = m;
+        curvature[i] = c;
+        momentum[i] = u;
+    }
+    return !infinite;
+}
+
+/* Blocks whose rows are a row of a weight and an element of a bias; the other vectors have them side by side. */
+typedef struct {
+    float *weight, *bias, *curvature, *momentum;
+    const float *weight_gradient, *bias_gradient, *evidence;
+    int64_t columns; /* of the weight */
+} block;
+
+INLINE int in_columns(const block *given, int64_t first, int64_t last, const step_numbers *numbers, const int write,
+                      const int kind)
+{
+    const block b = *given;
+    const step_numbers n = *numbers;
+    int finite = 1;
+    for (int64_t row = first; row < last; row++) {
+        int64_t own = row * b.columns, place = row * (b.columns + 1), end = place + b.columns;
+        if (write)
+            finite &= in_place(b.weight + own, b.curvature + place, b.momentum + place, b.weight_gradient + own,
+                               b.evidence + place, b.columns, numbers, kind);
+        else
+            finite &= nowhere(b.weight + own, b.curvature + place, b.momentum + place, b.weight_gradient + own,
+                              b.evidence + place, b.columns, numbers, kind);
+        float m = b.bias[row], c = b.curvature[end], u = b.momentum[end];
+        finite &= !one(&m, &c, &u, b.bias_gradient[row], b.evidence[end], n, kind);
+        if (write) {
+            b.bias[row] = m;
+            b.curvature[end] = c;
+            b.momentum[end] = u;
+        }
+    }
+    return finite;
+}
+
+#define OF_KIND(function, ...)                                                                                         \
+    switch (kind) {                                                                                                    \
+    case 0: return function(__VA_ARGS__, 0);                                                                           \
+    case 1: return function(__VA_ARGS__, 1);                                                                           \
+    case 2: return function(__VA_ARGS__, 2);                                                                           \
+    case 3: return function(__VA_ARGS__, 3);                                                                           \
+    case 4: return function(__VA_ARGS__, 4);                                                                           \
+    case 5: return function(__VA_ARGS__, 5);                                                                           \
+    case 6: return function(__VA_ARGS__, 6);                                                                           \
+    default: return function(__VA_ARGS__, 7);                                                                          \
+    }
+
+/* The three ways to take a step; each returns whether everything that it has computed is finite. */
 int vogn_diagonal_step(const float *mean, const float *curvature, const float *momentum, const float *gradient,
                        const float *evidence, float *new_mean, float *new_curvature, float *new_momentum,
                        int64_t count, const step_numbers *given, int kind)
 {
-#define CASE(k)                                                                                                        \
-    case k:                                                                                                            \
-        return step(mean, curvature, momentum, gradient, evidence, new_mean, new_curvature, new_momentum, count,       \
-                    given, k);
-    switch (kind) {
-        CASE(0)
-        CASE(1)
-        CASE(2)
-        CASE(3)
-        CASE(4)
-        CASE(5)
-        CASE(6)
-    default:
-        CASE(7)
-    }
+    OF_KIND(elsewhere, mean, curvature, momentum, gradient, evidence, new_mean, new_curvature, new_momentum, count,
+            given)
+}
+
+/* Nothing is written. */
+int vogn_diagonal_look(const float *mean, const float *curvature, const float *momentum, const float *gradient,
+                       const float *evidence, int64_t count, const step_numbers *given, int kind)
+{
+    OF_KIND(nowhere, mean, curvature, momentum, gradient, evidence, count, given)
+}
+
+/* Written over what it was computed from. */
+int vogn_diagonal_write(float *mean, float *curvature, float *momentum, const float *gradient, const float *evidence,
+                        int64_t count, const step_numbers *given, int kind)
+{
+    OF_KIND(in_place, mean, curvature, momentum, gradient, evidence, count, given)
+}
+
+/* The same for rows first .. last - 1 of a block. */
+int vogn_diagonal_look_columns(const block *given, int64_t first, int64_t last, const step_numbers *numbers, int kind)
+{
+    OF_KIND(in_columns, given, first, last, numbers, 0)
+}
+
+int vogn_diagonal_write_columns(const block *given, int64_t first, int64_t last, const step_numbers *numbers, int kind)
+{
+    OF_KIND(in_columns, given, first, last, numbers, 1)
 }
 
 typedef struct {
@@ -151,9 +249,9 @@ void vogn_displace(const float *noise, const float *curvature, float *displaceme
         displacement[i] = noise[i] * (1.0f / sqrtf(curvature[i] + shift)) * scale;
 }
 
-/* product = displacement (curvature + shift) scale response. */
-void vogn_price(const float *restrict displacement, const float *restrict curvature, const float *restrict response,
-                float *restrict product, int64_t count, float shift, float scale)
+/* product = displacement (curvature + shift) scale response; may be written over one of them. */
+void vogn_price(const float *displacement, const float *curvature, const float *response, float *product,
+                int64_t count, float shift, float scale)
 {
     INDEPENDENT
     for (int64_t i = 0; i < count; i++)

@@ -10,8 +10,63 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #define LANES 64
 #define TILE (4 * LANES)
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+
+/* Words in the lower halves of 64 bits, as many counters at a time as fit: products need no shuffles. */
+#ifdef __AVX512F__
+typedef __m512i wide;
+#define WIDE_SET(x) _mm512_set1_epi64((long long)(x))
+#define WIDE_FIRST _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0)
+#define WIDE_ADD _mm512_add_epi64
+#define WIDE_PRODUCT _mm512_mul_epu32
+#define WIDE_HIGH(x) _mm512_srli_epi64(x, 32)
+#define WIDE_XOR _mm512_xor_si512
+#define WIDE_STORE(to, x) _mm256_storeu_si256((__m256i *)(to), _mm512_cvtepi64_epi32(x))
+#else
+typedef __m256i wide;
+#define WIDE_SET(x) _mm256_set1_epi64x((long long)(x))
+#define WIDE_FIRST _mm256_set_epi64x(3, 2, 1, 0)
+#define WIDE_ADD _mm256_add_epi64
+#define WIDE_PRODUCT _mm256_mul_epu32
+#define WIDE_HIGH(x) _mm256_srli_epi64(x, 32)
+#define WIDE_XOR _mm256_xor_si256
+#define WIDE_LOWER _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6)
+#define WIDE_STORE(to, x)                                                                                              \
+    _mm_storeu_si128((__m128i *)(to), _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(x, WIDE_LOWER)))
+#endif
+enum { TOGETHER = sizeof(wide) / sizeof(uint64_t) };
+
+static inline void philox_words(uint64_t counter, uint64_t seed, uint32_t words[4][LANES])
+{
+    wide n = WIDE_ADD(WIDE_SET(counter), WIDE_FIRST);
+    for (int i = 0; i < LANES; i += TOGETHER) {
+        wide a = n, b = WIDE_HIGH(n), c = WIDE_SET(0), d = c;
+        uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
+        for (int round = 0; round < 10; round++) {
+            wide p = WIDE_PRODUCT(a, WIDE_SET(0xD2511F53u)), q = WIDE_PRODUCT(c, WIDE_SET(0xCD9E8D57u));
+            a = WIDE_XOR(WIDE_XOR(WIDE_HIGH(q), b), WIDE_SET(key0));
+            c = WIDE_XOR(WIDE_XOR(WIDE_HIGH(p), d), WIDE_SET(key1));
+            b = q;
+            d = p;
+            key0 += 0x9E3779B9u;
+            key1 += 0xBB67AE85u;
+        }
+        WIDE_STORE(words[0] + i, a);
+        WIDE_STORE(words[1] + i, b);
+        WIDE_STORE(words[2] + i, c);
+        WIDE_STORE(words[3] + i, d);
+        n = WIDE_ADD(n, WIDE_SET(TOGETHER));
+    }
+}
+
+#else
 
 static inline void philox_words(uint64_t counter, uint64_t seed, uint32_t words[4][LANES])
 {
@@ -39,6 +94,8 @@ static inline void philox_words(uint64_t counter, uint64_t seed, uint32_t words[
         words[3][i] = d;
     }
 }
+
+#endif
 
 typedef union {
     float value;
@@ -116,4 +173,63 @@ void vogn_fill_normal(float *out, int64_t count, uint64_t seed, uint64_t first)
         normal_tile(seed, tile, last);
         memcpy(out + done, last, (size_t)(count - done) * sizeof(float));
     }
+}
+
+/* Copy what nobody will read soon: past the caches, where that is known how. */
+static inline void put_away(float *restrict to, const float *restrict from, int64_t count)
+{
+    int64_t i = 0;
+#ifdef __AVX512F__
+    if ((uintptr_t)to % 64 == 0)
+        for (; i + 16 <= count; i += 16)
+            _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
+#endif
+    for (; i < count; i++)
+        to[i] = from[i];
+}
+
+/* kept = weight; weight += offset. */
+static inline void move(float *restrict weight, const float *restrict offset, float *restrict kept, int64_t count)
+{
+    put_away(kept, weight, count);
+    for (int64_t i = 0; i < count; i++)
+        weight[i] += offset[i];
+}
+
+/* The numbers first .. last - 1 of a block: displacement = noise / sqrt(curvature + shift) * scale, with the noise of
+   the stream `seed`; kept = what the weights were; then the displacement is added to them. Rows of the block are `width`
+   long; if there is a bias, it is their last column, and the weight has the others. `first` is a multiple of TILE. */
+void vogn_draw(const float *restrict curvature, float *restrict displacement, float *restrict kept, float *weight,
+               float *bias, int64_t width, int64_t first, int64_t last, uint64_t seed, float shift, float scale)
+{
+    float noise[TILE];
+    int64_t row = first / width, column = first % width, inner = width - 1;
+    for (int64_t start = first; start < last; start += TILE) {
+        int64_t count = last - start < TILE ? last - start : TILE;
+        normal_tile(seed, (uint64_t)(start / TILE), noise);
+        for (int64_t i = 0; i < count; i++)
+            noise[i] = noise[i] * (1.0f / sqrtf(curvature[start + i] + shift)) * scale;
+        put_away(displacement + start, noise, count);
+        if (!bias) {
+            move(weight + start, noise, kept + start, count);
+            continue;
+        }
+        for (int64_t i = 0; i < count;) {
+            int64_t place = start + i;
+            if (column == inner) {
+                move(bias + row, noise + i, kept + place, 1);
+                i++;
+                row++;
+                column = 0;
+                continue;
+            }
+            int64_t piece = inner - column < count - i ? inner - column : count - i;
+            move(weight + row * inner + column, noise + i, kept + place, piece);
+            i += piece;
+            column += piece;
+        }
+    }
+#ifdef __AVX512F__
+    _mm_sfence();
+#endif
 }
