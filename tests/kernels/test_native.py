@@ -394,6 +394,35 @@ def test_steps_in_columns_and_in_place_are_those_elsewhere(method, options, monk
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
+@needs_compiler
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions_with_a_bias_step_in_columns(groups, monkeypatch):
+    calls = []
+    step = native.diagonal_step_in_columns
+    monkeypatch.setattr(native, "diagonal_step_in_columns", lambda *a, **named: calls.append(1) or step(*a, **named))
+
+    def trained_convolution():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Conv2d(16, 160, 3, groups=groups), torch.nn.Flatten())
+        x = torch.randn(8, 16, 3, 3)
+        optimizer = vogn.METHODS["vogn"].build(model, ess=100.0, weight_decay=0.01, seed=3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            with optimizer.sampled_params():
+                Categorical()(model(x), torch.arange(8)).backward()
+            optimizer.step()
+        return model
+
+    monkeypatch.setattr("vogn.capture.bundles.LARGE", 1)
+    found = trained_convolution()
+    assert len(calls) == 3
+    monkeypatch.setattr(update, "_columns", lambda block, tensors: None)
+    monkeypatch.setitem(vogn.kernels.TABLE["diagonal_step"], "native", elsewhere)
+    other = trained_convolution()
+    assert len(calls) == 3
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), other.parameters(), strict=True))
+
+
 def elsewhere(*tensors, later=False, **options):
     return native.diagonal_step(*tensors, **options)
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from vogn import VOGN
 from vogn.likelihoods import Categorical
+from vogn.optim.steps import Momentum, Solve
 
 
 def per_example_loop(model, x, y):
@@ -130,3 +131,8 @@ def test_the_sample_has_the_posterior_covariance(tools):
         weight, bias = (model[0].weight.detach() - mean["0.weight"]), (model[0].bias.detach() - mean["0.bias"])
         torch.testing.assert_close(weight, eps[:, :3] * variance["0.weight"].sqrt(), rtol=1e-11, atol=1e-14)
         torch.testing.assert_close(bias, eps[:, 3] * variance["0.bias"].sqrt(), rtol=1e-11, atol=1e-14)
+
+
+def test_a_chain_of_ones_own_takes_the_place_of_the_clipped_one(tools):
+    chain = (Momentum(), Solve())
+    assert vogn(tools.network(), steps=chain).chain == chain

@@ -64,7 +64,7 @@ def diagonal(kind: type[NaturalGradient], **options: Any) -> Method:
 
 
 def convolutions() -> nn.Module:
-    """A convolution in the plane, one along a line, and a linear layer; its factors have full rank on 13 examples."""
+    """A convolution in the plane, one along a line, and a linear layer; its factors have full rank on 17 examples."""
     return fill(
         nn.Sequential(
             nn.Conv2d(2, 3, 2, stride=2, padding=1),
@@ -104,8 +104,8 @@ def trained(
     """Weights, variances, precisions and what the optimizer keeps after some steps."""
     model = method.network().to(device, dtype)
     opt = method.make(model)
-    x = normal(13, *method.inputs, seed=2, dtype=dtype).to(device)
-    y = labels(13, 3, seed=3).to(device)
+    x = normal(17, *method.inputs, seed=2, dtype=dtype).to(device)
+    y = labels(17, 3, seed=3).to(device)
     for _ in range(steps):
         for _ in range(opt.param_groups[0]["mc_samples"]):
             with opt.sampled_params():

@@ -38,10 +38,10 @@ class VOGN(NaturalGradient):
         ess: effective sample size ``N * augmentation / temperature``.
         weight_decay: ``prior_precision / ess``.
         damping: in the step only.
-        clip_radius: bound on the elements of the preconditioned gradient, > 0; ``inf`` for none. With one, a small
-            ``damping`` is safe where the curvature is near zero: elements whose step is bounded move at ``lr *
-            clip_radius`` per step, as those of Adam move at ``lr``. 0.01 with ``damping=0.001`` and ten times the
-            ``lr`` for batches of images.
+        clip_radius: bound on the elements of the preconditioned gradient, > 0; ``inf`` for none; part of the chain that
+            ``steps`` replaces. With one, a small ``damping`` is safe where the curvature is near zero: elements whose
+            step is bounded move at ``lr * clip_radius`` per step, as those of Adam move at ``lr``. 0.01 with
+            ``damping=0.001`` and ten times the ``lr`` for batches of images.
         fisher: ``"empirical"`` (true labels, no extra pass), ``"mc"`` (sampled labels, one more pass) or ``"ggn"``
             (exact, one more pass per output). For a regression the first is biased: choose one of the others.
         ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
@@ -92,6 +92,7 @@ class VOGN(NaturalGradient):
         seed: int = 0,
         **options: Any,
     ) -> None:
+        options.setdefault("steps", newton_chain(clip_radius, rescale_lr=False))
         super().__init__(
             params,
             make_selection(structure, Diagonal()),
@@ -107,6 +108,5 @@ class VOGN(NaturalGradient):
             variational=variational,
             seed=seed,
             norms=norms,
-            steps=newton_chain(clip_radius, rescale_lr=False),
             **options,
         )
