@@ -99,12 +99,14 @@ _VOGN = {
         {"lr": 0.3, "damping": 3e-4, "clip_radius": 0.03},
         {"damping": 1e-3},
     ),
-    "cifar10": grid(
-        {"lr": 0.01, "damping": 0.001, "prior": 1000.0, "temperature": 0.001},
-        {"lr": 0.02},
-        {"damping": 0.003},
-        {},
-        {"prior": 10000.0, "temperature": 0.0001},
+    "cifar10": (
+        *grid(
+            {"lr": 0.2, "damping": 1e-3, "clip_radius": 0.01, "prior": 1000.0, "temperature": 0.001},
+            {},
+            {"damping": 1e-4},
+            {"lr": 0.5, "damping": 1e-4},
+        ),
+        {"lr": 0.01, "damping": 0.001, "prior": 10000.0, "temperature": 0.0001},
     ),
 }
 _PRIORS = grid(
@@ -141,12 +143,9 @@ _IVON = {
         {"curvature_decay": 0.998},
         {"prior": 100.0, "temperature": 0.01},
     ),
-    "cifar10": grid(
-        {"lr": 1.0, "prior": 100.0, "temperature": 0.01, "initial_curvature": 0.03, "curvature_decay": 0.998},
-        {},
-        {"lr": 0.3, "initial_curvature": 0.01},
-        {"curvature_decay": 0.99},
-        {"prior": 10.0, "temperature": 0.1, "initial_curvature": 0.3},
+    "cifar10": (
+        *grid(_BOUNDED | {"lr": 0.3}, {}, {"lr": 0.1}, {"prior": 100.0, "temperature": 0.01}),
+        {"lr": 1.0, "prior": 10.0, "temperature": 0.1, "initial_curvature": 0.3, "curvature_decay": 0.998},
     ),
 }
 _SGD = {

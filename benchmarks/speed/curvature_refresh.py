@@ -72,7 +72,8 @@ class Tracked:
     def averaging(self) -> Work:
         """Blend the observations of one context into every block."""
         self.context()
-        found = {block: self.collector.finish(block, 1) for block in self.table.blocks}
+        leaves = {block: self.collector.finish(block, 1) for block in self.table.blocks}
+        found = {block: {key: leaf.product() for key, leaf in own.items()} for block, own in leaves.items()}
 
         def work() -> None:
             with torch.no_grad():
