@@ -136,3 +136,5 @@ def test_the_sample_has_the_posterior_covariance(tools):
 def test_a_chain_of_ones_own_takes_the_place_of_the_clipped_one(tools):
     chain = (Momentum(), Solve())
     assert vogn(tools.network(), steps=chain).chain == chain
+    with pytest.raises(ValueError, match=r"clip_radius=0\.1 is a step of the chain that steps= replaces"):
+        vogn(tools.network(), steps=chain, clip_radius=0.1)

@@ -38,8 +38,8 @@ class VOGN(NaturalGradient):
         ess: effective sample size ``N * augmentation / temperature``.
         weight_decay: ``prior_precision / ess``.
         damping: in the step only.
-        clip_radius: bound on the elements of the preconditioned gradient, > 0; ``inf`` for none; part of the chain that
-            ``steps`` replaces. With one, a small ``damping`` is safe where the curvature is near zero: elements whose
+        clip_radius: bound on the elements of the preconditioned gradient, > 0; ``inf`` for none; not together with
+            ``steps``. With one, a small ``damping`` is safe where the curvature is near zero: elements whose
             step is bounded move at ``lr * clip_radius`` per step, as those of Adam move at ``lr``. 0.01 with
             ``damping=0.001`` and ten times the ``lr`` for batches of images.
         fisher: ``"empirical"`` (true labels, no extra pass), ``"mc"`` (sampled labels, one more pass) or ``"ggn"``
@@ -92,6 +92,8 @@ class VOGN(NaturalGradient):
         seed: int = 0,
         **options: Any,
     ) -> None:
+        if "steps" in options and clip_radius != math.inf:
+            raise ValueError(f"clip_radius={clip_radius} is a step of the chain that steps= replaces: give one of them")
         options.setdefault("steps", newton_chain(clip_radius, rescale_lr=False))
         super().__init__(
             params,
