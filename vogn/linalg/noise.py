@@ -60,8 +60,8 @@ def fill_normal(room: Tensor, *, seed: int, stream: str, step: int, sample: int,
     """Write the numbers of :func:`normal` into a contiguous tensor.
 
     In single precision on the CPU they are those of :func:`vogn.kernels.native.fill_normal` where a compiler was found;
-    elsewhere those of PyTorch's generator. A run is repeated exactly where both times or neither
-    time there is a compiler.
+    elsewhere those of PyTorch's generator. A run is repeated exactly where both times or neither time there is a
+    compiler.
     """
     if native.takes(room) and native.available():
         native.fill_normal(room, seed=key(seed, stream, step, sample, name, rank))

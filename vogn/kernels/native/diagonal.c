@@ -65,8 +65,10 @@ INLINE int elsewhere(const float *restrict mean, const float *restrict curvature
     return !infinite;
 }
 
-INLINE int nowhere(const float *mean, const float *curvature, const float *momentum, const float *gradient,
-                   const float *evidence, int64_t count, const step_numbers *given, const int kind)
+/* Over what it is computed from, or nowhere: then only the answer counts. */
+INLINE int here(float *restrict mean, float *restrict curvature, float *restrict momentum,
+                const float *restrict gradient, const float *restrict evidence, int64_t count,
+                const step_numbers *given, const int write, const int kind)
 {
     const step_numbers n = *given;
     int infinite = 0;
@@ -74,23 +76,11 @@ INLINE int nowhere(const float *mean, const float *curvature, const float *momen
     for (int64_t i = 0; i < count; i++) {
         float m = mean[i], c = curvature[i], u = momentum[i];
         infinite |= one(&m, &c, &u, gradient[i], evidence[i], n, kind);
-    }
-    return !infinite;
-}
-
-INLINE int in_place(float *restrict mean, float *restrict curvature, float *restrict momentum,
-                    const float *restrict gradient, const float *restrict evidence, int64_t count,
-                    const step_numbers *given, const int kind)
-{
-    const step_numbers n = *given;
-    int infinite = 0;
-    INDEPENDENT
-    for (int64_t i = 0; i < count; i++) {
-        float m = mean[i], c = curvature[i], u = momentum[i];
-        infinite |= one(&m, &c, &u, gradient[i], evidence[i], n, kind);
-        mean[i] = m;
-        curvature[i] = c;
-        momentum[i] = u;
+        if (write) {
+            mean[i] = m;
+            curvature[i] = c;
+            momentum[i] = u;
+        }
     }
     return !infinite;
 }
@@ -110,12 +100,8 @@ INLINE int in_columns(const block *given, int64_t first, int64_t last, const ste
     int finite = 1;
     for (int64_t row = first; row < last; row++) {
         int64_t own = row * b.columns, place = row * (b.columns + 1), end = place + b.columns;
-        if (write)
-            finite &= in_place(b.weight + own, b.curvature + place, b.momentum + place, b.weight_gradient + own,
-                               b.evidence + place, b.columns, numbers, kind);
-        else
-            finite &= nowhere(b.weight + own, b.curvature + place, b.momentum + place, b.weight_gradient + own,
-                              b.evidence + place, b.columns, numbers, kind);
+        finite &= here(b.weight + own, b.curvature + place, b.momentum + place, b.weight_gradient + own,
+                       b.evidence + place, b.columns, numbers, write, kind);
         float m = b.bias[row], c = b.curvature[end], u = b.momentum[end];
         finite &= !one(&m, &c, &u, b.bias_gradient[row], b.evidence[end], n, kind);
         if (write) {
@@ -149,17 +135,17 @@ int vogn_diagonal_step(const float *mean, const float *curvature, const float *m
 }
 
 /* Nothing is written. */
-int vogn_diagonal_look(const float *mean, const float *curvature, const float *momentum, const float *gradient,
-                       const float *evidence, int64_t count, const step_numbers *given, int kind)
+int vogn_diagonal_look(float *mean, float *curvature, float *momentum, const float *gradient, const float *evidence,
+                       int64_t count, const step_numbers *given, int kind)
 {
-    OF_KIND(nowhere, mean, curvature, momentum, gradient, evidence, count, given)
+    OF_KIND(here, mean, curvature, momentum, gradient, evidence, count, given, 0)
 }
 
 /* Written over what it was computed from. */
 int vogn_diagonal_write(float *mean, float *curvature, float *momentum, const float *gradient, const float *evidence,
                         int64_t count, const step_numbers *given, int kind)
 {
-    OF_KIND(in_place, mean, curvature, momentum, gradient, evidence, count, given)
+    OF_KIND(here, mean, curvature, momentum, gradient, evidence, count, given, 1)
 }
 
 /* The same for rows first .. last - 1 of a block. */
