@@ -24,6 +24,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -348,53 +349,56 @@ def curvature(arguments: argparse.Namespace) -> None:
         print(f"| {row['method']} | {start} | {100 * np.mean(row['accuracy']):.2f} | {np.mean(row['nll']):.4f} |")
 
 
-def report(results: Path) -> None:
-    """Print the table: means over seeds, and the mean paired difference with its standard error."""
-    print("| data, method | by hand | auto | auto minus hand | lr by hand | lr auto | target met |")
-    print("|---|---|---|---|---|---|---|")
+def finished(results: Path) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Data, method and finished cells of every row that has some, in the order of the tables."""
     for data in (*SIZES, *REGRESSIONS):
         for method in METHODS:
             records = [read_cell(results / f"{data}-{method}-{seed}.json") for seed in range(SEEDS[data])]
             cells = [record for record in records if record is not None]
-            if not cells:
-                continue
-            key, factor = ("accuracy", 100.0) if data in SIZES else ("rmse", 1.0)
-            hand, auto = (np.array([factor * cell[way][key] for cell in cells]) for way in ("hand", "auto"))
-            relative = 1.0 if data in SIZES else 0.01 * hand.mean()
-            gap = (auto - hand) / relative
-            _, error = mean_error(gap)
-            unit = "%" if data in SIZES else ""
-            met = gap.mean() >= -0.5 if data in SIZES else gap.mean() <= 3.0
-            rates = [sorted(cell[way]["lr"] for cell in cells) for way in ("hand", "auto")]
-            lrs = [f"{r[0]:.2g}" + (f" to {r[-1]:.2g}" if f"{r[0]:.2g}" != f"{r[-1]:.2g}" else "") for r in rates]
-            difference = f"{gap.mean():+.2f} ± {error:.2f} " + ("points" if data in SIZES else "%")
-            title = f"{data}, {method}" + (f" ({len(cells)} seeds)" if len(cells) < SEEDS[data] else "")
-            other = sum(cell.get("rule") != RULE for cell in cells)
-            title += f" ({other} of {len(cells)} by an earlier rule)" if other else ""
-            digits = 2 if data in SIZES else 3
-            print(
-                f"| {title} | {hand.mean():.{digits}f} {unit} | {auto.mean():.{digits}f} {unit} | {difference} | "
-                f"{lrs[0]} | {lrs[1]} | {'yes' if met else 'no'} |"
-            )
+            if cells:
+                yield data, method, cells
+
+
+def report(results: Path) -> None:
+    """Print the table: means over seeds, and the mean paired difference with its standard error."""
+    print("| data, method | by hand | auto | auto minus hand | lr by hand | lr auto | target met |")
+    print("|---|---|---|---|---|---|---|")
+    for data, method, cells in finished(results):
+        key, factor = ("accuracy", 100.0) if data in SIZES else ("rmse", 1.0)
+        hand, auto = (np.array([factor * cell[way][key] for cell in cells]) for way in ("hand", "auto"))
+        relative = 1.0 if data in SIZES else 0.01 * hand.mean()
+        gap = (auto - hand) / relative
+        _, error = mean_error(gap)
+        unit = "%" if data in SIZES else ""
+        met = gap.mean() >= -0.5 if data in SIZES else gap.mean() <= 3.0
+        rates = [sorted(cell[way]["lr"] for cell in cells) for way in ("hand", "auto")]
+        lrs = [f"{r[0]:.2g}" + (f" to {r[-1]:.2g}" if f"{r[0]:.2g}" != f"{r[-1]:.2g}" else "") for r in rates]
+        difference = f"{gap.mean():+.2f} ± {error:.2f} " + ("points" if data in SIZES else "%")
+        title = f"{data}, {method}" + (f" ({len(cells)} seeds)" if len(cells) < SEEDS[data] else "")
+        other = sum(cell.get("rule") != RULE for cell in cells)
+        title += f" ({other} of {len(cells)} by an earlier rule)" if other else ""
+        digits = 2 if data in SIZES else 3
+        print(
+            f"| {title} | {hand.mean():.{digits}f} {unit} | {auto.mean():.{digits}f} {unit} | {difference} | "
+            f"{lrs[0]} | {lrs[1]} | {'yes' if met else 'no'} |"
+        )
 
 
 def finals(results: Path) -> None:
     """Print in how many cells of each row the longer runs kept the setting that won short ones, and what else won."""
     print("| data, method | cells | damping that won short runs | kept | lower rate | first damping | its lower rate |")
     print("|---|---|---|---|---|---|---|")
-    for data in (*SIZES, *REGRESSIONS):
-        for method in METHODS:
-            records = [read_cell(results / f"{data}-{method}-{seed}.json") for seed in range(SEEDS[data])]
-            ways = [record["auto"] for record in records if record is not None and "finals" in record["auto"]]
-            if not ways:
-                continue
-            counts, winners = [0, 0, 0, 0], {way["finals"][0][0] for way in ways}
-            for way in ways:
-                trials = [(damping, rate) for damping, rate, _ in way["finals"]]
-                # where no other damping won short runs, there are only two finalists
-                counts[trials.index((way["damping"], way["lr"]))] += 1
-            dampings = ", ".join(f"{damping:.0e}" for damping in sorted(winners))
-            print(f"| {data}, {method} | {len(ways)} | {dampings} | {' | '.join(map(str, counts))} |")
+    for data, method, cells in finished(results):
+        ways = [cell["auto"] for cell in cells if "finals" in cell["auto"]]
+        if not ways:
+            continue
+        counts, winners = [0, 0, 0, 0], {way["finals"][0][0] for way in ways}
+        for way in ways:
+            trials = [(damping, rate) for damping, rate, _ in way["finals"]]
+            # where no other damping won short runs, there are only two finalists
+            counts[trials.index((way["damping"], way["lr"]))] += 1
+        dampings = ", ".join(f"{damping:.0e}" for damping in sorted(winners))
+        print(f"| {data}, {method} | {len(ways)} | {dampings} | {' | '.join(map(str, counts))} |")
 
 
 def main() -> int:
