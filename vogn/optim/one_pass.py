@@ -136,12 +136,12 @@ class OnePass:
         group, form = self.group, self.form
         h = next(iter(observation.values()))
         retract = "probe" in observation and self.structure.negative == "retract"
-        changed = "earlier" in state or ("probe" in observation and not retract)
+        forced = "probe" in observation and not retract
         factor = self.factor
-        if factor != 1.0 and (changed or not self.looks):
+        if factor != 1.0 and (forced or "earlier" in state or not self.looks):
             h, factor = h * factor, 1.0
         h = with_earlier(h, state, "earlier")
-        if "probe" in observation and not retract:
+        if forced:  # to be positive
             h = h.abs() if self.structure.negative == "abs" else h.clamp_min(0.0)
         average, share = None, 1.0
         if form.momentum.averages(self.old_memory, group):
