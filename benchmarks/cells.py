@@ -6,14 +6,17 @@ A cell that has a file is done; deleting the file runs it again. Nothing else is
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
+import multiprocessing
 import os
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,7 @@ def run_cells(
     jobs: int,
     deadline: float | None,
     variables: Mapping[str, str] | None = None,
+    kept: bool = False,
 ) -> tuple[int, int]:
     """Run unfinished cells as ``python -m module ARGUMENTS`` processes with one thread each.
 
@@ -79,6 +83,7 @@ def run_cells(
         jobs: processes at a time.
         deadline: ``time.monotonic()`` value after which no further cell is started; ``None`` for no limit.
         variables: further environment variables of the processes.
+        kept: processes make one cell after the other, instead of one each; on a GPU a start takes as long as some cells.
 
     Returns:
         Numbers of cells that are finished and unfinished afterwards.
@@ -89,6 +94,9 @@ def run_cells(
     waiting = [(path, arguments) for path, arguments in cells if not path.exists()]
     running: list[tuple[subprocess.Popen[str], Path, Path]] = []
     environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | dict(variables or {})
+    if kept:
+        _run_in_kept_processes(module, waiting, jobs, deadline, environ)
+        waiting = []
     done = 0
     total = len(waiting)
     while waiting or running:
@@ -118,6 +126,36 @@ def run_cells(
             print(f"[{done}/{total}] {path.parent.name}/{path.stem}", flush=True)
     finished = sum(path.exists() for path, _ in cells)
     return finished, len(cells) - finished
+
+
+def _run_in_kept_processes(
+    module: str,
+    cells: Sequence[tuple[Path, Sequence[str]]],
+    jobs: int,
+    deadline: float | None,
+    environ: Mapping[str, str],
+) -> None:
+    """Processes that take one waiting cell after the other; a failed cell ends them all."""
+    os.environ.update(environ)
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(_run_one, module, arguments, deadline) for _, arguments in cells]
+        try:
+            for done, future in enumerate(as_completed(running), 1):
+                if future.result():
+                    print(f"[{done}/{len(cells)}] {future.result()}", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _run_one(module: str, arguments: Sequence[str], deadline: float | None) -> str:
+    """One cell in this process, as if it were started for it; its name, or nothing after the deadline."""
+    if deadline is not None and time.monotonic() >= deadline:
+        return ""
+    sys.argv = [module, *arguments]
+    importlib.import_module(f"{module}.__main__").main()
+    cell = Path(arguments[list(arguments).index("--cell") + 1])
+    return f"{cell.parent.name}/{cell.stem}"
 
 
 def study_parser(text: str | None, commands: Sequence[str], results: Path) -> argparse.ArgumentParser:

@@ -28,6 +28,7 @@ def arguments_of(arguments: argparse.Namespace, method: str, configuration: int,
     line += ["--full"] if arguments.full else []
     line += ["--horizon", str(arguments.horizon)] if arguments.horizon else []
     line += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
+    line += ["--device", arguments.device] if arguments.device != "cpu" else []
     for key, value in extra.items():
         line += [f"--{key}"] if value is True else [f"--{key}", str(value)]
     return line
@@ -44,7 +45,7 @@ def remove_stale(path: Path, configuration: Mapping[str, Any]) -> None:
 def run_study(arguments: argparse.Namespace) -> int:
     """Tune, then run all seeds, within the time budget; a later call continues."""
     study, root = sizes(arguments), folder(arguments)
-    deadline = deadline_of(arguments)
+    options = {"jobs": arguments.jobs, "deadline": deadline_of(arguments), "kept": arguments.device != "cpu"}
     load(arguments.data, arguments.data_dir, limit=1)
     methods = arguments.methods.split(",") if arguments.methods else list(ROWS)
     splits = range(study.seeds if arguments.data == "digits" else study.tune_splits)
@@ -55,7 +56,7 @@ def run_study(arguments: argparse.Namespace) -> int:
                 if not ROWS[method].epochs_of:
                     path = tuning_cell(arguments, method, k, seed)
                     tuning.append((path, arguments_of(arguments, method, k, seed, cell=path, tuning=True)))
-    _, left = run_cells("benchmarks.classification", tuning, jobs=arguments.jobs, deadline=deadline)
+    _, left = run_cells("benchmarks.classification", tuning, **options)
     if left:
         print(f"{left} tuning cells left; call again to continue")
         return 1
@@ -76,7 +77,7 @@ def run_study(arguments: argparse.Namespace) -> int:
                         continue
                     extra["epochs"] = max(1, round(study.epochs * slow / fast))
                 final.append((path, arguments_of(arguments, method, best, seed, cell=path, **extra)))
-        _, left = run_cells("benchmarks.classification", final, jobs=arguments.jobs, deadline=deadline)
+        _, left = run_cells("benchmarks.classification", final, **options)
         if left:
             print(f"{left} cells left; call again to continue")
             return 1
@@ -96,6 +97,7 @@ def main() -> int:
     parser.add_argument("--data", choices=sorted(FULL), required=True)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--device", default="cpu", help="e.g. cuda; --jobs processes share it")
     parser.add_argument("--horizon", type=int, default=0, help="epochs of the final runs; 0 takes the study's")
     parser.add_argument("--seeds", type=int, default=0, help="number of seeds or folds; 0 takes the study's")
     parser.add_argument("--methods", default="", help="comma-separated subset of the rows")

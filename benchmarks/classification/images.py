@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from benchmarks.classification.sizes import Study
 
 
+@cache
 def load(
     data: str, directory: Path | None, limit: int = sys.maxsize
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -22,6 +24,8 @@ def load(
         data: ``"digits"``, ``"mnist"`` or ``"cifar10"``.
         directory: where the files are.
         limit: at most so many images of each part are decoded.
+
+    Kept, for processes that make several cells.
     """
     if data == "digits":
         from sklearn.datasets import load_digits

@@ -44,16 +44,17 @@ def train(
     *,
     classes: int = 10,
 ) -> tuple[nn.Module, Any, float]:
-    """Train a ResNet-8; returns the model, the optimizer and the CPU seconds of the loop."""
+    """Train a ResNet-8 where ``x`` is; returns the model, the optimizer and the CPU seconds of the loop."""
     torch.manual_seed(seed)
-    model = build_model("resnet8", num_classes=classes, in_channels=x.shape[1], width=study.width)
+    model = build_model("resnet8", num_classes=classes, in_channels=x.shape[1], width=study.width).to(x.device)
     optimizer = row.build(model, len(x), seed=seed, **configuration)
     rates = [group["lr"] for group in optimizer.param_groups]
     likelihood = Categorical()
     steps = epochs * len(epoch_batches(len(x), study.batch, seed, 0))
     step, start = 0, time.process_time()
     for epoch in range(epochs):
-        for batch in epoch_batches(len(x), study.batch, seed, epoch):
+        for indices in epoch_batches(len(x), study.batch, seed, epoch):
+            batch = indices.to(x.device)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(step, steps)
             optimizer.zero_grad()
@@ -67,6 +68,8 @@ def train(
                 likelihood(model(x[batch]), y[batch]).backward()
             optimizer.step()
             step += 1
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
     return model, optimizer, time.process_time() - start
 
 
@@ -127,7 +130,13 @@ def prediction_temperature(
 
 def measure(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     """Accuracy, NLL, Brier score and ECE."""
+    probabilities, labels = probabilities.cpu(), labels.cpu()
     return {name: float(getattr(metrics, name)(probabilities, labels)) for name in ("accuracy", "nll", "brier", "ece")}
+
+
+def device_of(x: Tensor) -> dict[str, str]:
+    """What the machine is beside its processor, for the record."""
+    return {"device": torch.cuda.get_device_name(x.device)} if x.is_cuda else {}
 
 
 def run_cell(arguments: argparse.Namespace) -> None:
@@ -135,8 +144,9 @@ def run_cell(arguments: argparse.Namespace) -> None:
     study, row = sizes(arguments), ROWS[arguments.method]
     configuration = row.configurations(arguments.data)[arguments.configuration]
     tuning = arguments.tuning
-    (x, y), validation, (x_test, y_test) = parts(
-        arguments.data, arguments.data_dir, study, arguments.seed, tuning=tuning
+    found = parts(arguments.data, arguments.data_dir, study, arguments.seed, tuning=tuning)
+    (x, y), validation, (x_test, y_test) = (
+        (images.to(arguments.device), labels.to(arguments.device)) for images, labels in found
     )
     epochs = arguments.epochs or (study.tune_epochs if tuning else study.epochs)
     model, optimizer, seconds = train(row, configuration, x, y, study, epochs, arguments.seed)
@@ -156,7 +166,7 @@ def run_cell(arguments: argparse.Namespace) -> None:
         "prediction_temperature": temperature,
         "cpu_seconds": round(seconds, 2),
         "command": command("benchmarks.classification"),
-        "environment": environment(),
+        "environment": environment() | device_of(x),
         **{kind: measure(p, y_test) for kind, p in probabilities.items()},
     }
     best = probabilities.get("posterior", probabilities["mean"])
