@@ -83,7 +83,7 @@ def run_cells(
         jobs: processes at a time.
         deadline: ``time.monotonic()`` value after which no further cell is started; ``None`` for no limit.
         variables: further environment variables of the processes.
-        kept: processes make one cell after the other, instead of one each; on a GPU a start takes as long as some cells.
+        kept: processes make one cell after the other, not one each; on a GPU a start takes as long as some cells.
 
     Returns:
         Numbers of cells that are finished and unfinished afterwards.
