@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,14 +17,22 @@ from torch import Tensor
 from vogn.capture.partition import Block
 from vogn.distributed import Placement
 from vogn.linalg.joining import join, split
+from vogn.linalg.scratch import Scratch, simple
 from vogn.structures.base import Structure
-from vogn.types import State
+from vogn.types import Shape, State
 
 LARGE = 1 << 14
 """On the CPU blocks with more elements than this stay alone: calls cost little there beside their work."""
+KEPT = 8
+"""Bundles of several blocks whose memory is kept for the next step."""
 
 
-@dataclass(frozen=True)
+Purpose = Literal["displacement", "kept", "mean", "gradient"]
+"""What a bundle's memory is for: a weight sample minus the mean, the mean while the sample is in the model, mean and
+gradient in a step."""
+
+
+@dataclass(frozen=True, eq=False)
 class Bundle:
     """Blocks of one param group and one structure that are computed together; usually one.
 
@@ -32,6 +41,49 @@ class Bundle:
     """
 
     blocks: tuple[Block, ...]
+
+    @cached_property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Of all blocks."""
+        return tuple(parameter for block in self.blocks for parameter in block.parameters)
+
+    @cached_property
+    def shapes(self) -> list[Shape]:
+        """Of the block vectors."""
+        return [block.layout.block_shape for block in self.blocks]
+
+    @cached_property
+    def has_scratch(self) -> bool:
+        """Whether there are several blocks, of plain parameters that are views of their block vectors."""
+        plain = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in self.parameters)
+        return len(self.blocks) > 1 and plain and simple([block.layout for block in self.blocks])
+
+    def scratch(self, purpose: Purpose) -> Scratch:
+        """Memory for a vector of this bundle; where :attr:`has_scratch`. It is written over by the next use."""
+        found = self._scratches.get(purpose)
+        if found is None:
+            first = self.blocks[0]
+            found = self._scratches[purpose] = Scratch(
+                [block.layout for block in self.blocks], dtype=first.curvature_dtype, device=first.parameters[0].device
+            )
+        return found
+
+    def gradient(self) -> Tensor | None:
+        """The parameters' gradients in the memory for them; ``None`` if one is missing or no plain dense tensor."""
+        grads = [parameter.grad for parameter in self.parameters]
+        if not self.has_scratch or not all(type(grad) is Tensor and grad.layout is torch.strided for grad in grads):
+            return None
+        return self.scratch("gradient").fill([grad for grad in grads if grad is not None])
+
+    def release(self, *purposes: Purpose) -> None:
+        """The memory for these is free."""
+        for purpose in purposes:
+            if purpose in self._scratches:
+                self._scratches[purpose].release()
+
+    @cached_property
+    def _scratches(self) -> dict[Purpose, Scratch]:
+        return {}
 
     @property
     def structure(self) -> Structure:
@@ -51,7 +103,7 @@ class Bundle:
         """The block vectors in a vector, as views."""
         if len(self.blocks) == 1:
             return [vector]
-        return split(vector, [block.layout.block_shape for block in self.blocks])
+        return split(vector, self.shapes)
 
     def join_states(self, states: Sequence[State]) -> State:
         """One state of block vectors and single numbers; the numbers are the same in all of them."""
@@ -69,12 +121,22 @@ class Bundle:
             return self.join(tensors)
         return torch.cat([tensor.flatten(len(batch)) for tensor in tensors], -1).unsqueeze(-1)
 
-    def split_state(self, state: State) -> list[State]:
-        """The states of the blocks."""
+    def split_state(self, state: State, old: Sequence[State] = ()) -> list[State]:
+        """The states of the blocks.
+
+        Args:
+            state: of all together.
+            old: the blocks' states before; those of their tensors that are the same memory are kept as they are.
+        """
         if len(self.blocks) == 1:
             return [state]
-        parts = {key: self.split(x) if x.ndim else [x] * len(self.blocks) for key, x in state.items()}
+        parts = {key: self._parts(key, x, old) if x.ndim else [x] * len(self.blocks) for key, x in state.items()}
         return [{key: part[k] for key, part in parts.items()} for k in range(len(self.blocks))]
+
+    def _parts(self, key: str, vector: Tensor, old: Sequence[State]) -> list[Tensor]:
+        if old and key in old[0] and old[0][key].data_ptr() == vector.data_ptr():
+            return [state[key] for state in old]
+        return self.split(vector)
 
 
 class Bundles:
@@ -94,6 +156,7 @@ class Bundles:
         elementwise: bool,
     ) -> None:
         self._keys: dict[Block, Hashable] = {}
+        self._known: dict[tuple[Block, ...], Bundle] = {}
         for block, group in group_of.items():
             device = block.parameters[0].device
             small = device.type != "cpu" or block.layout.numel <= LARGE
@@ -114,7 +177,18 @@ class Bundles:
         for block in blocks:
             key = (self._keys[block], alike(block)) if together and block in self._keys else block
             found.setdefault(key, []).append(block)
-        return [Bundle(tuple(members)) for members in found.values()]
+        return [self._bundle(tuple(members)) for members in found.values()]
+
+    def _bundle(self, blocks: tuple[Block, ...]) -> Bundle:
+        """The same for the same blocks, with its memory; no more than :data:`KEPT` of them."""
+        if len(blocks) == 1:
+            return Bundle(blocks)
+        bundle = self._known.get(blocks)
+        if bundle is None:
+            if len(self._known) >= KEPT:
+                self._known.clear()
+            bundle = self._known[blocks] = Bundle(blocks)
+        return bundle
 
 
 def numbers_in(state: State) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vogn.announcement import LikelihoodCall, start_listening, stop_listening
-from vogn.capture.bundles import Bundles
+from vogn.capture.bundles import Bundle, Bundles
 from vogn.capture.context import SampleContext
 from vogn.capture.context_gradients import ContextGradients
 from vogn.capture.gather import check_examples, gather, with_places, without_padding
@@ -288,6 +288,11 @@ class Collector:
     def context_gradient(self, block: Block) -> Tensor | None:
         """What this context has added to a block's gradient on this process; ``None`` if nothing, or nothing here."""
         return self._gradients.of(block)
+
+    def context_gradient_of(self, bundle: Bundle) -> Tensor | None:
+        """The same of several blocks, without communication and in memory that the next call writes over; ``None``
+        where that cannot be had."""
+        return self._gradients.of_bundle(bundle)
 
     def note_sum(self, block: Block, rows: AnyRows) -> None:
         """Keep the sum of the rows of a block's first context: it must be the block's gradient."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from vogn.capture.bundles import Bundle
 from vogn.capture.partition import Block
 from vogn.capture.replication import sharded_block
 from vogn.capture.taps import is_muted
@@ -55,6 +56,11 @@ class ContextGradients:
     def averaged(self, block: Block) -> bool:
         """Whether only an average over processes is known of the block's gradient."""
         return self._replicas.size > 1 and sharded_block([block]) is not None
+
+    def of_bundle(self, bundle: Bundle) -> Tensor | None:
+        """The same of all blocks of a bundle, in its memory for gradients; ``None`` if that takes more than a copy."""
+        whole = self._local is None and not any(block.name in self.at_entry for block in bundle.blocks)
+        return bundle.gradient() if whole else None
 
     def of(self, block: Block) -> Tensor | None:
         """What the context has added to the block's gradient, packed; ``None`` if nothing."""

@@ -32,11 +32,11 @@ def split(vector: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
 
 
 def _in_a_row(tensors: Sequence[Tensor]) -> bool:
-    storage, place = tensors[0].untyped_storage().data_ptr(), tensors[0].storage_offset()
+    first = tensors[0]
+    size, place = first.element_size(), first.data_ptr()
     for tensor in tensors:
-        if tensor.storage_offset() != place or not tensor.is_contiguous():
+        if tensor.data_ptr() != place or not tensor.is_contiguous():
             return False
-        if tensor.untyped_storage().data_ptr() != storage:
-            return False
-        place += tensor.numel()
-    return True
+        place += tensor.numel() * size
+    storage = first.untyped_storage()  # arrays may follow each other without being one
+    return place <= storage.data_ptr() + storage.nbytes()

@@ -331,9 +331,9 @@ class NaturalGradient(torch.optim.Optimizer):
         table, collector = self._build()
         for block in table.blocks:  # in their order: a backward would start them in its own
             table.state(block)
-        context, draws = draw(self, table, indices)
+        context, draws, bundles = draw(self, table, indices)
         due = any(table.due(block, "observe_every") for block in table.blocks)
-        self._contexts.enter(table, context, self._parameters(), draws)
+        self._contexts.enter(table, context, self._parameters(), draws, bundles)
         try:
             collector.begin(context, active=due)
         except BaseException:

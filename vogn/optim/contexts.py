@@ -41,6 +41,7 @@ class SampledContexts:
         self.draws = self.samples = self.examples = 0
         self.in_closure = False
         self._means: list[tuple[Tensor, Tensor]] | None = None
+        self._bundles: Sequence[Bundle] = ()
         self._marks: list[tuple[int, int] | None] = []
 
     @property
@@ -58,7 +59,12 @@ class SampledContexts:
             raise RuntimeError(f"{what} inside a sampled context would see noisy weights; call it after the context")
 
     def enter(
-        self, table: BlockTable, context: SampleContext, parameters: Iterable[Tensor], draws: Sequence[Draw] = ()
+        self,
+        table: BlockTable,
+        context: SampleContext,
+        parameters: Iterable[Tensor],
+        draws: Sequence[Draw] = (),
+        bundles: Sequence[Bundle] = (),
     ) -> None:
         """Keep the mean and add a weight sample to it.
 
@@ -67,15 +73,22 @@ class SampledContexts:
             context: what was drawn.
             parameters: all parameters, whose gradients tell whether the context has a backward.
             draws: blocks of it whose sample is still to be drawn.
+            bundles: whose displacement is in their memory for it.
         """
-        drawn = {own.block for own in draws}
+        done = {own.block for own in draws} | {block for bundle in bundles for block in bundle.blocks}
         offsets: list[tuple[Tensor, Tensor]] = []
         for block in table.blocks:
-            if block.name in context.displaced and block not in drawn:
+            if block not in done and block.name in context.displaced:
                 values = table.placement[block].spread(context.displacement.get(block.name))
                 named = zip(block.layout.names, block.parameters, strict=True)
                 offsets += [(parameter, values[name]) for name, parameter in named if parameter.requires_grad]
         self._means = _clones([parameter.detach() for parameter, _ in offsets])
+        self._bundles = bundles
+        for bundle in bundles:
+            means, kept = [parameter.detach() for parameter in bundle.parameters], bundle.scratch("kept")
+            kept.fill(means)
+            self._means += zip(means, kept.parts, strict=True)
+            offsets += zip(means, bundle.scratch("displacement").parts, strict=True)
         _displace(offsets)
         for own in draws:
             self._means += own.write()
@@ -86,6 +99,9 @@ class SampledContexts:
         assert self._means is not None
         means, self._means = self._means, None
         copy_each(means)
+        for bundle in self._bundles:
+            bundle.release("displacement", "kept")
+        self._bundles = ()
 
     def count(self, parameters: Iterable[Tensor], examples: int = 0) -> None:
         """The context that was left counts: as a weight sample if a gradient has changed since it was entered."""
@@ -184,9 +200,10 @@ class Draw:
 
 def draw(
     optimizer: NaturalGradient, table: BlockTable, indices: Tensor | None = None
-) -> tuple[SampleContext, list[Draw]]:
+) -> tuple[SampleContext, list[Draw], list[Bundle]]:
     """A weight sample of all blocks that are sampled now, its coordinates, and what steps want to know about the
-    examples; nothing is written. The second are blocks whose displacement is still to be computed.
+    examples; no weight is written. The second are blocks whose displacement is still to be computed, the third bundles
+    whose displacement is in their memory for it.
 
     Raises:
         MissingCurvatureError: if a block is to be sampled that has no curvature any more.
@@ -196,6 +213,7 @@ def draw(
     elsewhere: set[str] = set()
     wanted: list[Block] = []
     draws: list[Draw] = []
+    bundles: list[Bundle] = []
     with table.together():
         for group in {id(group): group for _, group in table}.values():
             if group["variational"] and group["sampled"]:
@@ -213,6 +231,7 @@ def draw(
             own = _draw(optimizer, table, bundle, sample)
             if own is None:
                 drawn.update(_drawn(optimizer, table, bundle, sample))
+                bundles += [bundle] if _in_scratch(bundle) else []
             else:
                 draws.append(own)
                 drawn[own.block.name] = own.displacement
@@ -228,7 +247,7 @@ def draw(
         weights=_example_weights(optimizer, table),
         elsewhere=frozenset(elsewhere),
     )
-    return context, draws
+    return context, draws, bundles
 
 
 def _draw(optimizer: NaturalGradient, table: BlockTable, bundle: Bundle, sample: int) -> Draw | None:
@@ -257,9 +276,15 @@ def _draw(optimizer: NaturalGradient, table: BlockTable, bundle: Bundle, sample:
     )
 
 
+def _in_scratch(bundle: Bundle) -> bool:
+    """Whether the bundle's displacement is in its memory for it: where all of it goes into the model."""
+    return bundle.has_scratch and all(parameter.requires_grad for parameter in bundle.parameters)
+
+
 def _drawn(optimizer: NaturalGradient, table: BlockTable, bundle: Bundle, sample: int) -> dict[str, Tensor]:
     """Block name to displacement."""
     group, first = table.group(bundle.blocks[0]), bundle.blocks[0]
+    scratch = bundle.scratch("displacement") if _in_scratch(bundle) else None
     noise = weight_noise(
         {block.name: block.layout.block_shape for block in bundle.blocks},
         seed=optimizer.seed,
@@ -269,6 +294,7 @@ def _drawn(optimizer: NaturalGradient, table: BlockTable, bundle: Bundle, sample
         dtype=first.curvature_dtype,
         device=first.parameters[0].device,
         rank=optimizer.replicas.noise_rank,
+        out=None if scratch is None else scratch.take(),
     )
     cut = [table.placement[block].cut(own) for block, own in zip(bundle.blocks, noise, strict=True)]
     states = [table.state(block)["curvature"] for block in bundle.blocks]
@@ -281,6 +307,10 @@ def _drawn(optimizer: NaturalGradient, table: BlockTable, bundle: Bundle, sample
         for block, own, state in zip(bundle.blocks, cut, states, strict=True):  # one of them is to be named
             displacement(block.structure, state, own, ess=ess, shift=shift, name=block.name)
         raise
+    if scratch is not None:
+        if joined.data_ptr() != scratch.vector.data_ptr():
+            scratch.vector.copy_(joined)
+        return {block.name: part for block, part in zip(bundle.blocks, scratch.blocks, strict=True)}
     return {block.name: part for block, part in zip(bundle.blocks, bundle.split(joined), strict=True)}
 
 

@@ -33,14 +33,15 @@ def weight_noise(
     dtype: torch.dtype,
     device: torch.device,
     rank: int = 0,
+    out: Tensor | None = None,
 ) -> list[Tensor]:
     """Standard normal block vectors, by block name; several of them lie one after the other in memory.
 
-    With ``antithetic`` the samples ``2 k`` and ``2 k + 1`` are each other's mirror images.
+    With ``antithetic`` the samples ``2 k`` and ``2 k + 1`` are each other's mirror images. ``out`` is that memory.
     """
     index = sample // 2 if antithetic else sample
     sizes = [math.prod(shape) for shape in shapes.values()]
-    room = rooms.empty((sum(sizes),), dtype=dtype, device=device)
+    room = rooms.empty((sum(sizes),), dtype=dtype, device=device) if out is None else out.view(-1)
     for part, name in zip(room.split(sizes), shapes, strict=True):
         fill_normal(part, seed=seed, stream="weights", step=step, sample=index, name=name, rank=rank)
     if antithetic and sample % 2:

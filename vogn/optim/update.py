@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import compress
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ class StagedUpdate:
         moved: the means as the chain's steps have seen them: of several blocks together, and not of those with a pass.
         passes: diagonal passes, which write over what they were computed from, first of all.
         context: what the chain's steps shared: of the blocks that they have computed.
+        bundles: whose memory for mean and gradient is used.
     """
 
     states: Mapping[Block, dict[str, State]]
@@ -52,6 +54,7 @@ class StagedUpdate:
     moved: Sequence[Tensor]
     passes: Sequence[OnePass]
     context: StepContext
+    bundles: Sequence[Bundle] = ()
 
 
 def update(optimizer: NaturalGradient, objective: Objective | None = None) -> None:
@@ -262,7 +265,8 @@ def _stage(
         bundles = _bundles(table, collector, leaves, together)
         evidence = {bundle: Evidence(bundle, taking_part.gradients, leaves) for bundle in bundles}
         form = chain_form(optimizer.chain)
-        plans = [_plan(table, form, found, means, as_they_are) for found in evidence.values()]
+        packed = set(as_they_are)
+        plans = [_plan(table, form, found, means, packed) for found in evidence.values()]
         passes = [plan.one_pass for plan in plans]
         checked = measured and not all(one_pass is not None and one_pass.looks for one_pass in passes)
         if checked:  # else what is not finite shows in the result
@@ -320,12 +324,19 @@ def _stage(
         check_finite(result_tensors(compress(results, unseen)), () if checked else evidence_tensors(evidence))
         states, parameters = _linear_steps(table, taking_part)
     split: dict[Block, Tensor | None] = {}
-    for bundle, new, mean in zip(bundles, news, new_means, strict=True):
+    for bundle, plan, new, mean in zip(bundles, plans, news, new_means, strict=True):
+        if mean is not None and plan.in_scratch:
+            parameters += zip(bundle.parameters, bundle.scratch("mean").holding(mean).parts, strict=True)
+            mean = None
         whole = [None] * len(bundle.blocks) if mean is None else bundle.split(mean)
-        parts = zip(bundle.split_state(new["curvature"]), bundle.split_state(new["memory"]), whole, strict=True)
-        for block, (curvature, memory, own) in zip(bundle.blocks, parts, strict=True):
+        olds = [table.state(block) for block in bundle.blocks]
+        curvatures, memories = (
+            bundle.split_state(new[kind], [old[kind] for old in olds]) for kind in ("curvature", "memory")
+        )
+        for block, curvature, memory, own in zip(bundle.blocks, curvatures, memories, whole, strict=True):
             states[block], split[block] = {"curvature": curvature, "memory": memory}, own
-    return StagedUpdate(states, split, parameters, moved, [found for found in passes if found is not None], context)
+    found_passes = [found for found in passes if found is not None]
+    return StagedUpdate(states, split, parameters, moved, found_passes, context, bundles)
 
 
 def _linear_steps(
@@ -359,12 +370,14 @@ class _Plan:
         mean: packs its block vector.
         rate: its learning rate.
         one_pass: the pass that does it all, where there is one.
+        in_scratch: whether it packs the mean into the bundle's memory for it.
     """
 
     old: dict[str, State]
     mean: Callable[[], Tensor]
     rate: float
     one_pass: OnePass | None
+    in_scratch: bool
 
 
 def _plan(
@@ -372,24 +385,34 @@ def _plan(
     form: ChainForm | None,
     evidence: Evidence,
     means: Mapping[Block, Tensor],
-    as_they_are: Sequence[Block],
+    as_they_are: Container[Block],
 ) -> _Plan:
     bundle, first = evidence.bundle, evidence.bundle.blocks[0]
     states, group = [table.state(block) for block in bundle.blocks], table.group(first)
     old = {kind: bundle.join_states([state[kind] for state in states]) for kind in ("curvature", "memory")}
 
+    at_once = bundle.has_scratch and all(block in as_they_are for block in bundle.blocks)
+
+    @cache
     def mean() -> Tensor:
+        if at_once:
+            return bundle.scratch("mean").fill([parameter.detach() for parameter in bundle.parameters])
         return bundle.join([means[block] for block in bundle.blocks])
+
+    @cache
+    def gradient() -> Tensor:
+        found = bundle.gradient() if at_once else None
+        return evidence.gradient if found is None else found
 
     rate = float(group["lr"]) / anneal(group)
     own: tuple[native.Columns | None, native.Columns | None] = None, None
     if len(bundle.blocks) == 1 and first in as_they_are:
         parameters = first.parameters
         own = _columns(first, [p.detach() for p in parameters]), _columns(first, [p.grad for p in parameters])
-    vectors = Vectors(mean, lambda: evidence.gradient, *own)
+    vectors = Vectors(mean, gradient, *own)
     leaves = evidence.leaves[first] if len(bundle.blocks) == 1 else _ready(evidence.observation)
     one_pass = fitting_pass(form, bundle.structure, old, group, leaves, vectors, rate, in_place=not table.divided)
-    return _Plan(old, mean, rate, one_pass)
+    return _Plan(old, mean, rate, one_pass, at_once)
 
 
 def _columns(block: Block, tensors: Sequence[Tensor | None]) -> native.Columns | None:
@@ -427,6 +450,8 @@ def _commit(optimizer: NaturalGradient, table: BlockTable, taking_part: TakingPa
     there = {block for block, mean in staged.means.items() if mean is None} | set(taking_part.linear)
     table.write({block: staged.means.get(block) for block, _ in taking_part.blocks if block not in there})
     copy_each(staged.parameters)
+    for bundle in staged.bundles:
+        bundle.release("mean", "gradient")
     table.publish(olds)
     optimizer._reshard()
     for step in optimizer.chain:

@@ -90,7 +90,7 @@ class Structure(ABC):
     ) -> Observation:
         """Evidence from a weight sample: the probe ``ess (C + shift I) displacement`` and its response.
 
-        The displacement is used up: its memory may hold the result.
+        The displacement is used up: its memory may hold the result. That of the response must not.
         """
         probe = self.apply(state, displacement, shift).mul_(ess)
         return self.observe_probe(state, probe, response)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from vogn.announcement import LikelihoodCall
 from vogn.capture.replication import check_not_sharded
@@ -13,7 +14,9 @@ from vogn.capture.statistics.hutchinson import HESSIAN_PRODUCTS, hessian_product
 from vogn.linalg.noise import normal
 
 if TYPE_CHECKING:
+    from vogn.capture.bundles import Bundle
     from vogn.capture.collector import Collector
+    from vogn.capture.partition import Block
 
 
 class Price(Statistic):
@@ -43,8 +46,11 @@ class Price(Statistic):
         context = collector.context
         assert context is not None
         with torch.no_grad():
+            observed = self._observe_at_once(collector)
             responses = {}
             for block in collector.blocks:
+                if block in observed:
+                    continue
                 displaced = block.name in context.displaced
                 response = collector.context_gradient(block) if displaced else None
                 if block.name in context.elsewhere:
@@ -52,15 +58,32 @@ class Price(Statistic):
                 if response is not None:
                     responses[block] = response
             for bundle in collector.bundles.of(responses):
-                structure, first = bundle.structure, bundle.blocks[0].name
-                displacement = bundle.join([context.displacement[block.name] for block in bundle.blocks])
-                state = bundle.join_states([collector.state_of(block) for block in bundle.blocks])
-                response = bundle.join([responses[block] for block in bundle.blocks])
-                shift, ess = context.shift[first], context.ess[first]
-                found = structure.observe_displacement(state, displacement, response, shift=shift, ess=ess)
-                leaves = bundle.split_state(found)
-                for block, own in zip(bundle.blocks, leaves, strict=True):
-                    collector.add(block, own, "exit", probe=True)
+                self._observe(collector, bundle, bundle.join([responses[block] for block in bundle.blocks]))
+
+    def _observe_at_once(self, collector: Collector) -> set[Block]:
+        """Observe the blocks whose gradients are there together; returns them."""
+        context = collector.context
+        assert context is not None
+        observed: set[Block] = set()
+        for bundle in collector.bundles.of(block for block in collector.blocks if block.name in context.displacement):
+            response = collector.context_gradient_of(bundle)
+            if response is not None:
+                self._observe(collector, bundle, response)
+                bundle.release("gradient")
+                observed.update(bundle.blocks)
+        return observed
+
+    def _observe(self, collector: Collector, bundle: Bundle, response: Tensor) -> None:
+        context, first = collector.context, bundle.blocks[0].name
+        assert context is not None
+        displacement = bundle.join([context.displacement[block.name] for block in bundle.blocks])
+        if bundle.has_scratch:  # the evidence, which may be written there, outlives it
+            displacement = displacement.clone()
+        state = bundle.join_states([collector.state_of(block) for block in bundle.blocks])
+        shift, ess = context.shift[first], context.ess[first]
+        found = bundle.structure.observe_displacement(state, displacement, response, shift=shift, ess=ess)
+        for block, own in zip(bundle.blocks, bundle.split_state(found), strict=True):
+            collector.add(block, own, "exit", probe=True)
 
     def on_likelihood(self, collector: Collector, call: LikelihoodCall) -> None:
         """Blocks that are not displaced (deterministic mode, norms at a point): see the class's text."""
