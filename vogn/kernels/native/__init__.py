@@ -350,7 +350,8 @@ def in_parts(count: int, part: Any, *, least: int | None = None, step: int = TIL
 
     They are as many as torch uses, fewer for ranges shorter than ``least`` (:data:`PART`).
     """
-    threads = max(1, min(torch.get_num_threads(), count // (PART if least is None else least)))
+    most = count // (PART if least is None else least)
+    threads = min(torch.get_num_threads(), most) if most > 1 else 1
     if threads == 1:
         part(0, count)
         return
