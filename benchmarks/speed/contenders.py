@@ -88,6 +88,8 @@ def rows_of(case: Case) -> dict[str, Row]:
         SGD: Row(lambda m: torch.optim.SGD(m.parameters(), lr=1e-5, momentum=0.9, weight_decay=1e-4, fused=True)),
         ADAMW: Row(lambda m: torch.optim.AdamW(m.parameters(), lr=1e-5, fused=True)),
         **registry_rows(case),
+        "clipped vogn (variational)": our_row("vogn", True, clip_radius=0.01),
+        "clipped ivon (variational)": our_row("ivon", True, clip_radius=0.01),
         "kfac 10/100 (variational)": our_row("kfac", True, **schedule),
         "kfac 10/100 (deterministic)": our_row("kfac", False, **schedule),
         QUARTER: our_row("kfac", False, curvature_examples=case.shape[0] // 4, **schedule),

@@ -116,9 +116,9 @@ def posterior(me, group, /):
     return dict(opt.posterior().mean()) | {f"variance {n}": v for n, v in opt.posterior().variance().items()}
 
 
-def one_step(opt, model, group_size, me, step=0):
+def one_step(opt, model, group_size, me, step=0, dtype=torch.float64):
     sizes = (8 // group_size,) * group_size
-    x, y = (plain.share(tensor, sizes, me) for tensor in batch(8, 100 * step))
+    x, y = (plain.share(tensor, sizes, me) for tensor in batch(8, 100 * step, dtype))
     opt.zero_grad()
     with opt.sampled_params():
         Categorical()(model(x), y).backward()
@@ -227,15 +227,15 @@ def fails(method, kind):
         setattr(Kronecker, method, original)
 
 
-def diagnosed(me, group, /, method, **options):
+def diagnosed(me, group, /, method, dtype=torch.float64, **options):
     """Numbers of ``diagnostics()`` and moments of the posterior after three steps."""
-    model, size = plain.uneven_network(), 1
+    model, size = plain.uneven_network(dtype), 1
     if group is not None:
         model, size = shard(model, group), group.size()
         options |= {"process_group": group}
     opt = plain.build(method, model, **options)
     for step in range(3):
-        one_step(opt, model, size, me, step)
+        one_step(opt, model, size, me, step, dtype)
     numbers = {k: torch.tensor(v, dtype=torch.float64) for k, v in opt.diagnostics(per_block=True).items()}
     posterior = opt.posterior()
     return numbers | {f"mean {n}": m for n, m in posterior.mean().items()} | dict(posterior.variance())

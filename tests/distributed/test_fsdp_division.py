@@ -93,6 +93,17 @@ def test_clips_see_the_whole_model(ranks, arguments):
     ranks.assert_equal(results[0], alone, 1e-6)  # shares are counted in single precision in one process
 
 
+@pytest.mark.parametrize("structure", [None, {"2": "dense"}], ids=["passes", "one layer by the chain"])
+def test_what_passes_clip_is_counted_once(ranks, structure):
+    arguments = {"method": "vogn", "clip_radius": 0.5, "structure": structure, "dtype": torch.float32}
+    results = ranks.run("diagnosed", 4, file="sharded.py", **arguments)
+    ranks.assert_identical(results)
+    alone = ranks.alone("diagnosed", file="sharded.py", **arguments)
+    assert 0.05 < alone["elements_clipped_share"] < 0.95
+    ranks.assert_equal({k: v for k, v in results[0].items() if "clip" in k},
+                       {k: v for k, v in alone.items() if "clip" in k}, 1e-6)  # fmt: skip
+
+
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize(
     "arguments",

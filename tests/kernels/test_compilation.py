@@ -15,7 +15,7 @@ SHARED_BYTES = 99 * 1024
 FIRST = {case.op: case for case in reversed(CASES.values())}
 
 
-ENGINE = {"diagonal step, as in Adam", "symmetric update, of nothing"}
+ENGINE = {"diagonal step, as in Adam", "diagonal step, clipped in more than one block", "symmetric update, of nothing"}
 """What optimizers ask of a kernel beside the first case of each."""
 
 

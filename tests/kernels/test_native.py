@@ -104,6 +104,7 @@ class TestDiagonal:
         found = native.diagonal_step(*operands(), **NUMBERS, **kind)
         expected = kernel("diagonal_step", "reference")(*operands(), **NUMBERS, **kind)
         assert found.finite is True and found.sample is None
+        assert torch.equal(found.clipped, expected.clipped) and 0 < found.clipped < 1003
         assert torch.equal(found.curvature, expected.curvature) and torch.equal(found.momentum, expected.momentum)
         # PyTorch's root is not always the nearest number
         torch.testing.assert_close(found.mean, expected.mean, rtol=3e-7 if root else 0, atol=3e-7 if root else 0)
@@ -114,7 +115,32 @@ class TestDiagonal:
         tensors = operands()
         tensors[place][517] = bad
         kind = {"retract": False, "prior_in_momentum": False, "root": False}
-        assert native.diagonal_step(*tensors, **NUMBERS, **kind).finite is False
+        found = native.diagonal_step(*tensors, **NUMBERS, **kind)
+        assert found.finite is False
+        assert torch.equal(found.clipped, kernel("diagonal_step", "reference")(*tensors, **NUMBERS, **kind).clipped)
+
+    @pytest.mark.parametrize("count", [0, 1, 17, 1003, 70_001])
+    @pytest.mark.parametrize("radius", [1e-9, 0.3, 1e9, torch.inf])
+    @pytest.mark.parametrize("kind", range(8))
+    def test_what_the_radius_cuts_is_counted(self, count, radius, kind, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        monkeypatch.setattr(native, "PART", 500)
+        given = {name: bool(kind & 1 << k) for k, name in enumerate(("retract", "prior_in_momentum", "root"))}
+        options = NUMBERS | {"clip_radius": radius} | given
+        expected = kernel("diagonal_step", "reference")(*operands(count), **options)
+        if radius == torch.inf:
+            assert expected.clipped is None
+        elif radius != 0.3:
+            assert int(expected.clipped) == (count if radius < 1.0 else 0)
+        whole = operands(count)
+        for found in (native.diagonal_step(*operands(count), **options),
+                      native.diagonal_step(*whole, later=True, **options)):  # fmt: skip
+            assert found.finite is True
+            assert (found.clipped is None) if radius == torch.inf else torch.equal(found.clipped, expected.clipped)
+            if found.write is not None:
+                found.write()
+            tolerance = 3e-7 if given["root"] else 0
+            torch.testing.assert_close(found.mean, expected.mean, rtol=tolerance, atol=tolerance)
 
     def test_threads_do_not_change_it(self, monkeypatch):
         kind = {"retract": True, "prior_in_momentum": False, "root": False}
@@ -123,6 +149,7 @@ class TestDiagonal:
         monkeypatch.setattr(native, "PART", 400)
         parts = native.diagonal_step(*operands(), **NUMBERS, **kind)
         assert all(torch.equal(a, b) for a, b in zip(whole[:3], parts[:3], strict=True)) and parts.finite is True
+        assert torch.equal(whole.clipped, parts.clipped)
 
     def test_it_draws_no_sample(self):
         with pytest.raises(ValueError, match="draws no sample"):
@@ -172,9 +199,10 @@ class TestDiagonal:
         packed = [x.view(rows, columns + 1) for x in operands(rows * (columns + 1))]
         expected = native.diagonal_step(*packed[:4], packed[4] * 0.37, **NUMBERS, **given)
         apart = [(packed[k][:, :columns].clone(), packed[k][:, columns].clone()) for k in (0, 3)]
-        write = native.diagonal_step_in_columns(
+        write, clipped = native.diagonal_step_in_columns(
             apart[0], packed[1], packed[2], apart[1], packed[4], factor=0.37, **NUMBERS, **given
         )
+        assert torch.equal(clipped, expected.clipped)
         assert all(torch.equal(x, y.view_as(x)) for x, y in zip(packed, operands(packed[0].numel()), strict=True))
         write()
         assert torch.equal(torch.cat([apart[0][0], apart[0][1].unsqueeze(-1)], -1), expected.mean)

@@ -17,11 +17,20 @@ from vogn.structures import Diagonal
 needs_compiler = pytest.mark.skipif(isinstance(library(), str), reason=f"no library: {library()}")
 
 
+COMMON = {"ess": 100.0, "weight_decay": 0.01, "seed": 3}
+
+
+def with_head(model, options):
+    """``head`` in the options is what makes the last layer a group of its own."""
+    groups = [{"params": list(model[2].parameters()), **options["head"]}] if "head" in options else None
+    return {key: value for key, value in options.items() if key != "head"} | ({"groups": groups} if groups else {})
+
+
 def trained(method, steps=4, **options):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
     x = torch.randn(24, 6)
-    optimizer = vogn.METHODS[method].build(model, ess=100.0, weight_decay=0.01, seed=3, **options)
+    optimizer = vogn.METHODS[method].build(model, **COMMON, **with_head(model, options))
     for _ in range(steps):
         optimizer.zero_grad()
         for _ in range(options.get("mc_samples", 1)):
@@ -48,13 +57,73 @@ def test_steps_are_those_without_them(method, options, monkeypatch):
     with_kernels, optimizer = trained(method, **options)
     monkeypatch.setattr(native, "fit", lambda *tensors: False)  # the noise stays that of the kernels
     without, other = trained(method, **options)
-    assert bool(calls) == ("clip_radius" not in options)
+    assert calls
     for (name, a), b in zip(with_kernels.named_parameters(), without.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6, msg=lambda text, n=name: f"{n}: {text}")
     if options.get("variational", True):
         variances = [found.posterior().variance() for found in (optimizer, other)]
         for name, value in variances[0].items():
             torch.testing.assert_close(value, variances[1][name], rtol=2e-5, atol=0)
+
+
+def clipped_share(optimizer):
+    return optimizer.diagnostics()["elements_clipped_share"]
+
+
+CLIPPED = {
+    "blocks together": ("ivon", {"clip_radius": 0.01}),
+    "without rescaling": ("ivon", {"clip_radius": 0.01, "rescale_lr": False, "momentum": 0.0}),
+    "everything": ("vogn", {"clip_radius": 1e-6}),
+    "nothing": ("vogn", {"clip_radius": 1e6}),
+    "a layer by the chain": ("vogn", {"clip_radius": 0.1, "structure": {"2": "kronecker"}}),
+    "not observed in every step": ("ivon", {"clip_radius": 0.01, "observe_every": 2}),
+    "two groups": ("vogn", {"clip_radius": 0.1, "head": {"lr": 0.5, "weight_decay": 0.3, "damping": 0.1}}),
+    "without noise": ("vogn", {"clip_radius": 0.1, "variational": False}),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize(("method", "options"), CLIPPED.values(), ids=CLIPPED.keys())
+@pytest.mark.parametrize("make", ["trained", "trained_wide"])
+def test_the_share_of_clipped_elements_is_that_of_the_chain(method, options, make, monkeypatch):
+    optimizer = globals()[make](method, **options)[1]
+    monkeypatch.setattr(native, "fit", lambda *tensors: False)
+    other = globals()[make](method, **options)[1]
+    assert clipped_share(optimizer) == clipped_share(other)
+    edge = {1e-6: 1.0, 1e6: 0.0}.get(options["clip_radius"])
+    assert clipped_share(optimizer) == edge if edge is not None else 0.01 < clipped_share(optimizer) < 0.99
+    for mine, theirs in zip(optimizer.state.values(), other.state.values(), strict=True):  # nothing is kept of it
+        assert mine.keys() == theirs.keys()
+        assert all(mine.get(kind, {}).keys() == theirs.get(kind, {}).keys() for kind in ("curvature", "memory"))
+
+
+@needs_compiler
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", ["gradient", "updated momentum"])
+@pytest.mark.parametrize("method", ["ivon", "vogn"])
+@pytest.mark.parametrize("make", ["trained", "trained_wide"])
+def test_a_clip_hides_nothing_that_is_not_finite_and_counts_no_refused_step(bad, where, method, make):
+    """An infinite direction is cut to a finite one; the momentum becomes infinite where the change is."""
+    model, optimizer = globals()[make](method, clip_radius=0.1)[:2]
+    share = clipped_share(optimizer)
+    x = torch.randn(8, model[0].in_features)
+    optimizer.zero_grad()
+    with optimizer.sampled_params():
+        Categorical()(model(x), torch.zeros(8, dtype=torch.long)).backward()
+    if where == "gradient":
+        model[2].weight.grad[1, 2] = bad
+    else:
+        momentum = optimizer.state[model[2].weight]["memory"]["momentum"]
+        momentum.fill_(-3e38 if bad == torch.inf else bad)
+        model[2].weight.grad.fill_(3e38)
+    before = [p.detach().clone() for p in model.parameters()]
+    state = copy.deepcopy(optimizer.state_dict()["state"])
+    with pytest.raises(NonFiniteStatisticsError, match=f"block '2.*the {where if bad == torch.inf else ''}"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    torch.testing.assert_close(optimizer.state_dict()["state"], state, rtol=0, atol=0, equal_nan=True)
+    numbers = optimizer.diagnostics()
+    assert clipped_share(optimizer) == share and numbers["refused_share"] > 0.0
 
 
 @needs_compiler
@@ -79,7 +148,7 @@ def trained_wide(method, **options):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(200, 100), torch.nn.Tanh(), torch.nn.Linear(100, 3))
     x = torch.randn(24, 200)
-    optimizer = vogn.METHODS[method].build(model, ess=100.0, weight_decay=0.01, seed=3, **options)
+    optimizer = vogn.METHODS[method].build(model, **COMMON, **with_head(model, options))
     for _ in range(3):
         optimizer.zero_grad()
         with optimizer.sampled_params():

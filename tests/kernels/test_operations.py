@@ -29,6 +29,7 @@ def test_diagonal_step_equals_a_loop_over_elements(retract, clip_radius):
     options = STEP | {"damping": 0.02, "ess": 50.0, "clip_radius": clip_radius, "seed": 3, "offset": 7}
     result = kernels.diagonal_step(*operands, retract=retract, **options)
     noise = philox.normal(11, seed=3, offset=7).tolist()
+    clipped = 0
     for k, (m, c, u, g, h) in enumerate(zip(*(x.tolist() for x in operands), strict=True)):
         if retract:
             delta = 0.1 * h - 0.1 * c
@@ -36,10 +37,13 @@ def test_diagonal_step_equals_a_loop_over_elements(retract, clip_radius):
         else:
             c = 0.9 * c + 0.1 * h
         u = 0.7 * u + 0.3 * g
-        m = m - 0.1 * min(max((u + 0.01 * m) / (c + 0.01 + 0.02), -clip_radius), clip_radius)
+        direction = (u + 0.01 * m) / (c + 0.01 + 0.02)
+        clipped += abs(direction) > clip_radius
+        m = m - 0.1 * min(max(direction, -clip_radius), clip_radius)
         theta = m + noise[k] / math.sqrt(50.0 * (c + 0.01))
         found = [float(x[k]) for x in (result.curvature, result.momentum, result.mean, result.sample)]
         assert found == pytest.approx([c, u, m, theta], rel=1e-12)
+    assert result.clipped is None if clip_radius == math.inf else int(result.clipped) == clipped > 0
 
 
 @pytest.mark.parametrize("root", [False, True])

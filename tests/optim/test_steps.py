@@ -10,6 +10,7 @@ from vogn.optim.steps import (
     ClipElements,
     ClipKL,
     Momentum,
+    Passed,
     Prior,
     RescaleToInitial,
     Solve,
@@ -115,6 +116,24 @@ def test_clipped_elements_stay_within_the_radius():
     for radius in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="must be positive, or inf for none"):
             ClipElements(radius)
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("divided", [True, False])
+def test_a_clip_counts_what_kernels_have_clipped(own, divided):
+    """The share of all elements; where processes divide blocks, one of them counts those that others hold too."""
+    blocks = [block(), block(seed=1)] if own else []
+    others = [Passed(torch.tensor(3), 10), Passed(torch.tensor(5), 7, counts=False)]
+    elsewhere = iter((100.0, 1000.0)) if divided else None
+    over_processes = (lambda number: number + next(elsewhere)) if divided else None
+    context = StepContext(
+        blocks, step=0, passed=others, groups=[block().group], over_processes=over_processes
+    )
+    ClipElements(0.25)([b.gradient for b in blocks], context)
+    clipped = 3 + sum(int((b.gradient.abs() > 0.25).sum()) for b in blocks)
+    elements = 10 + 6 * len(blocks)
+    expected = (clipped + 100.0) / (elements + 1000.0) if divided else (clipped + 5) / (elements + 7)
+    assert float(context.notes["elements_clipped_share"]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_rescaling_makes_the_first_step_that_of_gradient_descent():

@@ -86,6 +86,11 @@ METHODS: dict[str, Method] = {
     "IVON": diagonal(IVON, lr=0.2),
     "IVON, two samples, without rescaling": diagonal(IVON, mc_samples=2, rescale_lr=False),
     "IVON, one layer by the chain": diagonal(IVON, structure={"6": Dense(negative="retract")}),
+    "IVON, clipped": diagonal(IVON, lr=0.2, clip_radius=0.3),
+    "IVON, clipped, one layer by the chain": diagonal(
+        IVON, clip_radius=0.3, structure={"6": Dense(negative="retract")}, rescale_lr=False
+    ),
+    "VOGN, clipped": diagonal(VOGN, clip_radius=0.3),
     "VAdam": diagonal(VAdam, damping=1e-3),
     "K-FAC, factored damping": method(KFAC, "symmetric_update", "patch_factor", fisher="empirical"),
     "K-FAC, exact damping": method(
@@ -117,6 +122,10 @@ def trained(
     found |= {f"variance of {name}": x for name, x in posterior.variance().items()}
     found |= {f"draw of {name}": x for name, x in posterior.sample(1).items()}
     found |= {f"precision of {name}": x for name, x in posterior.precision_matrices().items()}
+    share = opt.diagnostics().get("elements_clipped_share")
+    if share is not None:
+        assert 0.0 < share < 1.0
+        found["share of clipped elements"] = torch.tensor(share)
     for block in opt._build()[0].blocks:
         state = opt.state[block.parameters[0]]
         kept = state["curvature"] | state["memory"]

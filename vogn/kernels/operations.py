@@ -86,7 +86,8 @@ def diagonal_step(
 
     Returns:
         New tensors ``(curvature, momentum, mean, sample)`` in the dtypes of the old ones, ``sample`` in the mean's. The
-        sample starts from the mean before it is rounded. A negative ``c' + weight_decay`` gives a sample of NaN.
+        sample starts from the mean before it is rounded. A negative ``c' + weight_decay`` gives a sample of NaN. With
+        a finite ``clip_radius`` also ``clipped``, how many elements it has cut, an int64 scalar.
 
     Raises:
         ValueError: if shapes or devices differ, or an option is out of its range.

@@ -146,7 +146,8 @@ class StepOptions(TypedDict):
 
 class DiagonalStep(NamedTuple):
     """What :func:`diagonal_step` computes; ``sample`` is ``None`` without ``ess``, ``finite`` says whether all of it is
-    finite where the kernel has looked, ``write`` writes it where that is still to be done."""
+    finite where the kernel has looked, ``write`` writes it where that is still to be done, ``clipped`` is the number of
+    elements that a finite ``clip_radius`` has cut, on the device of the operands."""
 
     curvature: Tensor
     momentum: Tensor
@@ -154,6 +155,7 @@ class DiagonalStep(NamedTuple):
     sample: Tensor | None
     finite: bool | None = None
     write: Callable[[], None] | None = None
+    clipped: Tensor | None = None
 
 
 def widen(x: Tensor) -> Tensor:
@@ -195,12 +197,14 @@ def diagonal_step(
     average = average + momentum_rate * ((g + prior if prior_in_momentum else g) - average)
     metric = (correction * c).clamp_min(0.0).sqrt() if root else correction * c
     update = (average if prior_in_momentum else average + prior) / (metric + (weight_decay + damping))
+    clipped = None if math.isinf(clip_radius) else (update.abs() > clip_radius).sum()
     m = m - lr * update.clamp(-clip_radius, clip_radius)
     sample = None
     if ess is not None:
         noise = philox.normal(m.numel(), seed=seed, offset=offset, device=m.device).view(m.shape)
         sample = (m + noise / (ess * (c + weight_decay)).sqrt()).to(mean.dtype)
-    return DiagonalStep(c.to(curvature.dtype), average.to(momentum.dtype), m.to(mean.dtype), sample)
+    new = c.to(curvature.dtype), average.to(momentum.dtype), m.to(mean.dtype)
+    return DiagonalStep(*new, sample, clipped=clipped)
 
 
 class LinearOptions(TypedDict):

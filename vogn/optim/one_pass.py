@@ -6,6 +6,7 @@ else goes through the structure and the chain's steps one after the other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,7 @@ from vogn.capture.normalisation import Leaf
 from vogn.kernels import native
 from vogn.kernels.dispatch import TABLE, fitting
 from vogn.kernels.reference import DiagonalStep, StepOptions
-from vogn.optim.steps import Momentum, Prior, RescaleToInitial, Solve, Step
+from vogn.optim.steps import ClipElements, Momentum, Prior, RescaleToInitial, Solve, Step
 from vogn.structures import Diagonal
 from vogn.structures.base import Shift, Structure
 from vogn.structures.earlier import kept, with_earlier
@@ -33,6 +34,7 @@ class ChainForm:
         prior_in_momentum: whether the prior's gradient enters the momentum, or comes after it.
         root: whether the curvature enters the step under a root.
         debias: whether the step divides the curvature by the total weight of its evidence.
+        clip_radius: bound on the elements of the solution; ``inf`` for none.
         rescale: whether the update is rescaled to the initial curvature.
     """
 
@@ -40,17 +42,23 @@ class ChainForm:
     prior_in_momentum: bool
     root: bool
     debias: bool
+    clip_radius: float
     rescale: bool
 
 
 def chain_form(chain: Sequence[Step]) -> ChainForm | None:
     """What a chain is to the kernel; ``None`` for one that it does not know.
 
-    It knows ``Momentum, Prior, Solve`` and ``Prior, Momentum, Solve``, and :class:`RescaleToInitial` at the end. It
-    does not count how many elements :class:`ClipElements` clips, which diagnostics report.
+    It knows ``Momentum, Prior, Solve`` and ``Prior, Momentum, Solve``, then :class:`ClipElements` and at the end
+    :class:`RescaleToInitial`, or without these.
     """
-    rescale = bool(chain) and type(chain[-1]) is RescaleToInitial
-    steps = chain[:-1] if rescale else chain
+    steps, clip_radius = list(chain), math.inf
+    rescale = bool(steps) and type(steps[-1]) is RescaleToInitial
+    if rescale:
+        steps.pop()
+    if steps and isinstance(clip := steps[-1], ClipElements) and type(clip) is ClipElements:
+        clip_radius = clip.radius
+        steps.pop()
     kinds = [type(step) for step in steps]
     if kinds not in ([Momentum, Prior, Solve], [Prior, Momentum, Solve]):
         return None
@@ -59,7 +67,7 @@ def chain_form(chain: Sequence[Step]) -> ChainForm | None:
     assert isinstance(momentum, Momentum) and isinstance(solve, Solve)
     if solve.exponent not in (0.5, 1.0) or solve.total:
         return None
-    return ChainForm(momentum, momentum is second, solve.exponent == 0.5, solve.debias, rescale)
+    return ChainForm(momentum, momentum is second, solve.exponent == 0.5, solve.debias, clip_radius, rescale)
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ class OnePass:
         memory: after the call, what has changed in the block's memory.
         result: after the call, what the kernel has computed; ``None`` if that will be written in columns.
         in_columns: after the call, what does so.
+        clipped: after the call, how many elements the radius has cut; ``None`` without one.
     """
 
     form: ChainForm
@@ -109,6 +118,7 @@ class OnePass:
     memory: dict[str, Tensor] = field(default_factory=dict)
     result: DiagonalStep | None = None
     in_columns: Callable[[], None] | None = None
+    clipped: Tensor | None = None
 
     @property
     def looks(self) -> bool:
@@ -125,6 +135,12 @@ class OnePass:
         write = self.in_columns if self.result is None else self.result.write
         if write is not None:
             write()
+
+    @property
+    def suspect(self) -> Tensor | None:
+        """After the call: the new momentum where the kernel has found something that is not finite, for a clip keeps
+        the new mean finite."""
+        return self.result.momentum if self.looks and self.result is not None and not self.result.finite else None
 
     @property
     def moved(self) -> Tensor | None:
@@ -163,15 +179,15 @@ class OnePass:
             "root": form.root,
             "correction": 1.0 / total if total > 0.0 else 1.0,
             "ess": None,
-            "clip_radius": float("inf"),
+            "clip_radius": form.clip_radius,
             "seed": 0,
             "offset": 0,
         }
         mean, gradient = self.vectors.mean_columns, self.vectors.gradient_columns
         if average is not None and mean is not None and gradient is not None:
-            self.in_columns = native.diagonal_step_in_columns(
-                mean, state["c"], average, gradient, h, factor=factor, **numbers
-            )
+            found = native.diagonal_step_in_columns(mean, state["c"], average, gradient, h, factor=factor, **numbers)
+            if found is not None:
+                self.in_columns, self.clipped = found
         if self.in_columns is None:
             packed = self.vectors.gradient()
             operands = (self.vectors.mean(), state["c"], packed if average is None else average, packed, h)
@@ -180,6 +196,7 @@ class OnePass:
                 self.result = self.kernel(*operands, later=later, factor=factor, **numbers)
             else:
                 self.result = self.kernel(*operands, **numbers)
+            self.clipped = self.result.clipped
         if average is not None:
             self.memory["momentum"] = average if self.result is None else self.result.momentum
         curvature = state["c"] if self.result is None else self.result.curvature

@@ -26,7 +26,7 @@ from vogn.optim.evidence import TakingPart, anneal, staged_curvature
 from vogn.optim.functional import Evidence, check_finite, evidence_tensors, natural_gradient_step, result_tensors
 from vogn.optim.linear_pass import LinearPass, fitting_linear_pass, linear_form
 from vogn.optim.one_pass import ChainForm, OnePass, Vectors, chain_form, fitting_pass
-from vogn.optim.steps import BlockView, StepContext
+from vogn.optim.steps import BlockView, Passed, StepContext
 from vogn.types import Observation, State
 
 if TYPE_CHECKING:
@@ -306,9 +306,15 @@ def _stage(
             average=optimizer.replicas.average,
             groups=[group for _, group in taking_part.blocks],
             over_processes=table.total,
+            passed=[
+                Passed(one_pass.clipped, new["curvature"]["c"].numel(), table.placement[bundle.blocks[0]].counts)
+                for bundle, new, one_pass in zip(bundles, news, passes, strict=True)
+                if one_pass is not None and one_pass.clipped is not None
+            ],
         )
         rates = [plan.rate for plan in plans if plan.one_pass is None]
-        moved = natural_gradient_step(context, optimizer.chain, rates) if rates or not passes else []
+        by_steps = rates or context.passed or not passes  # with a clip on every process: it sums over them
+        moved = natural_gradient_step(context, optimizer.chain, rates) if by_steps else []
         computed = iter(zip(views, moved, strict=True))
         new_means: list[Tensor | None] = []
         for new, one_pass in zip(news, passes, strict=True):
@@ -319,9 +325,15 @@ def _stage(
             else:
                 new_means.append(one_pass.moved)
         names = [bundle.name for bundle in bundles]
-        results = zip(names, new_means, news, (plan.old["curvature"] for plan in plans), strict=True)
+        blocks = zip(names, new_means, news, (plan.old["curvature"] for plan in plans), strict=True)
         unseen = [not (one_pass is not None and one_pass.found_finite) for one_pass in passes]
-        check_finite(result_tensors(compress(results, unseen)), () if checked else evidence_tensors(evidence))
+        suspects = [
+            (bundle.name, "updated momentum", one_pass.suspect)
+            for bundle, one_pass in zip(bundles, passes, strict=True)
+            if one_pass is not None and one_pass.suspect is not None
+        ]
+        results = (*result_tensors(compress(blocks, unseen)), *suspects)
+        check_finite(results, () if checked else evidence_tensors(evidence))
         states, parameters = _linear_steps(table, taking_part)
     split: dict[Block, Tensor | None] = {}
     for bundle, plan, new, mean in zip(bundles, plans, news, new_means, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +29,7 @@ def _kernel(
     new_curvature: tl.tensor,
     new_momentum: tl.tensor,
     sample: tl.tensor,
+    clipped: tl.tensor,
     size: tl.tensor,
     lr: tl.tensor,
     decay: tl.tensor,
@@ -46,6 +48,7 @@ def _kernel(
     PRIOR_IN_MOMENTUM: tl.constexpr,
     ROOT: tl.constexpr,
     SAMPLE: tl.constexpr,
+    CLIP: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -71,7 +74,10 @@ def _kernel(
     else:
         average += momentum_rate * (g - average)
         update = (average + prior) / (metric + (weight_decay + damping))
-    update = tl.where(update > clip_radius, clip_radius, tl.where(update < -clip_radius, -clip_radius, update))
+    if CLIP:
+        above, below = update > clip_radius, update < -clip_radius
+        update = tl.where(above, clip_radius, tl.where(below, -clip_radius, update))
+        tl.store(clipped + tl.program_id(0), tl.sum(((above | below) & inside).to(tl.int32)))
     m -= lr * update
     tl.store(new_curvature + index, c_new.to(new_curvature.dtype.element_ty), mask=inside)
     tl.store(new_momentum + index, average.to(new_momentum.dtype.element_ty), mask=inside)
@@ -101,7 +107,8 @@ def diagonal_step(
     )
     ess = options["ess"]
     sample = torch.empty_like(new_mean) if ess is not None else None
-    size = mean.numel()
+    size, bounded = mean.numel(), math.isfinite(options["clip_radius"])
+    counts = torch.empty(blocks(size, BLOCK), dtype=torch.int32, device=mean.device) if bounded else None
     if size:
         _kernel[(blocks(size, BLOCK),)](
             *inputs,
@@ -109,6 +116,7 @@ def diagonal_step(
             new_curvature,
             new_momentum,
             new_mean if sample is None else sample,
+            new_mean if counts is None else counts,
             size,
             float(options["lr"]),
             float(options["decay"]),
@@ -127,6 +135,8 @@ def diagonal_step(
             PRIOR_IN_MOMENTUM=options["prior_in_momentum"],
             ROOT=options["root"],
             SAMPLE=sample is not None,
+            CLIP=bounded,
             BLOCK=BLOCK,
         )
-    return DiagonalStep(new_curvature, new_momentum, new_mean, sample)
+    clipped = None if counts is None else counts.sum()
+    return DiagonalStep(new_curvature, new_momentum, new_mean, sample, clipped=clipped)

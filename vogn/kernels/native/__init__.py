@@ -7,6 +7,7 @@ Everything here has another way to be computed, so that nothing fails without a 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -105,8 +106,8 @@ def _functions() -> Any:
     for name, types in arguments.items():
         function = getattr(found, name)
         function.argtypes = types
-        looks = name.startswith(("vogn_diagonal", "vogn_linear"))
-        function.restype = ctypes.c_int if looks else None
+        counts, looks = name.startswith("vogn_diagonal"), name.startswith("vogn_linear")
+        function.restype = ctypes.c_int64 if counts else ctypes.c_int if looks else None
     return found
 
 
@@ -229,16 +230,18 @@ def diagonal_step(
     """
     operands, functions = (mean, curvature, momentum, gradient, evidence), _functions()
     given = _step_numbers(factor, options)
-    if later and all(_elementwise(functions.vogn_diagonal_look, operands, *given)):
+    if later:
+        finite, clipped = _found(_elementwise(functions.vogn_diagonal_look, operands, *given), options)
 
         def write() -> None:
             _elementwise(functions.vogn_diagonal_write, operands, *given)
             torch.autograd.graph.increment_version(operands[:3])
 
-        return DiagonalStep(curvature, momentum, mean, None, finite=True, write=write)
+        if finite:
+            return DiagonalStep(curvature, momentum, mean, None, finite=True, write=write, clipped=clipped)
     new = [torch.empty_like(x) for x in operands[:3]]
-    finite = _elementwise(functions.vogn_diagonal_step, (*operands, *new), *given)
-    return DiagonalStep(new[1], new[2], new[0], None, finite=all(finite))
+    finite, clipped = _found(_elementwise(functions.vogn_diagonal_step, (*operands, *new), *given), options)
+    return DiagonalStep(new[1], new[2], new[0], None, finite=finite, clipped=clipped)
 
 
 def diagonal_step_in_columns(
@@ -250,11 +253,12 @@ def diagonal_step_in_columns(
     *,
     factor: float = 1.0,
     **options: Unpack[StepOptions],
-) -> Callable[[], None] | None:
+) -> tuple[Callable[[], None], Tensor | None] | None:
     """:func:`diagonal_step` with ``later`` for a mean and a gradient that are not packed.
 
     Returns:
-        What writes the result over mean, curvature and momentum; ``None`` if it is not finite.
+        What writes the result over mean, curvature and momentum, and :attr:`DiagonalStep.clipped`; ``None`` if the
+        result is not finite.
 
     Raises:
         ValueError: if a sample is wanted.
@@ -265,8 +269,8 @@ def diagonal_step_in_columns(
     pointers = BlockPointers(*(x.data_ptr() for x in parts), columns)
     numbers, functions = _step_numbers(factor, options), _functions()
 
-    def over_rows(function: Any) -> list[bool]:
-        found: list[bool] = []
+    def over_rows(function: Any) -> list[int]:
+        found: list[int] = []
 
         def part(first: int, last: int) -> None:
             found.append(function(ctypes.byref(pointers), first, last, *numbers))
@@ -278,7 +282,14 @@ def diagonal_step_in_columns(
         over_rows(functions.vogn_diagonal_write_columns)
         torch.autograd.graph.increment_version((*mean, curvature, momentum))
 
-    return write if all(over_rows(functions.vogn_diagonal_look_columns)) else None
+    finite, clipped = _found(over_rows(functions.vogn_diagonal_look_columns), options)
+    return (write, clipped) if finite else None
+
+
+def _found(counts: Sequence[int], options: StepOptions) -> tuple[bool, Tensor | None]:
+    """What all parts have found together: whether everything is finite, and :attr:`DiagonalStep.clipped`."""
+    clipped = sum(count if count >= 0 else -1 - count for count in counts)
+    return min(counts) >= 0, torch.tensor(clipped) if math.isfinite(options["clip_radius"]) else None
 
 
 def _step_numbers(factor: float, options: StepOptions) -> tuple[Any, int]:

@@ -18,9 +18,9 @@ typedef struct {
     float lr, decay, forgotten, weight, momentum_rate, weight_decay, shift, correction, radius, least, factor;
 } step_numbers;
 
-/* One number of every vector; whether something is not finite. */
+/* One number of every vector: whether something is not finite. Counts it if the radius cuts it. */
 INLINE int one(float *mean, float *curvature, float *momentum, float gradient, float h, const step_numbers n,
-               const int kind)
+               const int kind, int64_t *clipped)
 {
     float m = *mean, c = *curvature, u = *momentum;
     h = h * n.factor;
@@ -38,6 +38,7 @@ INLINE int one(float *mean, float *curvature, float *momentum, float gradient, f
     if (kind & ROOT)
         metric = sqrtf(metric < 0.0f ? 0.0f : metric);
     float update = ((kind & PRIOR_IN_MOMENTUM) ? u : u + prior) / (metric + n.shift);
+    *clipped += fabsf(update) > n.radius;
     update = update > n.radius ? n.radius : update;
     update = update < -n.radius ? -n.radius : update;
     m = m - n.lr * update;
@@ -47,42 +48,50 @@ INLINE int one(float *mean, float *curvature, float *momentum, float gradient, f
     return !(fabsf(m) <= FLT_MAX) | !(fabsf(c) <= FLT_MAX) | !(fabsf(u) <= FLT_MAX);
 }
 
-INLINE int elsewhere(const float *restrict mean, const float *restrict curvature, const float *restrict momentum,
-                     const float *restrict gradient, const float *restrict evidence, float *restrict new_mean,
-                     float *restrict new_curvature, float *restrict new_momentum, int64_t count,
-                     const step_numbers *given, const int kind)
+/* What a pass has found: how many elements the radius has cut, k; -1 - k if something is not finite. */
+INLINE int64_t found(int infinite, int64_t clipped)
+{
+    return infinite ? -1 - clipped : clipped;
+}
+
+INLINE int64_t elsewhere(const float *restrict mean, const float *restrict curvature, const float *restrict momentum,
+                         const float *restrict gradient, const float *restrict evidence, float *restrict new_mean,
+                         float *restrict new_curvature, float *restrict new_momentum, int64_t count,
+                         const step_numbers *given, const int kind)
 {
     const step_numbers n = *given;
     int infinite = 0;
+    int64_t clipped = 0;
     INDEPENDENT
     for (int64_t i = 0; i < count; i++) {
         float m = mean[i], c = curvature[i], u = momentum[i];
-        infinite |= one(&m, &c, &u, gradient[i], evidence[i], n, kind);
+        infinite |= one(&m, &c, &u, gradient[i], evidence[i], n, kind, &clipped);
         new_mean[i] = m;
         new_curvature[i] = c;
         new_momentum[i] = u;
     }
-    return !infinite;
+    return found(infinite, clipped);
 }
 
-/* Over what it is computed from, or nowhere: then only the answer counts. */
-INLINE int here(float *restrict mean, float *restrict curvature, float *restrict momentum,
-                const float *restrict gradient, const float *restrict evidence, int64_t count,
-                const step_numbers *given, const int write, const int kind)
+/* Over what it is computed from, or nowhere: then only what is found counts. Who writes has looked before. */
+INLINE int64_t here(float *restrict mean, float *restrict curvature, float *restrict momentum,
+                    const float *restrict gradient, const float *restrict evidence, int64_t count,
+                    const step_numbers *given, const int write, const int kind)
 {
     const step_numbers n = *given;
     int infinite = 0;
+    int64_t clipped = 0;
     INDEPENDENT
     for (int64_t i = 0; i < count; i++) {
         float m = mean[i], c = curvature[i], u = momentum[i];
-        infinite |= one(&m, &c, &u, gradient[i], evidence[i], n, kind);
+        infinite |= one(&m, &c, &u, gradient[i], evidence[i], n, kind, &clipped);
         if (write) {
             mean[i] = m;
             curvature[i] = c;
             momentum[i] = u;
         }
     }
-    return !infinite;
+    return write ? 0 : found(infinite, clipped);
 }
 
 /* Blocks whose rows are a row of a weight and an element of a bias; the other vectors have them side by side. */
@@ -92,25 +101,27 @@ typedef struct {
     int64_t columns; /* of the weight */
 } block;
 
-INLINE int in_columns(const block *given, int64_t first, int64_t last, const step_numbers *numbers, const int write,
-                      const int kind)
+INLINE int64_t in_columns(const block *given, int64_t first, int64_t last, const step_numbers *numbers,
+                          const int write, const int kind)
 {
     const block b = *given;
     const step_numbers n = *numbers;
-    int finite = 1;
+    int infinite = 0;
+    int64_t clipped = 0;
     for (int64_t row = first; row < last; row++) {
         int64_t own = row * b.columns, place = row * (b.columns + 1), end = place + b.columns;
-        finite &= here(b.weight + own, b.curvature + place, b.momentum + place, b.weight_gradient + own,
-                       b.evidence + place, b.columns, numbers, write, kind);
+        int64_t of_row = here(b.weight + own, b.curvature + place, b.momentum + place, b.weight_gradient + own,
+                              b.evidence + place, b.columns, numbers, write, kind);
         float m = b.bias[row], c = b.curvature[end], u = b.momentum[end];
-        finite &= !one(&m, &c, &u, b.bias_gradient[row], b.evidence[end], n, kind);
+        infinite |= one(&m, &c, &u, b.bias_gradient[row], b.evidence[end], n, kind, &clipped) | (of_row < 0);
+        clipped += of_row < 0 ? -1 - of_row : of_row;
         if (write) {
             b.bias[row] = m;
             b.curvature[end] = c;
             b.momentum[end] = u;
         }
     }
-    return finite;
+    return write ? 0 : found(infinite, clipped);
 }
 
 #define OF_KIND(function, ...)                                                                                         \
@@ -125,36 +136,38 @@ INLINE int in_columns(const block *given, int64_t first, int64_t last, const ste
     default: return function(__VA_ARGS__, 7);                                                                          \
     }
 
-/* The three ways to take a step; each returns whether everything that it has computed is finite. */
-int vogn_diagonal_step(const float *mean, const float *curvature, const float *momentum, const float *gradient,
-                       const float *evidence, float *new_mean, float *new_curvature, float *new_momentum,
-                       int64_t count, const step_numbers *given, int kind)
+/* The three ways to take a step; the first two return what they have found. */
+int64_t vogn_diagonal_step(const float *mean, const float *curvature, const float *momentum, const float *gradient,
+                           const float *evidence, float *new_mean, float *new_curvature, float *new_momentum,
+                           int64_t count, const step_numbers *given, int kind)
 {
     OF_KIND(elsewhere, mean, curvature, momentum, gradient, evidence, new_mean, new_curvature, new_momentum, count,
             given)
 }
 
 /* Nothing is written. */
-int vogn_diagonal_look(float *mean, float *curvature, float *momentum, const float *gradient, const float *evidence,
-                       int64_t count, const step_numbers *given, int kind)
+int64_t vogn_diagonal_look(float *mean, float *curvature, float *momentum, const float *gradient,
+                           const float *evidence, int64_t count, const step_numbers *given, int kind)
 {
     OF_KIND(here, mean, curvature, momentum, gradient, evidence, count, given, 0)
 }
 
 /* Written over what it was computed from. */
-int vogn_diagonal_write(float *mean, float *curvature, float *momentum, const float *gradient, const float *evidence,
-                        int64_t count, const step_numbers *given, int kind)
+int64_t vogn_diagonal_write(float *mean, float *curvature, float *momentum, const float *gradient,
+                            const float *evidence, int64_t count, const step_numbers *given, int kind)
 {
     OF_KIND(here, mean, curvature, momentum, gradient, evidence, count, given, 1)
 }
 
 /* The same for rows first .. last - 1 of a block. */
-int vogn_diagonal_look_columns(const block *given, int64_t first, int64_t last, const step_numbers *numbers, int kind)
+int64_t vogn_diagonal_look_columns(const block *given, int64_t first, int64_t last, const step_numbers *numbers,
+                                   int kind)
 {
     OF_KIND(in_columns, given, first, last, numbers, 0)
 }
 
-int vogn_diagonal_write_columns(const block *given, int64_t first, int64_t last, const step_numbers *numbers, int kind)
+int64_t vogn_diagonal_write_columns(const block *given, int64_t first, int64_t last, const step_numbers *numbers,
+                                    int kind)
 {
     OF_KIND(in_columns, given, first, last, numbers, 1)
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vogn.optim.steps.base import BlockView, Scope, Step, StepContext
+from vogn.optim.steps.base import BlockView, Passed, Scope, Step, StepContext
 from vogn.optim.steps.clip import ClipElements, ClipKL
 from vogn.optim.steps.critical_phases import CriticalPhases
 from vogn.optim.steps.earlier import EarlierPosterior
@@ -27,6 +27,7 @@ __all__ = [
     "LevenbergMarquardt",
     "Momentum",
     "Neumann",
+    "Passed",
     "Prior",
     "PseudoSolve",
     "RescaleToInitial",

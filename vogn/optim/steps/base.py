@@ -54,6 +54,21 @@ class BlockView:
     parameters: tuple[nn.Parameter, ...] = ()
 
 
+@dataclass(frozen=True)
+class Passed:
+    """Blocks whose whole step a kernel has computed: what :class:`ClipElements` would have counted of them.
+
+    Args:
+        clipped: how many elements it has clipped, a single number on the device of the blocks.
+        elements: how many there are.
+        counts: see :class:`BlockView`.
+    """
+
+    clipped: Tensor
+    elements: int
+    counts: bool = True
+
+
 @dataclass
 class StepContext:
     """What the whole chain shares.
@@ -69,6 +84,7 @@ class StepContext:
         scratch: what a step's call leaves for its :meth:`Step.after`.
         groups: param groups of all blocks that take part, whoever holds them; by default those of ``blocks``.
         over_processes: sum of everybody's number where processes divide the blocks among themselves, else ``None``.
+        passed: blocks that take part, but whose update is none of the chain's: a kernel has clipped it.
     """
 
     blocks: Sequence[BlockView]
@@ -79,18 +95,25 @@ class StepContext:
     scratch: dict[str, Any] = field(default_factory=dict)
     groups: Sequence[Mapping[str, Any]] = ()
     over_processes: Callable[[Tensor], Tensor] | None = None
+    passed: Sequence[Passed] = ()
 
     def __post_init__(self) -> None:
         self.groups = self.groups or [block.group for block in self.blocks]
 
-    def total(self, numbers: Sequence[Tensor]) -> Tensor:
+    def total(self, numbers: Sequence[Tensor], of_passed: Sequence[Tensor] = ()) -> Tensor:
         """The sum over all blocks, whoever holds them, of one number per block in ``blocks``.
 
         Every process must come here equally often: let nothing but ``groups`` and the step's own fields decide.
+
+        Args:
+            numbers: of ``blocks``.
+            of_passed: of those in ``passed``, or nothing.
         """
+        all_numbers = [*numbers, *of_passed]
         if self.over_processes is None:
-            return torch.stack([number.to(numbers[0]) for number in numbers]).sum()
-        mine = [number.double() for number, block in zip(numbers, self.blocks, strict=True) if block.counts]
+            return torch.stack([number.to(all_numbers[0]) for number in all_numbers]).sum()
+        counts = [block.counts for block in self.blocks] + [passed.counts for passed in self.passed if of_passed]
+        mine = [number.double() for number, counted in zip(all_numbers, counts, strict=True) if counted]
         return self.over_processes(torch.stack(mine).sum() if mine else torch.zeros((), dtype=torch.float64))
 
 

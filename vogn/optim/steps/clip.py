@@ -75,7 +75,10 @@ class ClipElements(Step):
     def __call__(self, updates: list[Tensor], context: StepContext) -> list[Tensor]:
         """See :meth:`Step.__call__`."""
         if context.groups and math.isfinite(self.radius):
-            clipped = context.total([(update.abs() > self.radius).sum() for update in updates])
-            elements = context.total([torch.tensor(update.numel()) for update in updates])
-            context.notes["elements_clipped_share"] = clipped / elements
+            clipped = [(update.abs() > self.radius).sum() for update in updates]
+            elements = [torch.tensor(update.numel()) for update in updates]
+            share = context.total(clipped, [passed.clipped for passed in context.passed]) / context.total(
+                elements, [torch.tensor(passed.elements) for passed in context.passed]
+            )
+            context.notes["elements_clipped_share"] = share
         return [update.clamp(-self.radius, self.radius) for update in updates]
