@@ -48,7 +48,7 @@ REDUCED = {
     "digits": Study(0, 0, 30, 0, 0, 30),
     "mnist": Study(3000, 2000, 6, 1500, 500, 6, samples=16, batch=32, validation=500, calibration=256, tune_splits=4),
     "cifar10": Study(
-        2000, 2000, 12, 1000, 500, 12, samples=16, batch=32, validation=500, calibration=256, tune_splits=2
+        2000, 2000, 12, 1000, 500, 12, samples=16, batch=32, validation=500, calibration=256, tune_splits=4
     ),
 }
 

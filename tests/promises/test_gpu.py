@@ -52,7 +52,8 @@ def noise_of_the_cpu(monkeypatch):
         return kept[-1].value
 
     original = noise.generator
-    monkeypatch.setattr(noise, "torch", types.SimpleNamespace(randn=randn, empty=torch.empty, Generator=torch.Generator))
+    stub = types.SimpleNamespace(randn=randn, empty=torch.empty, Generator=torch.Generator)
+    monkeypatch.setattr(noise, "torch", stub)
     monkeypatch.setattr("vogn.capture.context.generator", generator)
     monkeypatch.setattr(Categorical, "sample", sample)
 
