@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -115,10 +115,12 @@ class Evidence:
         return {key: leaf.tensor for key, leaf in self.leaves[self.bundle.blocks[0]].items()}
 
 
-def evidence_tensors(evidence: Mapping[Bundle, Evidence]) -> Iterator[tuple[str, str, Tensor]]:
+def evidence_tensors(
+    evidence: Mapping[Bundle, Evidence], gradients: Iterable[Callable[[], Tensor]]
+) -> Iterator[tuple[str, str, Tensor]]:
     """What :func:`check_finite` looks at before a step: gradient and observation of every bundle."""
-    for bundle, found in evidence.items():
-        yield bundle.name, "gradient", found.gradient
+    for (bundle, found), gradient in zip(evidence.items(), gradients, strict=True):
+        yield bundle.name, "gradient", gradient()
         for key, leaf in found.observation.items():
             yield bundle.name, f"curvature statistic {key!r}", leaf
 
