@@ -32,6 +32,10 @@ _STEPS, _FEWEST_EPOCHS, _MOST_EPOCHS = 2000, 10, 400
 _WARMUP = 0.05
 _AT_ONCE = 4096
 _MOST_LINES = 50
+_COLD = frozenset({"vadam", "evon", "mfac", "ggt", "tonga", "seng", "hylo", "fngd"})
+"""Methods whose curvature of few or squared gradients leaves weights undetermined: at temperature 1 the noise of those
+drowns the network, so they sample at a lower one."""
+_COLD_TEMPERATURE = 0.1
 _SMALLEST_NOISE = 1e-6
 """In standard deviations of the targets: single precision has no finer ones."""
 
@@ -79,8 +83,9 @@ class Regression(Task[RealData]):
         from vogn.sklearn.recipes import recipe
 
         general = RECIPES.get(method, Recipe())
-        options = {} if method in REAL_RECIPES else general.options
-        return Recipe(FIRST_PRIOR, 1.0, recipe(method, variational, options), general.freeze_epochs, evidence=True)
+        options = recipe(method, variational, {} if method in REAL_RECIPES else general.options)
+        temperature = _COLD_TEMPERATURE if variational and method in _COLD else 1.0
+        return Recipe(FIRST_PRIOR / temperature, temperature, options, general.freeze_epochs, evidence=True)
 
     def observation(self, settings: Settings, device: torch.device) -> Observation:
         if settings.noise is not None:
