@@ -58,7 +58,7 @@ def test_train_leaves_a_complete_run_folder(vogn, table, tmp_path):
     for name in ("learning_curves.png", "quantiles.png", "intervals.png"):
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG\r\n")
     assert not (tmp_path / "run" / "reliability.png").exists()
-    for words in ("RMSE", "NLL", "CRPS", "coverage", "width", "quantile", "3 samples", "standard deviation"):
+    for words in ("RMSE", "NLL", "CRPS", "covered", "width", "quant.", "3 samples", "standard deviation"):
         assert words in outcome.out
     content = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     stored = GaussianPosterior.load(tmp_path / "run" / "posterior.safetensors").likelihood

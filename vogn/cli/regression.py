@@ -48,9 +48,9 @@ class Regression(Task[RealData]):
         Column("rmse", "RMSE", unit=True),
         Column("nll", "NLL"),
         Column("crps", "CRPS", unit=True),
-        Column("coverage", "90 %\ncoverage", "", percent=True),
+        Column("coverage", "90 %\ncovered", "", percent=True),
         Column("width", "90 %\nwidth", "", unit=True),
-        Column("quantile_calibration_error", "quantile\nerror"),
+        Column("quantile_calibration_error", "quant.\nerror"),
     )
     KEEPS_SAMPLES = True
     CURVE = "rmse"
