@@ -32,7 +32,7 @@ def main() -> int:
         directory = require_files(arguments.data_dir)
         cells = []
         for seed in range(SEEDS):
-            for task in TASKS:
+            for task in [arguments.task] if arguments.task else TASKS:
                 for method in METHODS:
                     path = cell_path(arguments.results, task, method, seed)
                     remove_stale(path, tuned_configuration(method, TASKS[task].data, seed))
