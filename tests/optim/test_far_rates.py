@@ -16,7 +16,7 @@ from vogn.likelihoods import Categorical
 from vogn.optim.range_choice import STRIDE, better
 
 
-def tested(monkeypatch, choice, loss_at):
+def after(monkeypatch, choice, loss_at):
     """The range test of a sweep that chooses ``choice``, whose short runs end at ``loss_at(rate)``; rates that ran."""
     ran = []
 
@@ -42,23 +42,23 @@ def two_basins(rate):
 
 
 def test_a_basin_far_from_the_sweep_is_found(monkeypatch):
-    found, ran = tested(monkeypatch, 4e-4, two_basins)
+    found, ran = after(monkeypatch, 4e-4, two_basins)
     assert 0.1 in ran and found.suggestion == pytest.approx(0.1 / math.sqrt(STRIDE))
     assert len(ran) == len(set(ran)), "no run is made twice"
 
 
 def test_it_must_be_better(monkeypatch):
-    found, ran = tested(monkeypatch, 4e-4, lambda rate: abs(math.log10(rate / 4e-4)))
+    found, ran = after(monkeypatch, 4e-4, lambda rate: abs(math.log10(rate / 4e-4)))
     assert 0.1 in ran and found.suggestion == 4e-4
 
 
 def test_a_run_that_fails_there_changes_nothing(monkeypatch):
-    found, _ = tested(monkeypatch, 4e-4, lambda rate: None if rate > 0.05 else abs(math.log10(rate / 4e-4)))
+    found, _ = after(monkeypatch, 4e-4, lambda rate: None if rate > 0.05 else abs(math.log10(rate / 4e-4)))
     assert found.suggestion == 4e-4
 
 
 def test_a_usual_choice_asks_for_no_further_run(monkeypatch):
-    _, ran = tested(monkeypatch, 0.02, lambda rate: abs(math.log10(rate / 0.02)))
+    _, ran = after(monkeypatch, 0.02, lambda rate: abs(math.log10(rate / 0.02)))
     assert sorted(ran) == pytest.approx([0.02 / STRIDE, 0.02, 0.02 * STRIDE])
 
 
