@@ -20,8 +20,9 @@ def test_equals_the_reference(name, dtype):
     pytest.importorskip("triton", reason="triton is not installed: pip install 'vogn[gpu]'")
     case = CASES[name]
     tensors, options = case.make(dtype, torch.device("cuda", torch.cuda.current_device()))
+    own = [x.clone() for x in tensors[: case.written]]
     found = kernel(case.op, "triton")(*tensors, **options)
-    assert_same(found, kernel(case.op)(*tensors, **options), case.tolerance)
+    assert_same(found, kernel(case.op)(*own, *tensors[case.written :], **options), case.tolerance)
 
 
 @pytest.mark.parametrize("forced", [True, False], ids=["forced", "by themselves"])

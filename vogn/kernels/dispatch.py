@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vogn.errors import MissingExtraError
 from vogn.kernels import native, reference
+from vogn.kernels.native import oracle
 
 VARIABLE = "VOGN_KERNELS"
 """Environment variable, read at every call: forces ``triton`` or ``reference`` where an operation has both."""
@@ -61,6 +62,11 @@ TABLE: dict[str, dict[str, Callable[..., Any]]] = {
     "eigenbasis_solve": {"reference": reference.eigenbasis_solve, "triton": _triton("eigenbasis_solve")},
     "inverse_root": {"reference": reference.inverse_root, "triton": _triton("inverse_root")},
     "patch_factor": {"reference": reference.patch_factor, "triton": _triton("patch_factor")},
+    "fill_normal": {
+        "reference": oracle.fill_normal,
+        "triton": _triton("fill_normal"),
+        "native": native.fill_normals,
+    },
 }
 
 

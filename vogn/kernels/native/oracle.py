@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,26 @@ def normal_numbers(count: int, *, seed: int) -> Tensor:
     words = philox((counters & MASK, counters >> 32, zero, zero), (seed & MASK, seed >> 32))
     lines = [*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])]
     return torch.stack([line.view(tiles, LANES) for line in lines], 1).flatten()[:count].clone()
+
+
+def fill_normal(out: Tensor, sizes: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    """Write the first numbers of a stream into each segment of a vector, rounded to its dtype.
+
+    Element ``k`` of a segment is a function of its seed and ``k``, whatever the other segments are.
+
+    Args:
+        out: ``(sum of sizes,)``, contiguous.
+        sizes: of the segments, which lie one after the other; each >= 0.
+        seeds: of their streams, in ``[0, 2^64)``.
+
+    Returns:
+        ``out``.
+
+    Source: Salmon, Moraes, Dror, Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3"; Box, Muller (1958).
+    """
+    for part, seed in zip(out.split(list(sizes)), seeds, strict=True):
+        part.copy_(normal_numbers(part.numel(), seed=seed))
+    return out
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
