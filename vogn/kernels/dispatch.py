@@ -62,11 +62,7 @@ TABLE: dict[str, dict[str, Callable[..., Any]]] = {
     "eigenbasis_solve": {"reference": reference.eigenbasis_solve, "triton": _triton("eigenbasis_solve")},
     "inverse_root": {"reference": reference.inverse_root, "triton": _triton("inverse_root")},
     "patch_factor": {"reference": reference.patch_factor, "triton": _triton("patch_factor")},
-    "fill_normal": {
-        "reference": oracle.fill_normal,
-        "triton": _triton("fill_normal"),
-        "native": native.fill_normals,
-    },
+    "fill_normal": {"reference": oracle.fill_normal, "triton": _triton("fill_normal")},
 }
 
 

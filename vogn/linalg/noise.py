@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vogn.kernels import native
-from vogn.kernels.dispatch import TABLE, fitting
+from vogn.kernels.dispatch import fitting
 from vogn.types import Shape
 
 SEEDS = (1 << 63) - 1
@@ -106,6 +106,8 @@ def fill_normals(room: Tensor, sizes: Sequence[int], keys: Sequence[int]) -> Non
         raise ValueError(f"parts of {sum(sizes)} numbers do not fill a tensor of {room.numel()}")
     flat = room.view(-1)
     kernel = fitting("fill_normal", flat)
+    if kernel is None and native.takes(flat) and native.available():
+        kernel = native.fill_normals
     if kernel is not None:
         kernel(flat, sizes, keys)
         return
@@ -117,5 +119,4 @@ def source(devices: Iterable[torch.device]) -> int:
     """A number for what draws single precision: 1 if there is code in C for the CPU, plus 2 if it is Triton's kernel on
     any of the devices."""
     rooms = (torch.empty(0, dtype=SINGLE, device=device) for device in devices)
-    triton = any(fitting("fill_normal", room) is TABLE["fill_normal"]["triton"] for room in rooms)
-    return native.available() + 2 * triton
+    return native.available() + 2 * any(fitting("fill_normal", room) is not None for room in rooms)
