@@ -79,13 +79,14 @@ def _kernel(
     counter = program * BLOCK + lane
     low, high = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
     zero = low * 0
-    words = tl.philox(seed, low, high, zero, zero)
-    place = program * (4 * BLOCK) + (lane // 64) * 256 + lane % 64
-    for half in tl.static_range(2):
-        first, second = _pair(words[2 * half], words[2 * half + 1])
-        k = place + 128 * half
-        tl.store(out + k, first.to(out.dtype.element_ty), mask=k < size)
-        tl.store(out + k + 64, second.to(out.dtype.element_ty), mask=k + 64 < size)
+    a, b, c, d = tl.philox(seed, low, high, zero, zero)
+    first, second = _pair(a, b)
+    third, fourth = _pair(c, d)
+    k = program * (4 * BLOCK) + (lane // 64) * 256 + lane % 64
+    tl.store(out + k, first.to(out.dtype.element_ty), mask=k < size)
+    tl.store(out + k + 64, second.to(out.dtype.element_ty), mask=k + 64 < size)
+    tl.store(out + k + 128, third.to(out.dtype.element_ty), mask=k + 128 < size)
+    tl.store(out + k + 192, fourth.to(out.dtype.element_ty), mask=k + 192 < size)
 
 
 @lru_cache(maxsize=TABLES)
