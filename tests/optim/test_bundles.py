@@ -21,9 +21,9 @@ ALONE = -1
 """As the size of the largest block that is computed with others."""
 
 
-def network():
+def network(dtype=torch.float64):
     parts = [nn.Linear(3, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, 3)]
-    return fill(nn.Sequential(*parts).double())
+    return fill(nn.Sequential(*parts).to(dtype))
 
 
 def state_of(opt, model):
@@ -38,7 +38,7 @@ def run(method, variational, steps=4, model=None, opt=None, start=0, **options):
     model = model or network()
     opt = opt or vogn.METHODS[method].build(model, **(OPTIONS | {"variational": variational} | options))
     for step in range(start, start + steps):
-        x, y = batch(8, step, torch.float64)
+        x, y = batch(8, step, model[0].weight.dtype)
         opt.zero_grad()
         for _ in range(options.get("mc_samples", 1)):
             with opt.sampled_params():
@@ -62,14 +62,69 @@ def assert_same(first, second):
 @pytest.mark.parametrize("variational", [True, False])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("options", [{}, {"mc_samples": 2}, {"groups": True}], ids=str)
-def test_together_is_one_by_one(monkeypatch, method, variational, options):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_together_is_one_by_one(monkeypatch, method, variational, options, dtype):
+    """In single precision by the kernels in C, where there is a compiler."""
     found = []
     for largest in (ALONE, 1 << 14):
         monkeypatch.setattr("vogn.capture.bundles.LARGE", largest)
-        model = network()
+        model = network(dtype)
         own = {"groups": groups_of(model)} if "groups" in options else dict(options)
         found.append(state_of(*run(method, variational, model=model, **own)))
     assert_same(*found)
+
+
+def accumulated(model, opt, x, y):
+    """Two contexts, the gradients of both in ``.grad``, and a step in between of another batch's evidence only."""
+    for part in (slice(0, 4), slice(4, 8)):
+        with opt.sampled_params():
+            Categorical()(model(x[part]), y[part]).backward()
+    opt.step()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_contexts_before_a_step_keep_each_others_evidence(monkeypatch, method):
+    """The memory that a context packs into is written over by the next one."""
+    found = []
+    for largest in (ALONE, 1 << 14):
+        monkeypatch.setattr("vogn.capture.bundles.LARGE", largest)
+        model = network(torch.float32)
+        opt = vogn.METHODS[method].build(model, **(OPTIONS | {"mc_samples": 2}))
+        for step in range(3):
+            opt.zero_grad()
+            accumulated(model, opt, *batch(8, step, torch.float32))
+        found.append(state_of(opt, model))
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_of_several_dtypes_come_back_bit_for_bit(method):
+    """Blocks of several dtypes."""
+    model = network(torch.float32)
+    model[0].to(torch.float64)
+    model[0].register_forward_pre_hook(lambda module, args: (args[0].double(),))
+    model[0].register_forward_hook(lambda module, args, out: out.float())
+    opt = vogn.METHODS[method].build(model, **OPTIONS)
+    for step in range(3):
+        x, y = batch(8, step, torch.float32)
+        opt.zero_grad()
+        before = [p.detach().clone() for p in model.parameters()]
+        with opt.sampled_params():
+            Categorical()(model(x), y).backward()
+        assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+        opt.step()
+
+
+def test_bundles_keep_little_memory(monkeypatch):
+    """Whatever blocks take part together, few bundles are remembered."""
+    monkeypatch.setattr("vogn.capture.bundles.KEPT", 2)
+    opt, model = run("ivon", True, steps=1)
+    table, _ = opt._build()
+    for count in range(2, len(table.blocks) + 1):
+        found = table.bundles.of(table.blocks[:count])
+        assert found[0] is table.bundles.of(table.blocks[:count])[0]
+        assert len(table.bundles._known) <= 2
+    run("ivon", True, model=model, opt=opt, start=1, steps=1)
 
 
 def test_few_calls_for_many_blocks(monkeypatch):

@@ -54,8 +54,13 @@ class Bundle:
 
     @cached_property
     def has_scratch(self) -> bool:
-        """Whether there are several blocks, of plain parameters that are views of their block vectors."""
-        plain = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in self.parameters)
+        """Whether there are several blocks, of plain parameters of the curvature's dtype that are views of their block
+        vectors."""
+        plain = all(
+            type(parameter) in (Tensor, torch.nn.Parameter) and parameter.dtype == block.curvature_dtype
+            for block in self.blocks
+            for parameter in block.parameters
+        )
         return len(self.blocks) > 1 and plain and simple([block.layout for block in self.blocks])
 
     def scratch(self, purpose: Purpose) -> Scratch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,8 @@ from vogn.capture.partition import Block
 from vogn.errors import NonFiniteStatisticsError, in_block
 from vogn.kernels import rooms
 from vogn.linalg.each import alike, subtract_each, total_each
-from vogn.linalg.noise import fill_normal
+from vogn.linalg.noise import fill_normals
+from vogn.linalg.noise import key as key_of
 from vogn.optim.steps import Step, StepContext
 from vogn.structures.base import Structure
 from vogn.types import Observation, Shape, State
@@ -42,8 +43,7 @@ def weight_noise(
     index = sample // 2 if antithetic else sample
     sizes = [math.prod(shape) for shape in shapes.values()]
     room = rooms.empty((sum(sizes),), dtype=dtype, device=device) if out is None else out.view(-1)
-    for part, name in zip(room.split(sizes), shapes, strict=True):
-        fill_normal(part, seed=seed, stream="weights", step=step, sample=index, name=name, rank=rank)
+    fill_normals(room, sizes, [key_of(seed, "weights", step, index, name, rank) for name in shapes])
     if antithetic and sample % 2:
         room.neg_()
     return [part.view(shape) for part, shape in zip(room.split(sizes), shapes.values(), strict=True)]
@@ -115,10 +115,12 @@ class Evidence:
         return {key: leaf.tensor for key, leaf in self.leaves[self.bundle.blocks[0]].items()}
 
 
-def evidence_tensors(evidence: Mapping[Bundle, Evidence]) -> Iterator[tuple[str, str, Tensor]]:
+def evidence_tensors(
+    evidence: Mapping[Bundle, Evidence], gradients: Iterable[Callable[[], Tensor]]
+) -> Iterator[tuple[str, str, Tensor]]:
     """What :func:`check_finite` looks at before a step: gradient and observation of every bundle."""
-    for bundle, found in evidence.items():
-        yield bundle.name, "gradient", found.gradient
+    for (bundle, found), gradient in zip(evidence.items(), gradients, strict=True):
+        yield bundle.name, "gradient", gradient()
         for key, leaf in found.observation.items():
             yield bundle.name, f"curvature statistic {key!r}", leaf
 

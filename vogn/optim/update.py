@@ -21,6 +21,7 @@ from vogn.capture.statistics import Statistic
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.kernels import native
 from vogn.linalg.layout import columns
+from vogn.linalg.noise import source
 from vogn.optim.blocks import BlockTable, Group, copy_each
 from vogn.optim.evidence import TakingPart, anneal, staged_curvature
 from vogn.optim.functional import Evidence, check_finite, evidence_tensors, natural_gradient_step, result_tensors
@@ -115,10 +116,11 @@ def _take_part(optimizer: NaturalGradient, table: BlockTable, collector: Collect
         RuntimeError: if the contexts do not fit ``mc_samples``, or the processes do not agree.
     """
     if optimizer.replicas.size > 1:
+        devices = {block.parameters[0].device for block, _ in table}
         numbers = {
             "seed": optimizer.seed,
             "the number of steps": optimizer.param_groups[0]["steps_done"],
-            "the source of noise (a C compiler was found, or not)": int(native.available()),
+            "the source of noise (code in C, Triton's kernel, or PyTorch)": source(devices),
         }
         collector.pool({block: optimizer._contexts.divisor(group) for block, group in table}, numbers)
     blocks: list[tuple[Block, Group]] = []
@@ -270,7 +272,7 @@ def _stage(
         passes = [plan.one_pass for plan in plans]
         checked = measured and not all(one_pass is not None and one_pass.looks for one_pass in passes)
         if checked:  # else what is not finite shows in the result
-            check_finite(evidence_tensors(evidence))
+            check_finite(evidence_tensors(evidence, [plan.gradient for plan in plans]))
     for block, group in taking_part.blocks:  # by what all processes know
         optimizer._evidence.check_block(table, collector, block, group, taking_part.moves)
     with table.together():
@@ -333,7 +335,7 @@ def _stage(
             if one_pass is not None and one_pass.suspect is not None
         ]
         results = (*result_tensors(compress(blocks, unseen)), *suspects)
-        check_finite(results, () if checked else evidence_tensors(evidence))
+        check_finite(results, () if checked else evidence_tensors(evidence, [plan.gradient for plan in plans]))
         states, parameters = _linear_steps(table, taking_part)
     split: dict[Block, Tensor | None] = {}
     for bundle, plan, new, mean in zip(bundles, plans, news, new_means, strict=True):
@@ -379,7 +381,7 @@ class _Plan:
 
     Args:
         old: its ``"curvature"`` and ``"memory"``.
-        mean: packs its block vector.
+        mean, gradient: pack its block vectors.
         rate: its learning rate.
         one_pass: the pass that does it all, where there is one.
         in_scratch: whether it packs the mean into the bundle's memory for it.
@@ -387,6 +389,7 @@ class _Plan:
 
     old: dict[str, State]
     mean: Callable[[], Tensor]
+    gradient: Callable[[], Tensor]
     rate: float
     one_pass: OnePass | None
     in_scratch: bool
@@ -424,7 +427,7 @@ def _plan(
     vectors = Vectors(mean, gradient, *own)
     leaves = evidence.leaves[first] if len(bundle.blocks) == 1 else _ready(evidence.observation)
     one_pass = fitting_pass(form, bundle.structure, old, group, leaves, vectors, rate, in_place=not table.divided)
-    return _Plan(old, mean, rate, one_pass, at_once)
+    return _Plan(old, mean, gradient, rate, one_pass, at_once)
 
 
 def _columns(block: Block, tensors: Sequence[Tensor | None]) -> native.Columns | None:
