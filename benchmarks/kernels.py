@@ -34,6 +34,7 @@ from benchmarks.cells import environment, write_cell
 from vogn import kernels
 from vogn.kernels.dispatch import TABLE, VARIABLE, select
 from vogn.linalg.each import add_each, lerp_each, subtract_each
+from vogn.linalg.noise import fill_normals
 from vogn.linalg.patches import Patches
 from vogn.linalg.sides import from_basis, second_moment, to_basis
 from vogn.structures import Diagonal
@@ -181,6 +182,22 @@ def own_eigenbasis_solve(g: Tensor, q_s: Tensor, q_a: Tensor, values: Tensor) ->
     return from_basis(to_basis(g, q_s, q_a).mul_((values + 0.1).reciprocal_()), q_s, q_a)
 
 
+def fill_normal(device: torch.device, scale: int) -> Work:
+    """The numbers of 32 blocks are written; each costs a quarter of ten rounds of Philox and half of the polynomials of
+    a pair. Without the kernel a generator of PyTorch is seeded for every block."""
+    count, blocks = 1 << (18 + 6 * scale), 32
+    room, sizes, seeds = torch.empty(count, device=device), [count // blocks] * blocks, list(range(blocks))
+
+    def call() -> Any:
+        return select("fill_normal", room)(room, sizes, seeds)
+
+    def own() -> Any:
+        fill_normals(room, sizes, seeds)
+        return room
+
+    return Work(call, (room,), {"numbers": count, "blocks": blocks}, count * FLOAT, 50 * count, own=own)
+
+
 WORKS: dict[str, Callable[[torch.device, int], Work]] = {
     "diagonal_step": diagonal_step,
     "squared_gradients": squared_gradients,
@@ -189,6 +206,7 @@ WORKS: dict[str, Callable[[torch.device, int], Work]] = {
     "eigenbasis_solve": eigenbasis_solve,
     "inverse_root": inverse_root,
     "patch_factor": patch_factor,
+    "fill_normal": fill_normal,
 }
 
 

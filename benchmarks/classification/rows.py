@@ -144,7 +144,7 @@ _IVON = {
         {"prior": 100.0, "temperature": 0.01},
     ),
     "cifar10": (
-        *grid(_BOUNDED | {"lr": 0.3}, {}, {"lr": 0.1}, {"prior": 100.0, "temperature": 0.01}),
+        *grid(_BOUNDED | {"lr": 0.3}, {}, {"lr": 0.1}, {"lr": 0.1, "prior": 10000.0, "temperature": 0.0001}),
         {"lr": 1.0, "prior": 10.0, "temperature": 0.1, "initial_curvature": 0.3, "curvature_decay": 0.998},
     ),
 }

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import pickle
 import warnings
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -297,6 +298,9 @@ def message(me, group, /, case):
         return _message_of_step(me, wrap(model, group), {"process_group": None})
     if case == "seed":
         return _message_of_step(me, wrap(model, group), {"seed": me})
+    if case == "noise":
+        with mock.patch("vogn.optim.update.source", lambda devices: 2 * me):
+            return _message_of_step(me, wrap(model, group), {})
     if case == "no_sync":
         model = wrap(model, group)
         with model.no_sync():

@@ -244,6 +244,7 @@ def test_nan_evidence_on_one_rank_is_refused_on_all(ranks, method):
         ("plain", "RuntimeError: the ranks hold different gradients.*DistributedDataParallel.*process_group=None"),
         ("no_sync", "RuntimeError: the ranks hold different gradients.*outside no_sync"),
         ("seed", r"RuntimeError: the ranks do not agree about seed: \[0, 1\].*same options"),
+        ("noise", r"RuntimeError: the ranks do not agree about the source of noise \(.*Triton.*\): \[0, 2\]"),
         ("static graph", "UnsupportedObservationError: .*static_graph=False"),
         ("static graph inside", "UnsupportedObservationError: .*static_graph=False"),
         ("join", "RuntimeError: .*Join.*drop_last"),

@@ -9,8 +9,9 @@ from kernel_engine import METHODS, assert_equal_up_to, diagonal, launches, train
 from tiny_models import fill, normal
 from vogn import IVON, VOGN
 from vogn.errors import NonFiniteStatisticsError
-from vogn.kernels import native
+from vogn.kernels import TABLE, dispatch, native
 from vogn.likelihoods import Categorical
+from vogn.linalg import noise
 from vogn.linalg.patches import Patches
 from vogn.linalg.rows import Rows
 from vogn.linalg.sides import second_moment
@@ -24,6 +25,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def forced(monkeypatch):
     monkeypatch.setattr(native, "why_not", lambda: "the noise of both ways is PyTorch's here")
+    monkeypatch.setattr(noise, "fitting", lambda *operands: None)  # and so not Triton's
     monkeypatch.setenv("VOGN_KERNELS", "triton")
 
 
@@ -54,6 +56,22 @@ def test_steps_with_kernels_equal_steps_without(name, monkeypatch, launched):
     assert_equal_up_to(found, expected, case.tolerance)
     with pytest.raises(AssertionError):  # what a single step changes is seen
         assert_equal_up_to(found, plain(monkeypatch, lambda: trained(case, CPU, steps=3)), 10 * case.tolerance)
+
+
+@pytest.mark.parametrize("name", ["IVON, two samples, without rescaling", "K-FAC, exact damping"])
+def test_steps_with_the_noise_of_the_kernel(name, monkeypatch, launched):
+    """Those without kernels, with the same numbers from PyTorch's integers."""
+    case = METHODS[name]
+    with monkeypatch.context() as patch:
+        patch.setattr(noise, "fitting", lambda op, *operands: TABLE[op]["reference"])
+        expected = plain(monkeypatch, lambda: trained(case, CPU))
+    torches = plain(monkeypatch, lambda: trained(case, CPU))
+    monkeypatch.setattr(noise, "fitting", dispatch.fitting)
+    found = trained(case, CPU)
+    assert set(launched) == case.kernels | {"fill_normal"}
+    assert_equal_up_to(found, expected, case.tolerance)
+    with pytest.raises(AssertionError):  # other noise is seen
+        assert_equal_up_to(found, torches, 10 * case.tolerance)
 
 
 @pytest.mark.parametrize(

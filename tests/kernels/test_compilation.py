@@ -15,7 +15,12 @@ SHARED_BYTES = 99 * 1024
 FIRST = {case.op: case for case in reversed(CASES.values())}
 
 
-ENGINE = {"diagonal step, as in Adam", "diagonal step, clipped in more than one block", "symmetric update, of nothing"}
+ENGINE = {
+    "diagonal step, as in Adam",
+    "diagonal step, clipped in more than one block",
+    "symmetric update, of nothing",
+    "normal numbers, one stream",
+}
 """What optimizers ask of a kernel beside the first case of each."""
 
 
@@ -36,3 +41,5 @@ def test_kernels_compile(name, monkeypatch, tmp_path):
         for binary in compiled:
             assert len(binary.asm["cubin"]) > 0
             assert binary.metadata.shared <= SHARED_BYTES
+            if op == "fill_normal":  # its bits are those of the code in C: single operations, rounded to nearest
+                assert "fma" not in binary.asm["ptx"] and ".approx" not in binary.asm["ptx"]

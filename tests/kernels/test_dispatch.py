@@ -127,6 +127,13 @@ def test_code_with_a_way_of_its_own_takes_kernels_on_cuda(on_cuda, monkeypatch):
     assert not fits(OnCuda())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_noise_on_cuda_is_triton_s_where_it_is_asked_for(on_cuda, monkeypatch, dtype):
+    assert not fits(OnCuda(dtype), op="fill_normal")
+    monkeypatch.setenv("VOGN_KERNELS", "triton")
+    assert fits(OnCuda(dtype), op="fill_normal") == (dtype != torch.float64)
+
+
 def test_what_is_differentiated_goes_its_own_way(on_cuda):
     assert not fits(OnCuda(), OnCuda(requires_grad=True))
     with torch.no_grad():

@@ -1,11 +1,15 @@
 """Draws are pure functions of their coordinates."""
 
 import itertools
+import threading
 
 import pytest
 import torch
 
-from vogn.linalg.noise import generator, normal
+from vogn.kernels import native
+from vogn.linalg import noise
+from vogn.linalg.noise import fill_normals, generator, key, normal
+from vogn.optim.functional import weight_noise
 
 HERE = {"seed": 0, "stream": "weights", "step": 5, "sample": 1, "name": "net.0", "rank": 2}
 ELSEWHERE = [
@@ -79,3 +83,64 @@ def test_streams_are_uncorrelated(change):
     n = 20_000
     x, y = normal((n,), **HERE, dtype=torch.float64), normal((n,), **HERE | change, dtype=torch.float64)
     assert abs((x * y).mean()) < 4 * n**-0.5
+
+
+@pytest.fixture(params=["as it is", "without a compiler"])
+def any_source(request, monkeypatch):
+    monkeypatch.delenv("VOGN_KERNELS", raising=False)
+    if request.param != "as it is":
+        monkeypatch.setattr(native, "why_not", lambda: request.param)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_a_block_draws_the_same_alone_and_with_others(any_source, dtype):
+    shapes = {"first": (5, 7), "empty": (0, 3), "one": (1,), "long": (3, 1001), "scalar": ()}
+    here = {"seed": 0, "step": 5, "dtype": dtype, "rank": 2, "device": torch.device("cpu")}
+    together = weight_noise(shapes, sample=1, antithetic=False, **here)
+    for (name, shape), found in zip(shapes.items(), together, strict=True):
+        assert torch.equal(found, normal(shape, stream="weights", sample=1, name=name, **here))
+    assert not torch.equal(together[-1], together[2][0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [1, 15, 16, 1000])
+def test_without_kernels_the_numbers_are_those_of_a_fresh_generator(monkeypatch, dtype, size):
+    monkeypatch.setenv("VOGN_KERNELS", "reference")
+    normal((7,), **HERE | {"step": 9}, dtype=dtype)  # an odd number of draws before
+    expected = torch.randn(size, generator=generator(**HERE), dtype=dtype)
+    assert torch.equal(normal((size,), **HERE, dtype=dtype), expected)
+
+
+def test_threads_draw_with_generators_of_their_own():
+    """Each thread draws its streams again and again, all at once; a shared generator would mix them."""
+    expected = [normal((3000,), **HERE | {"step": step}, dtype=torch.float64) for step in range(4)]
+    found, start = [[] for _ in expected], threading.Barrier(len(expected))
+
+    def draw(step):
+        start.wait()
+        found[step] += [normal((3000,), **HERE | {"step": step}, dtype=torch.float64) for _ in range(50)]
+
+    threads = [threading.Thread(target=draw, args=(step,)) for step in range(len(expected))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for draws, own in zip(found, expected, strict=True):
+        assert len(draws) == 50 and all(torch.equal(draw, own) for draw in draws)
+
+
+@pytest.mark.parametrize("sizes", [[3, 4], [3, 6], []], ids=str)
+def test_parts_that_do_not_fill_the_memory_are_refused(sizes):
+    with pytest.raises(ValueError, match=f"parts of {sum(sizes)} numbers do not fill a tensor of 8"):
+        fill_normals(torch.empty(8), sizes, [key(0, "weights", 0, 0, "", k) for k in range(len(sizes))])
+
+
+def test_the_source_of_noise_is_a_number(monkeypatch):
+    monkeypatch.delenv("VOGN_KERNELS", raising=False)
+    cpu = [torch.device("cpu")]
+    for why_not, expected in (("", 1), ("there is no compiler", 0)):
+        monkeypatch.setattr(native, "why_not", lambda why_not=why_not: why_not)
+        assert noise.source(cpu) == expected
+        with monkeypatch.context() as patch:
+            patch.setattr(noise, "fitting", lambda op, room: native.fill_normals)
+            assert noise.source(cpu) == expected + 2

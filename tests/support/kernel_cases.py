@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,13 @@ class Case:
         make: its tensors and options for a dtype and a device.
         tolerance: on the results in float32, relative to the largest element; the products of one call are summed in
             another order, so this is a few rounding errors, more where the operation itself amplifies them.
+        written: how many of the first tensors the operation writes over, instead of only reading them.
     """
 
     op: str
     make: Make
     tolerance: float = 2e-6
+    written: int = 0
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -123,6 +125,15 @@ def patches(
     return Case("patch_factor", make)
 
 
+def streams(*sizes: int, seeds: Sequence[int] = ()) -> Case:
+    def make(dtype: torch.dtype, device: torch.device) -> Any:
+        out = torch.full((sum(sizes),), torch.nan, dtype=dtype, device=device)
+        own = seeds or [7919 * (k + 1) for k in range(len(sizes))]
+        return (out,), {"sizes": sizes, "seeds": own}
+
+    return Case("fill_normal", make, 0.0, written=1)  # the same operations in the same order
+
+
 CASES = {
     "diagonal step, retracted": diagonal((3, 7)),
     "diagonal step, more than one block": diagonal((1500,)),
@@ -183,6 +194,15 @@ CASES = {
     "patch factor, strided": patches((2, 3, 5, 4), (2, 2), strided=True),
     "patch factor, one by one": patches((2, 3, 2, 2), (1, 1), stride=(2, 2), ones=True),
     "patch factor, no image": patches((0, 2, 4, 4), (3, 3), ones=True),
+    "normal numbers": streams(1000, 3, 64),
+    "normal numbers, one stream": streams(1000, seeds=[(1 << 63) + 12345]),
+    "normal numbers, one number": streams(1, seeds=[(1 << 64) - 1]),
+    "normal numbers, one of each": streams(*17 * [1]),
+    "normal numbers, longer than a program": streams(1023, 1025, 2500, 1024, seeds=[1, 1 << 40, (1 << 64) - 1, 3]),
+    "normal numbers, many streams": streams(*range(1, 80, 3), seeds=[(k << 57) + k for k in range(27)]),
+    "normal numbers, some empty": streams(0, 5, 0, 300, 0),
+    "normal numbers, none": streams(0),
+    "normal numbers, no stream": streams(),
 }
 
 

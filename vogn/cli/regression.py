@@ -32,7 +32,7 @@ _STEPS, _FEWEST_EPOCHS, _MOST_EPOCHS = 2000, 10, 400
 _WARMUP = 0.05
 _AT_ONCE = 4096
 _MOST_LINES = 50
-_COLD = frozenset({"vadam", "evon", "mfac", "ggt", "tonga", "seng", "hylo", "fngd"})
+_COLD = frozenset({"vadam", "mfac", "ggt", "tonga", "seng", "hylo", "fngd"})
 """Methods whose curvature of few or squared gradients leaves weights undetermined: at temperature 1 the noise of those
 drowns the network, so they sample at a lower one."""
 _COLD_TEMPERATURE = 0.1

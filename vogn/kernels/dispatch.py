@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vogn.errors import MissingExtraError
 from vogn.kernels import native, reference
+from vogn.kernels.native import oracle
 
 VARIABLE = "VOGN_KERNELS"
 """Environment variable, read at every call: forces ``triton`` or ``reference`` where an operation has both."""
@@ -25,6 +26,9 @@ SLOWER = frozenset({"squared_gradients", "woodbury_solve"})
 SLOWER_THAN_OWN = frozenset({"patch_factor", "eigenbasis_solve"})
 """Kernels that took longer, at most of the sizes that were measured, than the code that structures have of their own,
 which does less than the reference: that code takes them only where they are asked for."""
+
+UNTRIED = frozenset({"fill_normal"})
+"""Kernels that have only run in the interpreter, on no GPU: they are taken only where they are asked for."""
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 """What the Triton kernels read and write; they compute in single precision."""
@@ -61,6 +65,7 @@ TABLE: dict[str, dict[str, Callable[..., Any]]] = {
     "eigenbasis_solve": {"reference": reference.eigenbasis_solve, "triton": _triton("eigenbasis_solve")},
     "inverse_root": {"reference": reference.inverse_root, "triton": _triton("inverse_root")},
     "patch_factor": {"reference": reference.patch_factor, "triton": _triton("patch_factor")},
+    "fill_normal": {"reference": oracle.fill_normal, "triton": _triton("fill_normal")},
 }
 
 
@@ -113,7 +118,8 @@ def fitting(op: str, *tensors: Tensor, limit: str = "", slower: bool = False) ->
     Unlike :func:`select` it never raises because of the operands: an optimizer of a float64 model, or of one on the
     CPU, works under ``VOGN_KERNELS=triton`` as it does without. Kernels record no gradient, so operands that are
     differentiated do not fit; nor do tensors of other types than :class:`torch.Tensor` and parameters. Kernels in
-    :data:`SLOWER` and :data:`SLOWER_THAN_OWN` are taken only where ``VOGN_KERNELS=triton`` asks for them.
+    :data:`SLOWER`, :data:`SLOWER_THAN_OWN` and :data:`UNTRIED` are taken only where ``VOGN_KERNELS=triton`` asks for
+    them.
 
     Args:
         op: a key of :data:`TABLE` with a kernel.
@@ -134,7 +140,7 @@ def fitting(op: str, *tensors: Tensor, limit: str = "", slower: bool = False) ->
         return TABLE[op]["native"]
     if "triton" not in TABLE[op] or not (forced or first.is_cuda):
         return None
-    if not forced and (slower or op in SLOWER | SLOWER_THAN_OWN or not installed()):
+    if not forced and (slower or op in SLOWER | SLOWER_THAN_OWN | UNTRIED or not installed()):
         return None
     if limit or not (first.is_cuda or (first.device.type == "cpu" and _interpreted())):
         return None

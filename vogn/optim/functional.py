@@ -17,7 +17,8 @@ from vogn.capture.partition import Block
 from vogn.errors import NonFiniteStatisticsError, in_block
 from vogn.kernels import rooms
 from vogn.linalg.each import alike, subtract_each, total_each
-from vogn.linalg.noise import fill_normal
+from vogn.linalg.noise import fill_normals
+from vogn.linalg.noise import key as key_of
 from vogn.optim.steps import Step, StepContext
 from vogn.structures.base import Structure
 from vogn.types import Observation, Shape, State
@@ -42,8 +43,7 @@ def weight_noise(
     index = sample // 2 if antithetic else sample
     sizes = [math.prod(shape) for shape in shapes.values()]
     room = rooms.empty((sum(sizes),), dtype=dtype, device=device) if out is None else out.view(-1)
-    for part, name in zip(room.split(sizes), shapes, strict=True):
-        fill_normal(part, seed=seed, stream="weights", step=step, sample=index, name=name, rank=rank)
+    fill_normals(room, sizes, [key_of(seed, "weights", step, index, name, rank) for name in shapes])
     if antithetic and sample % 2:
         room.neg_()
     return [part.view(shape) for part, shape in zip(room.split(sizes), shapes.values(), strict=True)]

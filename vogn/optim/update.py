@@ -21,6 +21,7 @@ from vogn.capture.statistics import Statistic
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.kernels import native
 from vogn.linalg.layout import columns
+from vogn.linalg.noise import source
 from vogn.optim.blocks import BlockTable, Group, copy_each
 from vogn.optim.evidence import TakingPart, anneal, staged_curvature
 from vogn.optim.functional import Evidence, check_finite, evidence_tensors, natural_gradient_step, result_tensors
@@ -115,10 +116,11 @@ def _take_part(optimizer: NaturalGradient, table: BlockTable, collector: Collect
         RuntimeError: if the contexts do not fit ``mc_samples``, or the processes do not agree.
     """
     if optimizer.replicas.size > 1:
+        devices = {block.parameters[0].device for block, _ in table}
         numbers = {
             "seed": optimizer.seed,
             "the number of steps": optimizer.param_groups[0]["steps_done"],
-            "the source of noise (a C compiler was found, or not)": int(native.available()),
+            "the source of noise (code in C, Triton's kernel, or PyTorch)": source(devices),
         }
         collector.pool({block: optimizer._contexts.divisor(group) for block, group in table}, numbers)
     blocks: list[tuple[Block, Group]] = []

@@ -143,6 +143,13 @@ def fill_normal(out: Tensor, *, seed: int) -> None:
     in_parts(out.numel(), part)
 
 
+def fill_normals(out: Tensor, sizes: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    """:func:`vogn.kernels.native.oracle.fill_normal`, segment by segment; ``out`` as :func:`takes` says."""
+    for part, seed in zip(out.split(list(sizes)), seeds, strict=True):
+        fill_normal(part, seed=seed)
+    return out
+
+
 def draw(
     weights: tuple[Tensor, Tensor | None],
     curvature: Tensor,

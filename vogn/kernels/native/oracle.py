@@ -1,6 +1,9 @@
-"""What the kernels in C draw, in integer arithmetic and single operations of PyTorch: slow, and the same bits."""
+"""What the kernels in C and the one in Triton draw, in integer arithmetic and single operations of PyTorch: slow, and
+the same bits."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,19 +19,40 @@ COSINE = (2.43798804e-05, -1.38866186e-03, 4.16666167e-02, -0.5)
 """Coefficients of polynomials, the highest power first; see ``normal.c``."""
 
 
-def normal_numbers(count: int, *, seed: int) -> Tensor:
-    """The first numbers of a stream, ``(count,)``, float32, on the CPU.
+def normal_numbers(count: int, *, seed: int, device: torch.device | str = "cpu") -> Tensor:
+    """The first numbers of a stream, ``(count,)``, float32.
 
     Args:
         count: >= 0.
         seed: in ``[0, 2^64)``.
+        device: where they are computed.
     """
     tiles = -(-count // (4 * LANES))
-    counters = torch.arange(tiles * LANES)
+    counters = torch.arange(tiles * LANES, device=device)
     zero = torch.zeros_like(counters)
     words = philox((counters & MASK, counters >> 32, zero, zero), (seed & MASK, seed >> 32))
     lines = [*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])]
     return torch.stack([line.view(tiles, LANES) for line in lines], 1).flatten()[:count].clone()
+
+
+def fill_normal(out: Tensor, sizes: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    """Write the first numbers of a stream into each segment of a vector, rounded to its dtype.
+
+    Element ``k`` of a segment is a function of its seed and ``k``, whatever the other segments are.
+
+    Args:
+        out: ``(sum of sizes,)``, contiguous.
+        sizes: of the segments, which lie one after the other; each >= 0.
+        seeds: of their streams, in ``[0, 2^64)``.
+
+    Returns:
+        ``out``.
+
+    Source: Salmon, Moraes, Dror, Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3"; Box, Muller (1958).
+    """
+    for part, seed in zip(out.split(list(sizes)), seeds, strict=True):
+        part.copy_(normal_numbers(part.numel(), seed=seed, device=out.device))
+    return out
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
