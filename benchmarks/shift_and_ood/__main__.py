@@ -33,7 +33,7 @@ def main() -> int:
         cells = []
         for seed in range(SEEDS):
             for task in [arguments.task] if arguments.task else TASKS:
-                for method in METHODS:
+                for method in [arguments.method] if arguments.method else METHODS:
                     path = cell_path(arguments.results, task, method, seed)
                     remove_stale(path, tuned_configuration(method, TASKS[task].data, seed))
                     line = ["cell", "--task", task, "--method", method, "--seed", str(seed)]
