@@ -97,6 +97,65 @@ def test_several_contexts_before_a_step_keep_each_others_evidence(monkeypatch, m
     assert_same(*found)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("active", [1, 2])
+def test_blocks_that_are_drawn_together_may_be_observed_apart(monkeypatch, active, dtype):
+    """The next context draws into the memory of this one's displacement."""
+    found = []
+    for largest in (ALONE, 1 << 14):
+        monkeypatch.setattr("vogn.capture.bundles.LARGE", largest)
+        model = fill(nn.ModuleList([nn.Linear(3, 4, bias=False) for _ in range(3)]).to(dtype))
+        opt = vogn.IVON(model, **(OPTIONS | {"mc_samples": 2}))
+        for step in range(4):
+            x, y = batch(8, step, dtype)
+            opt.zero_grad()
+            for _ in range(2):
+                with opt.sampled_params():
+                    layers = model[:active] if step == 2 else model
+                    Categorical()(sum(layer(x) for layer in layers), y).backward()
+            opt.step()
+        found.append(state_of(opt, model))
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_whose_dtype_is_changed_come_back_bit_for_bit(method):
+    opt, model = run(method, True, model=network(torch.float32), steps=2)
+    model.double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1e-12 * torch.randn_like(p))
+    before = [p.detach().clone() for p in model.parameters()]
+    with opt.sampled_params():
+        assert not all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+def test_steps_of_a_chain_may_keep_what_they_see(monkeypatch):
+    """The mean that a step remembers is not written over by the next step's."""
+
+    class Anchored(vogn.optim.steps.Step):
+        SCOPE = "element"
+        seen = []
+
+        def __call__(self, updates, context):
+            means = [block.mean for block in context.blocks]
+            if "anchor" not in vars(self):
+                self.anchor = means
+            self.seen.append(max(float((a - b).abs().max()) for a, b in zip(means, self.anchor, strict=True)))
+            return updates
+
+    found = []
+    for largest in (ALONE, 1 << 14):
+        monkeypatch.setattr("vogn.capture.bundles.LARGE", largest)
+        Anchored.seen = []
+        model = network(torch.float32)
+        chain = [vogn.optim.steps.Prior(), vogn.optim.steps.Solve(), Anchored()]
+        run("vogn", True, steps=2, model=model, opt=vogn.VOGN(model, steps=chain, **OPTIONS))
+        found.append(Anchored.seen)
+    assert found[0] == found[1] and found[0][0] == 0.0 < found[0][1]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_weights_of_several_dtypes_come_back_bit_for_bit(method):
     """Blocks of several dtypes."""

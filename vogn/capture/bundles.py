@@ -23,6 +23,7 @@ from vogn.types import Shape, State
 
 LARGE = 1 << 14
 """On the CPU blocks with more elements than this stay alone: calls cost little there beside their work."""
+PLAIN = (Tensor, torch.nn.Parameter)
 KEPT = 8
 """Bundles of several blocks whose memory is kept for the next step."""
 
@@ -52,25 +53,23 @@ class Bundle:
         """Of the block vectors."""
         return [block.layout.block_shape for block in self.blocks]
 
-    @cached_property
+    @property
     def has_scratch(self) -> bool:
         """Whether there are several blocks, of plain parameters of the curvature's dtype that are views of their block
-        vectors."""
-        plain = all(
-            type(parameter) in (Tensor, torch.nn.Parameter) and parameter.dtype == block.curvature_dtype
-            for block in self.blocks
-            for parameter in block.parameters
-        )
-        return len(self.blocks) > 1 and plain and simple([block.layout for block in self.blocks])
+        vectors. Parameters may change: this is what they are now."""
+        if not self._is_simple:
+            return False
+        first = self.blocks[0]
+        dtype, device = first.curvature_dtype, first.parameters[0].device
+        return all(type(p) in PLAIN and p.dtype == dtype and p.device == device for p in self.parameters)
 
     def scratch(self, purpose: Purpose) -> Scratch:
         """Memory for a vector of this bundle; where :attr:`has_scratch`. It is written over by the next use."""
-        found = self._scratches.get(purpose)
-        if found is None:
-            first = self.blocks[0]
-            found = self._scratches[purpose] = Scratch(
-                [block.layout for block in self.blocks], dtype=first.curvature_dtype, device=first.parameters[0].device
-            )
+        first, found = self.blocks[0], self._scratches.get(purpose)
+        dtype, device = first.curvature_dtype, first.parameters[0].device
+        if found is None or found.vector.dtype != dtype or found.vector.device != device:
+            layouts = [block.layout for block in self.blocks]
+            found = self._scratches[purpose] = Scratch(layouts, dtype=dtype, device=device)
         return found
 
     def gradient(self) -> Tensor | None:
@@ -85,6 +84,10 @@ class Bundle:
         for purpose in purposes:
             if purpose in self._scratches:
                 self._scratches[purpose].release()
+
+    @cached_property
+    def _is_simple(self) -> bool:
+        return len(self.blocks) > 1 and simple([block.layout for block in self.blocks])
 
     @cached_property
     def _scratches(self) -> dict[Purpose, Scratch]:
@@ -183,6 +186,11 @@ class Bundles:
             key = (self._keys[block], alike(block)) if together and block in self._keys else block
             found.setdefault(key, []).append(block)
         return [self._bundle(tuple(members)) for members in found.values()]
+
+    def release(self, *purposes: Purpose) -> None:
+        """The memory for these is free, in all bundles."""
+        for bundle in self._known.values():
+            bundle.release(*purposes)
 
     def _bundle(self, blocks: tuple[Block, ...]) -> Bundle:
         """The same for the same blocks, with its memory; no more than :data:`KEPT` of them."""

@@ -27,6 +27,7 @@ class SampleContext:
         places: where the context's examples stand in the data set; ``None`` if nobody asks.
         weights: block name to the weights of the examples in the user's gradients; empty where all count alike.
         elsewhere: names of displaced blocks of which this process holds nothing.
+        shared: names of displaced blocks whose displacement is in memory that the next context writes over.
     """
 
     seed: int
@@ -39,6 +40,7 @@ class SampleContext:
     places: Places | None = None
     weights: Mapping[str, ExampleWeights] = field(default_factory=dict)
     elsewhere: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
 
     @cached_property
     def displaced(self) -> frozenset[str]:

@@ -333,8 +333,8 @@ class NaturalGradient(torch.optim.Optimizer):
             table.state(block)
         context, draws, bundles = draw(self, table, indices)
         due = any(table.due(block, "observe_every") for block in table.blocks)
-        self._contexts.enter(table, context, self._parameters(), draws, bundles)
         try:
+            self._contexts.enter(table, context, self._parameters(), draws, bundles)
             collector.begin(context, active=due)
         except BaseException:
             self.restore_(completed=False)

@@ -82,13 +82,13 @@ class SampledContexts:
                 values = table.placement[block].spread(context.displacement.get(block.name))
                 named = zip(block.layout.names, block.parameters, strict=True)
                 offsets += [(parameter, values[name]) for name, parameter in named if parameter.requires_grad]
-        self._means = _clones([parameter.detach() for parameter, _ in offsets])
-        self._bundles = bundles
+        means = _clones([parameter.detach() for parameter, _ in offsets])
         for bundle in bundles:
-            means, kept = [parameter.detach() for parameter in bundle.parameters], bundle.scratch("kept")
-            kept.fill(means)
-            self._means += zip(means, kept.parts, strict=True)
-            offsets += zip(means, bundle.scratch("displacement").parts, strict=True)
+            weights, kept = [parameter.detach() for parameter in bundle.parameters], bundle.scratch("kept")
+            kept.fill(weights)
+            means += zip(weights, kept.parts, strict=True)
+            offsets += zip(weights, bundle.scratch("displacement").parts, strict=True)
+        self._means, self._bundles = means, bundles  # from here on there is something to put back
         _displace(offsets)
         for own in draws:
             self._means += own.write()
@@ -246,6 +246,7 @@ def draw(
         places=_places(optimizer, indices),
         weights=_example_weights(optimizer, table),
         elsewhere=frozenset(elsewhere),
+        shared=frozenset(block.name for bundle in bundles for block in bundle.blocks),
     )
     return context, draws, bundles
 

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -107,7 +106,7 @@ def learning_rate_range_test(
 
     Model, optimizer and likelihood are not touched: the steps are made by copies, with the noise that the optimizer
     would draw next. The global random states of Python, NumPy and PyTorch, and the loader's generator, come back.
-    Costs ``steps`` training steps for the sweep and for each of the runs, usually three to five, and the memory of a
+    Costs ``steps`` training steps for the sweep and for each of the runs, usually three to six, and the memory of a
     copy.
 
     Args:
@@ -156,11 +155,14 @@ def learning_rate_range_test(
     device = next(model.parameters()).device
     rates = np.geomspace(smallest, largest, steps).tolist()
 
-    @cache
+    made: dict[float, list[float]] = {}
+
     def ends(rate: float) -> list[float]:
-        return run_ends(
-            optimizer, model, likelihood, loader, rate, steps, held_out=held_out, indexed=indexed, watch=watch
-        )
+        if rate not in made:
+            made[rate] = run_ends(
+                optimizer, model, likelihood, loader, rate, steps, held_out=held_out, indexed=indexed, watch=watch
+            )
+        return made[rate]
 
     twin, network, loss_of = copies(optimizer, model, likelihood)
     with _apart(loader, device):
@@ -172,10 +174,11 @@ def learning_rate_range_test(
     found = RangeTest(tuple(rates), tuple(losses), tuple(smoothed(losses)), choice, diverged)
     if runs:
         first = max(FIRST * largest, smallest)
-        far = choice < FAR * largest and better(ends(first), ends(choice), ERRORS)
-        best, tried, final = climb(first if far else choice, ends, smallest, largest)
-        best = best / CAUTION if best > choice else best
-        found = replace(found, suggestion=best, runs=tried, final=tuple(final))
+        far = choice < FAR * largest and bool(ends(choice)) and better(ends(first), ends(choice), ERRORS)
+        best, _, final = climb(first if far else choice, ends, smallest, largest)
+        best = max(best / CAUTION, choice) if best > choice else best
+        means = ((rate, float(np.mean(losses)) if losses else math.inf) for rate, losses in sorted(made.items()))
+        found = replace(found, suggestion=best, runs=tuple(means), final=tuple(final))
     return found
 
 

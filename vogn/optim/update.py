@@ -46,7 +46,6 @@ class StagedUpdate:
         moved: the means as the chain's steps have seen them: of several blocks together, and not of those with a pass.
         passes: diagonal passes, which write over what they were computed from, first of all.
         context: what the chain's steps shared: of the blocks that they have computed.
-        bundles: whose memory for mean and gradient is used.
     """
 
     states: Mapping[Block, dict[str, State]]
@@ -55,7 +54,6 @@ class StagedUpdate:
     moved: Sequence[Tensor]
     passes: Sequence[OnePass]
     context: StepContext
-    bundles: Sequence[Bundle] = ()
 
 
 def update(optimizer: NaturalGradient, objective: Objective | None = None) -> None:
@@ -76,9 +74,12 @@ def update(optimizer: NaturalGradient, objective: Objective | None = None) -> No
         optimizer._contexts.reset()
         optimizer._evidence.record.refused += 1
         raise
-    _commit(optimizer, table, taking_part, staged)
-    collector.clear()
-    optimizer._contexts.reset()
+    else:
+        _commit(optimizer, table, taking_part, staged)
+        collector.clear()
+        optimizer._contexts.reset()
+    finally:
+        table.bundles.release("mean", "gradient")
 
 
 @contextmanager
@@ -350,7 +351,7 @@ def _stage(
         for block, curvature, memory, own in zip(bundle.blocks, curvatures, memories, whole, strict=True):
             states[block], split[block] = {"curvature": curvature, "memory": memory}, own
     found_passes = [found for found in passes if found is not None]
-    return StagedUpdate(states, split, parameters, moved, found_passes, context, bundles)
+    return StagedUpdate(states, split, parameters, moved, found_passes, context)
 
 
 def _linear_steps(
@@ -408,11 +409,14 @@ def _plan(
 
     at_once = bundle.has_scratch and all(block in as_they_are for block in bundle.blocks)
 
+    def own_mean() -> Tensor:
+        return bundle.join([means[block] for block in bundle.blocks])
+
     @cache
     def mean() -> Tensor:
         if at_once:
             return bundle.scratch("mean").fill([parameter.detach() for parameter in bundle.parameters])
-        return bundle.join([means[block] for block in bundle.blocks])
+        return own_mean()
 
     @cache
     def gradient() -> Tensor:
@@ -427,7 +431,9 @@ def _plan(
     vectors = Vectors(mean, gradient, *own)
     leaves = evidence.leaves[first] if len(bundle.blocks) == 1 else _ready(evidence.observation)
     one_pass = fitting_pass(form, bundle.structure, old, group, leaves, vectors, rate, in_place=not table.divided)
-    return _Plan(old, mean, gradient, rate, one_pass, at_once)
+    if one_pass is None:  # steps of a chain may keep what they see
+        return _Plan(old, own_mean, lambda: evidence.gradient, rate, None, in_scratch=False)
+    return _Plan(old, mean, gradient, rate, one_pass, in_scratch=at_once)
 
 
 def _columns(block: Block, tensors: Sequence[Tensor | None]) -> native.Columns | None:
@@ -465,8 +471,6 @@ def _commit(optimizer: NaturalGradient, table: BlockTable, taking_part: TakingPa
     there = {block for block, mean in staged.means.items() if mean is None} | set(taking_part.linear)
     table.write({block: staged.means.get(block) for block, _ in taking_part.blocks if block not in there})
     copy_each(staged.parameters)
-    for bundle in staged.bundles:
-        bundle.release("mean", "gradient")
     table.publish(olds)
     optimizer._reshard()
     for step in optimizer.chain:

@@ -77,7 +77,7 @@ class Price(Statistic):
         context, first = collector.context, bundle.blocks[0].name
         assert context is not None
         displacement = bundle.join([context.displacement[block.name] for block in bundle.blocks])
-        if bundle.has_scratch:  # the evidence, which may be written there, outlives it
+        if any(block.name in context.shared for block in bundle.blocks):  # the evidence may be written there, and stays
             displacement = displacement.clone()
         state = bundle.join_states([collector.state_of(block) for block in bundle.blocks])
         shift, ess = context.shift[first], context.ess[first]
