@@ -67,7 +67,7 @@ def damping_search(
     four finalists, the winner and the damping to begin with, each at its rate and half a decade below it, are
     therefore compared once more by runs that are ``longer`` times as long, and the lowest mean loss decides.
 
-    Costs a range test (four to six times ``steps``) for each damping, three to five of them as a rule, and
+    Costs a range test (four to seven times ``steps``) for each damping, three to five of them as a rule, and
     ``4 * longer * steps`` for the finalists.
 
     Model, optimizer and likelihood are not touched: set ``damping`` and ``lr`` of the groups yourself.
