@@ -136,8 +136,9 @@ def test_coverage_is_near_nominal_on_a_linear_gaussian_table(vogn, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [[], ["--method", "kfac", "--deterministic"], ["--method", "ivon", "--noise", "12"], ["--model", "dropped:make"]],
-    ids=["vogn", "kfac-deterministic", "ivon-fixed-noise", "dropout"],
+    [[], ["--method", "kfac", "--deterministic"], ["--method", "ivon", "--noise", "12"], ["--noise", "44"]]
+    + [["--model", "dropped:make"]],
+    ids=["vogn", "kfac-deterministic", "ivon-fixed-noise", "fixed-noise-near-the-residuals", "dropout"],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one(vogn, table, tmp_path, monkeypatch, options):
     (tmp_path / "dropped.py").write_text(
@@ -188,6 +189,69 @@ def test_fixed_noise_is_in_the_unit_of_the_targets(vogn, table, tmp_path):
     assert vogn("predict", "run", "--input", "x.npz", "--output", "p.npz").code == 0
     with np.load("p.npz") as archive:
         np.testing.assert_allclose(archive["aleatoric"], 144.0, rtol=1e-6)
+
+
+NEAR = np.random.default_rng(0).normal(size=(120, 2))
+"""Inputs of a table whose noise is 1 beside targets of standard deviation 30."""
+
+
+@pytest.fixture
+def near(tmp_path):
+    y = 10 * (3 * NEAR[:, 0] + np.sin(NEAR[:, 1])) + np.random.default_rng(1).normal(size=len(NEAR))
+    np.savez(tmp_path / "near.npz", x_train=NEAR, y_train=y)
+    return f"npz:{tmp_path / 'near.npz'}"
+
+
+@pytest.mark.parametrize("noise", ["1", "3"])
+def test_a_fixed_noise_far_below_the_first_residuals_trains(vogn, near, tmp_path, noise):
+    outcome = vogn("train", "--data", near, "--epochs", "60", "--noise", noise, "--device", "cpu", "--output", "run")
+    assert outcome.code == 0, outcome.err
+    assert results(tmp_path / "run")[-1]["rmse"] < 10  # of targets with standard deviation 30
+    std = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["targets"]["std"]
+    stored = GaussianPosterior.load(tmp_path / "run" / "posterior.safetensors").likelihood
+    assert stored == {"kind": "gaussian", "noise": float(noise) / std}
+    np.savez("x.npz", x=NEAR[:2])
+    assert vogn("predict", "run", "--input", "x.npz", "--output", "p.npz").code == 0
+    with np.load("p.npz") as archive:
+        np.testing.assert_allclose(archive["aleatoric"], float(noise) ** 2, rtol=1e-6)
+
+
+def test_training_uses_the_fixed_noise_once_the_residuals_have_come_down_to_it(vogn, near, tmp_path, monkeypatch):
+    """Against the average of squared residuals, written down anew; the loss that is told is that of the fixed noise."""
+    seen, told, original = [], [], training.Training._step
+
+    def step(self, x, y, indices):
+        before = self.session.observation.training.noise
+        value, outputs = original(self, x, y, indices)
+        seen.append((before, float((outputs - y).square().mean())))
+        told.append((value, float((0.5 * ((y - outputs) / fixed) ** 2).mean() + math.log(fixed))))
+        return value, outputs
+
+    monkeypatch.setattr(training.Training, "_step", step)
+    std = np.load(near.removeprefix("npz:"))["y_train"].std()  # about that of the training part
+    noise, fixed = 0.4 * std, None
+    from vogn.data import load_real_data
+
+    fixed = noise / load_real_data(near).targets.std
+    arguments = ["--data", near, "--epochs", "100", "--noise", noise, "--device", "cpu", "--output", "run"]
+    assert vogn("train", *arguments).code == 0
+    expected, average, reached = [], None, False
+    for number, (_, square) in enumerate(seen):
+        late = number > 0.1 * len(seen)  # the step before was the first that may write
+        expected.append(fixed if reached or (late and average**0.5 <= fixed) else average**0.5 if late else 1.0)
+        reached = reached or expected[-1] == fixed
+        average = square if average is None else 0.98 * average + 0.02 * square
+    assert [used for used, _ in seen] == pytest.approx(expected, rel=1e-6)
+    assert reached and fixed < expected[len(seen) // 8] < 1 and seen[-1][0] == fixed
+    for value, by_hand in told:
+        assert value == pytest.approx(by_hand + 0.5 * math.log(2 * math.pi), rel=1e-4, abs=1e-5)
+
+
+def test_a_fixed_noise_is_named_where_training_diverges(vogn, near):
+    outcome = vogn("train", "--data", near, "--epochs", "60", "--noise", "1", "--lr", "1e6", "--output", "run")
+    assert outcome.code != 0 and "lower --lr" in outcome.err and "raise --noise" in outcome.err
+    outcome = vogn("train", "--data", near, "--epochs", "60", "--lr", "1e6", "--output", "learned")
+    assert outcome.code != 0 and "lower --lr" in outcome.err and "--noise" not in outcome.err
 
 
 def test_evaluate_measures_a_run_beside_its_contenders(vogn, table, tmp_path):
