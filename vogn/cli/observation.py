@@ -96,7 +96,7 @@ class RealObservation(Observation):
             self.training,
             x,
             y,
-            size=len(y) * session.data.augmentation_factor,
+            size=contender.evidence_size(session.settings, len(y), session.data.augmentation_factor),
             tuned=contender.tuned,
             seed=session.settings.seed,
         )
