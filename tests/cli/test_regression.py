@@ -11,7 +11,10 @@ import torch
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import roc_auc_score
 
-from vogn.cli import training
+from vogn.cli import observation, training
+from vogn.cli.observation import RealObservation
+from vogn.data import load_real_data
+from vogn.likelihoods import Gaussian
 from vogn.optim import METHODS
 from vogn.posterior import GaussianPosterior
 
@@ -138,7 +141,7 @@ def test_coverage_is_near_nominal_on_a_linear_gaussian_table(vogn, tmp_path):
     "options",
     [[], ["--method", "kfac", "--deterministic"], ["--method", "ivon", "--noise", "12"], ["--noise", "44"]]
     + [["--model", "dropped:make"]],
-    ids=["vogn", "kfac-deterministic", "ivon-fixed-noise", "fixed-noise-near-the-residuals", "dropout"],
+    ids=["vogn", "kfac-deterministic", "ivon-fixed-noise", "fixed-noise-from-the-start", "dropout"],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one(vogn, table, tmp_path, monkeypatch, options):
     (tmp_path / "dropped.py").write_text(
@@ -181,6 +184,31 @@ def test_the_prior_follows_the_evidence_unless_it_is_given(vogn, table, tmp_path
         found[name] = [group["weight_decay"] * group["ess"] for group in groups]
     assert found["given"] == [pytest.approx(3.0)]
     assert len(set(found["evidence"])) == 2 and 1.0 not in found["evidence"]
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ([], 58),
+        (["--augmentation-factor", "5"], 290),
+        (["--ess", "200"], 200),
+        (["--temperature", "0.5"], 58),
+        (["--method", "vadam"], 58),
+        (["--method", "vadam", "--ess", "200"], 20),
+        (["--deterministic", "--augmentation-factor", "5"], 290),
+    ],
+)
+def test_evidence_counts_examples_as_the_effective_sample_size_does(vogn, table, monkeypatch, options, size):
+    """58 training examples; VAdam's recipe has temperature 0.1."""
+    original, sizes = observation.tune_by_evidence, []
+
+    def tune_by_evidence(*arguments, **named):
+        sizes.append(named["size"])
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(observation, "tune_by_evidence", tune_by_evidence)
+    assert vogn("train", "--data", table, *TINY, *options, "--output", "run").code == 0
+    assert sizes == pytest.approx([size] * len(sizes), rel=1e-12) and len(sizes) >= 2
 
 
 def test_fixed_noise_is_in_the_unit_of_the_targets(vogn, table, tmp_path):
@@ -228,10 +256,7 @@ def test_training_uses_the_fixed_noise_once_the_residuals_have_come_down_to_it(v
         return value, outputs
 
     monkeypatch.setattr(training.Training, "_step", step)
-    std = np.load(near.removeprefix("npz:"))["y_train"].std()  # about that of the training part
-    noise, fixed = 0.4 * std, None
-    from vogn.data import load_real_data
-
+    noise = 25.0
     fixed = noise / load_real_data(near).targets.std
     arguments = ["--data", near, "--epochs", "100", "--noise", noise, "--device", "cpu", "--output", "run"]
     assert vogn("train", *arguments).code == 0
@@ -242,9 +267,30 @@ def test_training_uses_the_fixed_noise_once_the_residuals_have_come_down_to_it(v
         reached = reached or expected[-1] == fixed
         average = square if average is None else 0.98 * average + 0.02 * square
     assert [used for used, _ in seen] == pytest.approx(expected, rel=1e-6)
-    assert reached and fixed < expected[len(seen) // 8] < 1 and seen[-1][0] == fixed
+    assert reached and fixed < expected[len(seen) // 8] != 1.0 and seen[-1][0] == fixed
     for value, by_hand in told:
         assert value == pytest.approx(by_hand + 0.5 * math.log(2 * math.pi), rel=1e-4, abs=1e-5)
+
+
+def test_a_noise_that_has_become_the_fixed_one_stays_so_through_a_checkpoint():
+    found = RealObservation(Gaussian(0.5))
+    small, large, zero = torch.full((4, 1), 0.3), torch.full((4, 1), 20.0), torch.zeros(4, 1)
+    assert found.training.noise == 1.0
+    found.after_step(large, zero, 0, 100)
+    assert found.training.noise == 1.0  # it follows after a tenth of the run
+    found.after_step(large, zero, 10, 100)
+    again = RealObservation(Gaussian(0.5))
+    again.load_state_dict(found.state_dict())
+    assert again.training.noise == found.training.noise == pytest.approx(20.0)
+    for step in range(11, 1000):
+        again.after_step(small, zero, step, 100)
+        if again.training is again.likelihood:
+            break
+    assert again.noise.average <= 0.25 and again.training.noise == 0.5
+    third = RealObservation(Gaussian(0.5))
+    third.load_state_dict(again.state_dict())
+    third.after_step(large, zero, 60, 100)
+    assert third.noise.average > 0.25 and third.training is third.likelihood
 
 
 def test_a_fixed_noise_is_named_where_training_diverges(vogn, near):
@@ -315,7 +361,6 @@ def test_the_diabetes_data_need_no_file(vogn, tmp_path):
 def test_epochs_make_about_two_thousand_steps(vogn, table, tmp_path, monkeypatch):
     from vogn.cli.regression import Regression
     from vogn.cli.settings import Settings
-    from vogn.data import load_real_data
 
     task = Regression(load_real_data(table))
     steps = {}
@@ -377,6 +422,7 @@ NAN = np.where(np.arange(64) < 3, np.nan, 1.5)
     [
         ({"y_train": NAN}, [], ["3 of 64 targets are NaN or infinite"]),
         ({"y_test": np.full(30, np.inf)}, [], ["[test]", "30 of 30 targets are NaN or infinite"]),
+        ({"y_test": np.arange(30)}, [], ["[test] holds whole numbers (int64)", "use the same kind"]),
         ({"y_train": np.full((64, 2), 0.5)}, [], ["targets of shape (64, 2)", "one number per input"]),
         ({"y_train": np.full(63, 0.5)}, [], ["64 inputs but targets of shape (63,)"]),
         ({"y_train": np.full(64, 2.5)}, [], ["all 58 targets are 2.5", "constant"]),
@@ -410,7 +456,10 @@ def test_too_few_rows(vogn, tmp_path):
 
 
 def test_classes_have_no_noise_and_names_are_no_numbers(vogn, tiny):
-    refused(vogn("train", "--data", tiny, "--noise", "1", "--output", "run"), "--noise", "class labels")
+    refused(vogn("train", "--data", tiny, "--noise", "1", "--output", "run"), "class labels", "--task regression")
+    named = vogn("train", "--data", "digits", "--noise", "1", "--output", "run")
+    refused(named, "--noise", "digits has class labels; leave it out")
+    assert "--task" not in named.err  # digits' classes have names
     refused(vogn("train", "--data", "digits", "--task", "regression"), "digits has classes with names")
 
 
