@@ -56,6 +56,24 @@ def test_a_given_scale_is_used_and_wants_the_same_kind_of_number(save):
     assert load_real_data(whole, targets=TargetScale(1.0, 2.0, whole=True)).targets.whole
 
 
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_every_part_has_the_kind_of_number_of_the_training_part(save, part):
+    """Beside floating-point targets, or a scale that was fitted to such, whole numbers look like labels."""
+    content = {"x_train": X, "y_train": Y, f"x_{part}": X}
+    with pytest.raises(DataError, match=rf"\[{part}\] holds whole numbers \(int64\), .* use the same kind"):
+        load_real_data(save(**content, **{f"y_{part}": np.arange(50)}))
+    with pytest.raises(DataError, match=rf"\[{part}\] holds whole numbers"):
+        load_real_data(save(**content, **{f"y_{part}": np.arange(50)}), targets=TargetScale(1.0, 2.0))
+    assert load_real_data(save(**content, **{f"y_{part}": np.arange(50.0)})).targets.whole is False
+    whole = content | {"y_train": np.arange(50), f"y_{part}": np.arange(50)}
+    assert load_real_data(save(**whole)).targets.whole
+
+
+def test_data_know_whether_their_classes_have_names(save):
+    assert load_data("digits").named
+    assert not load_data(save(x_train=X, y_train=np.arange(50) % 4)).named
+
+
 @pytest.mark.parametrize(
     ("y", "task"),
     [

@@ -68,8 +68,8 @@ class Classification(Task[Data]):
     def settled(self, settings: Settings, given: Mapping[str, Any]) -> Settings:
         if settings.noise is not None:
             raise UsageError(
-                f"--noise is the noise of numbers, but {settings.data} has class labels; leave it out, or give "
-                "--task regression"
+                f"--noise is the noise of numbers, but {settings.data} has class labels; leave it out"
+                f"{'' if self.data.named else ', or give --task regression'}"
             )
         return replace(settings, task=self.NAME)
 

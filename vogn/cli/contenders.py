@@ -107,6 +107,14 @@ class Contender(Protocol):
         """
         ...
 
+    def evidence_size(self, settings: Settings, examples: int, augmentation_factor: float) -> float:
+        """The effective sample size at temperature 1, by which a prior precision of the evidence is divided.
+
+        Args:
+            settings, examples, augmentation_factor: as in :meth:`options`.
+        """
+        ...
+
     def build(self, model: nn.Module, options: dict[str, Any], seed: int) -> torch.optim.Optimizer:
         """The optimizer."""
         ...
@@ -153,10 +161,8 @@ class NaturalGradientContender:
         return not METHODS[self.method].sets_groups
 
     def options(self, settings: Settings, examples: int, augmentation_factor: float) -> dict[str, Any]:
-        recipe = RECIPES.get(self.method, Recipe()) if self.recipe is None else self.recipe
-        ess = settings.effective_sample_size(
-            examples, augmentation_factor=augmentation_factor, temperature=recipe.temperature
-        )
+        recipe = self._recipe()
+        ess = self._ess(settings, examples, augmentation_factor)
         prior_precision = recipe.prior_precision if settings.prior_precision is None else settings.prior_precision
         _check_prior(ess, prior_precision)
         options = dict(recipe.options)
@@ -168,6 +174,18 @@ class NaturalGradientContender:
             steps = len(epoch_batches(examples, settings.batch_size, settings.seed, 0))
             options["freeze_after"] = recipe.freeze_epochs * steps
         return options | {"ess": ess, "weight_decay": prior_precision / ess, "variational": self.variational}
+
+    def evidence_size(self, settings: Settings, examples: int, augmentation_factor: float) -> float:
+        temperature = self._recipe().temperature if settings.temperature is None else settings.temperature
+        return self._ess(settings, examples, augmentation_factor) * temperature
+
+    def _recipe(self) -> Recipe:
+        return RECIPES.get(self.method, Recipe()) if self.recipe is None else self.recipe
+
+    def _ess(self, settings: Settings, examples: int, augmentation_factor: float) -> float:
+        return settings.effective_sample_size(
+            examples, augmentation_factor=augmentation_factor, temperature=self._recipe().temperature
+        )
 
     def build(self, model: nn.Module, options: dict[str, Any], seed: int) -> torch.optim.Optimizer:
         info = METHODS[self.method]
@@ -214,6 +232,9 @@ class AdamWContender:
 
     def options(self, settings: Settings, examples: int, augmentation_factor: float) -> dict[str, Any]:
         return {"lr": self.lr, "weight_decay": self.weight_decay}
+
+    def evidence_size(self, settings: Settings, examples: int, augmentation_factor: float) -> float:
+        return settings.effective_sample_size(examples, augmentation_factor=augmentation_factor, temperature=1.0)
 
     def build(self, model: nn.Module, options: dict[str, Any], seed: int) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), **options)

@@ -99,7 +99,7 @@ def _require_finite(session: Session, found: Predictive) -> None:
 def _not_finite(session: Session) -> DivergedError:
     return DivergedError(
         f"the predictions of {session.contender.label} are not finite: its training diverged, or the temperature "
-        "of prediction is too high; lower --lr or raise --prior-precision"
+        f"of prediction is too high; lower --lr or raise --prior-precision{session.observation.remedy}"
     )
 
 

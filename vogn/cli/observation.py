@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from vogn.likelihoods import Categorical, Gaussian, Likelihood
 from vogn.optim.evidence_tuning import (
+    FIRST_NOISE,
     POINT_TUNINGS,
     TUNINGS,
     FollowedNoise,
@@ -27,10 +29,18 @@ class Observation:
 
     Args:
         likelihood: of the targets that the network is trained on.
+
+    Attributes:
+        likelihood: the one that is reported and predicts.
+        training: the one of the next step, which may be another one for a while.
+        remedy: what else to do about a run that diverges, after the advice for all runs; usually empty.
     """
+
+    remedy = ""
 
     def __init__(self, likelihood: Likelihood | None = None) -> None:
         self.likelihood: Likelihood = Categorical() if likelihood is None else likelihood
+        self.training: Likelihood = self.likelihood
 
     def before_step(self, session: Session, step: int, total: int) -> None:
         """Called before step number ``step`` (from 0) of ``total``."""
@@ -53,15 +63,22 @@ class Observation:
 class RealObservation(Observation):
     """Gaussian noise that follows the residuals, and priors by the evidence, as in :class:`vogn.sklearn.VOGNRegressor`.
 
+    A fixed noise far below the residuals would make the likelihood too sharp for the first steps: they take the noise
+    that follows the residuals, until it has come down to the fixed one.
+
     Args:
         likelihood: of standardised targets.
     """
 
     likelihood: Gaussian
+    training: Gaussian
 
     def __init__(self, likelihood: Gaussian) -> None:
         super().__init__(likelihood)
         self.noise = FollowedNoise(likelihood)
+        if likelihood.log_noise is None:
+            self.remedy = ", or raise --noise"
+            self._train_with(FIRST_NOISE)
 
     def before_step(self, session: Session, step: int, total: int) -> None:
         """Ask the evidence at some steps: for priors that were not given, and for what the network has fitted."""
@@ -76,10 +93,10 @@ class RealObservation(Observation):
         fitted = tune_by_evidence(
             session.optimizer,  # type: ignore[arg-type]
             session.model,
-            self.likelihood,
+            self.training,
             x,
             y,
-            size=len(y) * session.data.augmentation_factor,
+            size=contender.evidence_size(session.settings, len(y), session.data.augmentation_factor),
             tuned=contender.tuned,
             seed=session.settings.seed,
         )
@@ -88,12 +105,25 @@ class RealObservation(Observation):
 
     def after_step(self, outputs: Tensor, targets: Tensor, step: int, total: int) -> None:
         """Let the noise follow, after a tenth of the run."""
-        self.noise.follow(outputs, targets, write=step >= _WAIT * total)
+        write = step >= _WAIT * total
+        self.noise.follow(outputs, targets, write=write)
+        if write and self.training is not self.likelihood:
+            assert self.noise.average is not None
+            followed = (self.noise.inflation * self.noise.average) ** 0.5
+            if math.isfinite(followed):  # else the next loss will tell
+                self._train_with(followed)
+
+    def _train_with(self, noise: float) -> None:
+        """A noise above the fixed one, or the fixed one from now on."""
+        fixed = float(self.likelihood.noise)
+        self.training = Gaussian(noise) if noise > fixed else self.likelihood
 
     def state_dict(self) -> dict[str, Any]:
         """See :class:`Observation`."""
-        return {"noise": self.noise.state_dict()}
+        return {"noise": self.noise.state_dict() | {"training": self.training.to_dict()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :class:`Observation`."""
         self.noise.load_state_dict(state["noise"])
+        if self.likelihood.log_noise is None:
+            self._train_with(float(state["noise"]["training"]["noise"]))

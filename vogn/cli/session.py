@@ -102,8 +102,14 @@ class Session:
         }
 
     def posterior(self) -> GaussianPosterior:
-        """The distribution over weights at this point of the run, at the temperature of training."""
-        return self.contender.posterior(self.model, self.optimizer)
+        """The distribution over weights at this point of the run, at the temperature of training.
+
+        Its likelihood is the one that predicts, whichever the last step was taken with.
+        """
+        found = self.contender.posterior(self.model, self.optimizer)
+        if found.likelihood is not None:
+            found.likelihood = self.observation.likelihood.to_dict()
+        return found
 
     def save(self) -> None:
         """Write the checkpoint."""

@@ -110,7 +110,7 @@ class Training:
             self._leave_if_interrupted(saved=due)
 
     def _step(self, x: Tensor, y: Tensor, indices: Tensor) -> tuple[float, Tensor]:
-        """One step; returns the loss and the outputs (under the sampled weights)."""
+        """One step; returns the loss as it is reported, and the outputs (under the sampled weights)."""
         session, position = self.session, self.session.position
         step = position.epoch * self.batches_per_epoch + position.batch
         session.observation.before_step(session, step, self.total_steps)
@@ -121,16 +121,19 @@ class Training:
         session.optimizer.zero_grad()
         with session.contender.sampled(session.optimizer, indices):
             outputs = session.model(x)
-            loss = session.observation.likelihood(outputs, y)
+            loss = session.observation.training(outputs, y)
             loss.backward()
         value = loss.item()
         if not math.isfinite(value):
             raise DivergedError(
                 f"the training loss is {value} in epoch {position.epoch + 1}, batch {position.batch + 1} of "
                 f"{session.contender.label}; lower --lr (it peaks at {session.rates[0]:g}) or raise --prior-precision"
+                f"{session.observation.remedy}"
             )
         session.optimizer.step()
         seen = outputs.detach()
+        if session.observation.training is not session.observation.likelihood:
+            value = session.observation.likelihood(seen, y).item()
         session.observation.after_step(seen, y, step, self.total_steps)
         return value, seen
 

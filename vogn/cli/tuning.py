@@ -74,7 +74,7 @@ def tune(
     assert isinstance(optimizer, NaturalGradient)
     session.model.train()
     torch.manual_seed(settings.seed)
-    subjects = (optimizer, session.model, session.observation.likelihood, _TrainingBatches(session))
+    subjects = (optimizer, session.model, session.observation.training, _TrainingBatches(session))
     held_out = _batches(data.validation) if runs and len(data.validation) else None
     options: dict[str, Any] = {"smallest": smallest, "largest": largest, "steps": steps, "held_out": held_out}
     search: DampingSearch | None = None

@@ -110,6 +110,7 @@ def class_data(
         class_names=names or numbered(count),
         preprocessing=preprocessing,
         augmentation=standard_augmentation(preprocessing.input_shape) if augment else None,
+        named=raw.class_names is not None,
     )
 
 

@@ -39,8 +39,9 @@ def load_real_data(
             targets are numbers.
         seed, validation_fraction, test_fraction, image_size, augment, preprocessing: see :func:`vogn.data.load_data`;
             parts that are missing are split off at random.
-        targets: a fitted scale to use instead of fitting one to the training targets. Whole numbers are then refused
-            where the scale is not of whole numbers: they look like labels.
+        targets: a fitted scale to use instead of fitting one to the training targets. Where the training targets are,
+            or those of the scale were, floating-point numbers, whole numbers in any part are refused: they look like
+            labels.
 
     Returns:
         The data: inputs and targets standardised with the moments of the training part.
@@ -76,15 +77,12 @@ def real_data(
     """:func:`load_real_data` of what a source has handed over; ``fractions`` by part."""
     if raw.class_names is not None:
         raise DataError(f"{spec} has classes with names, not numbers to predict; a regression needs real targets")
-    whole = raw.train[1].dtype.kind in "iu"
-    if targets is not None and whole and not targets.whole:
-        raise DataError(
-            f"{spec} holds whole numbers ({raw.train[1].dtype}), such as class labels are, but the training targets "
-            "were floating-point numbers; use the same kind"
-        )
     parts = {
         part: (np.asarray(x), real_targets(x, y, name=f"{spec} [{part}]")) for part, (x, y) in raw.parts().items()
     }
+    whole = raw.train[1].dtype.kind in "iu"
+    if not (whole if targets is None else targets.whole):
+        _require_floats(raw, spec)
     one_group = np.zeros(len(parts["train"][1]), dtype=np.int64)
     parts = hold_out(parts, fractions, seed=seed, name=spec, strata=one_group)
     x, y = parts["train"]
@@ -109,6 +107,16 @@ def real_data(
         augmentation=standard_augmentation(preprocessing.input_shape) if augment else None,
         targets=targets,
     )
+
+
+def _require_floats(raw: RawData, spec: str) -> None:
+    """Every part has floating-point targets, as the training targets are or were."""
+    for part, (_, y) in raw.parts().items():
+        if y.dtype.kind in "iu":
+            raise DataError(
+                f"{spec} [{part}] holds whole numbers ({y.dtype}), such as class labels are, but the training targets "
+                "are floating-point numbers; use the same kind"
+            )
 
 
 def choose_task(raw: RawData, spec: str) -> tuple[str, str]:

@@ -68,10 +68,12 @@ class Data(Parts):
 
     Args:
         class_names: one name per class.
+        named: whether the source has such names; otherwise they are the class numbers, and might be numbers to predict.
         name, train, validation, test, preprocessing, augmentation, remark: see :class:`Parts`.
     """
 
     class_names: tuple[str, ...]
+    named: bool = field(default=False, kw_only=True)
 
     @property
     def num_classes(self) -> int:
