@@ -9,6 +9,7 @@ a kernel that is slower belongs into ``SLOWER`` of ``vogn/kernels/dispatch.py``.
 
     python -m benchmarks.kernels                    # on CUDA if there is one, else on the CPU
     python -m benchmarks.kernels --device cpu --rounds 3
+    python -m benchmarks.kernels --sizes            # on CUDA: against the structures' own code, at sizes of layers
 """
 
 from __future__ import annotations
@@ -139,10 +140,10 @@ def eigenbasis_solve(device: torch.device, scale: int) -> Work:
     def call() -> Any:
         return kernels.eigenbasis_solve(g, q_s, q_a, values, shift=0.1)
 
-    def own() -> Any:
-        return from_basis(to_basis(g, q_s, q_a).mul_((values + 0.1).reciprocal_()), q_s, q_a)
-
-    return Work(call, (g, q_s, q_a, values), {"d_out": d_out, "d_in": d_in}, moved, operations, own=own)
+    size = {"d_out": d_out, "d_in": d_in}
+    return Work(
+        call, (g, q_s, q_a, values), size, moved, operations, own=lambda: own_eigenbasis_solve(g, q_s, q_a, values)
+    )
 
 
 def inverse_root(device: torch.device, scale: int) -> Work:
@@ -163,12 +164,21 @@ def patch_factor(device: torch.device, scale: int) -> Work:
     size = {"images": images, "channels": channels, "side": side, "kernel": 3}
     operations = positions * features * (features + 1)
 
-    def own() -> Any:
-        patches = Patches(F.pad(x, (1, 1, 1, 1)), (3, 3), (1, 1), (1, 1), 1, bias=False)
-        rows = patches.matrix().flatten(0, 1)
-        return second_moment(rows, rows, diagonal=False)
+    return Work(
+        lambda: kernels.patch_factor(x, 3, padding=1), (x,), size, moved, operations, own=lambda: own_patch_factor(x)
+    )
 
-    return Work(lambda: kernels.patch_factor(x, 3, padding=1), (x,), size, moved, operations, own=own)
+
+def own_patch_factor(x: Tensor) -> Tensor:
+    """What structures compute without the kernel; kernels of three by three."""
+    patches = Patches(F.pad(x, (1, 1, 1, 1)), (3, 3), (1, 1), (1, 1), 1, bias=False)
+    rows = patches.matrix().flatten(0, 1)
+    return second_moment(rows, rows, diagonal=False)
+
+
+def own_eigenbasis_solve(g: Tensor, q_s: Tensor, q_a: Tensor, values: Tensor) -> Tensor:
+    """What structures compute without the kernel."""
+    return from_basis(to_basis(g, q_s, q_a).mul_((values + 0.1).reciprocal_()), q_s, q_a)
 
 
 WORKS: dict[str, Callable[[torch.device, int], Work]] = {
@@ -180,6 +190,69 @@ WORKS: dict[str, Callable[[torch.device, int], Work]] = {
     "inverse_root": inverse_root,
     "patch_factor": patch_factor,
 }
+
+
+SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "symmetric_update": (
+        (65536, 27),
+        (65536, 144),
+        (16384, 288),
+        (4096, 576),
+        (16384, 577),
+        (1024, 785),
+        (4096, 768),
+        (4096, 3072),
+        (1024, 4097),
+        (8192, 2048),
+    ),
+    "patch_factor": (
+        (64, 3, 32),
+        (64, 16, 32),
+        (256, 64, 32),
+        (64, 32, 16),
+        (64, 64, 8),
+        (256, 256, 8),
+        (32, 128, 28),
+    ),
+    "eigenbasis_solve": ((16, 144), (64, 576), (256, 1024), (768, 3072), (2048, 2560), (4096, 4097)),
+}
+"""Rows and size; images, channels and side; outputs and inputs."""
+
+
+def pair(op: str, size: tuple[int, ...], device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The kernel and the structures' own code on operands of a size."""
+    if op == "symmetric_update":
+        a = normal(*size, device=device)
+        return (
+            lambda: kernels.symmetric_update(None, a, decay=1.0, weight=1.0),
+            lambda: second_moment(a, a, diagonal=False),
+        )
+    if op == "patch_factor":
+        images, channels, side = size
+        x = normal(images, channels, side, side, device=device)
+        return lambda: kernels.patch_factor(x, 3, padding=1), lambda: own_patch_factor(x)
+    d_out, d_in = size
+    g, values = normal(d_out, d_in, device=device), normal(d_out, d_in, device=device, seed=1).square()
+    q_s, q_a = normal(d_out, d_out, device=device, seed=2), normal(d_in, d_in, device=device, seed=3)
+    return (
+        lambda: kernels.eigenbasis_solve(g, q_s, q_a, values, shift=0.1),
+        lambda: own_eigenbasis_solve(g, q_s, q_a, values),
+    )
+
+
+def compare_sizes(device: torch.device, rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """Milliseconds of kernel and own code at every size."""
+    found: dict[str, list[dict[str, Any]]] = {op: [] for op in SIZES}
+    for op, sizes in SIZES.items():
+        for size in sizes:
+            kernel, own = pair(op, size, device)
+            with forced("triton"):
+                fast = 1e3 * seconds(kernel, device, rounds)
+            with forced("reference"):
+                plain = 1e3 * seconds(own, device, rounds)
+            found[op].append({"size": list(size), "triton_ms": fast, "own_ms": plain})
+            print(f"{op:18} {size!s:18} {fast:9.3f} ms, own code {plain:9.3f} ms, ratio {fast / plain:.2f}", flush=True)
+    return found
 
 
 def seconds(call: Callable[[], Any], device: torch.device, rounds: int) -> float:
@@ -281,8 +354,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--scale", type=int, choices=(0, 1), help="0: small, the CPU's default; 1: large, CUDA's")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--sizes", action="store_true", help="kernels against the structures' own code, on CUDA")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
+    about = {
+        "device": device_name(device),
+        "rounds": options.rounds,
+        "environment": environment() | {"triton": triton_version()},
+    }
+    if options.sizes:
+        if device.type != "cuda":
+            parser.error("--sizes needs a CUDA device")
+        found = compare_sizes(device, options.rounds)
+        record = {"command": "python -m benchmarks.kernels --sizes", **about, "sizes": found}
+        write_cell(options.results / "cuda-sizes.json", record)
+        return
     scale = options.scale if options.scale is not None else int(device.type == "cuda")
     rows = {}
     for op in WORKS:
@@ -296,11 +382,9 @@ def main(arguments: list[str] | None = None) -> None:
         )
     record = {
         "command": "python -m benchmarks.kernels",
-        "device": device_name(device),
+        **about,
         "forced": os.environ.get(VARIABLE) or None,
         "scale": scale,
-        "rounds": options.rounds,
-        "environment": environment() | {"triton": triton_version()},
         "ceilings": {
             "copy_bytes_per_second": bandwidth(device, scale, options.rounds),
             "float32_operations_per_second": matmul_rate(device, scale, options.rounds, torch.float32),

@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import benchmarks.classification
-from benchmarks.cells import deadline_of, read_cell, run_cells, study_parser
+from benchmarks.cells import deadline_of, run_cells, study_parser
 from benchmarks.classification.images import load
 from benchmarks.classification.one_run import run_cell
 from benchmarks.classification.report import report
 from benchmarks.classification.rows import ROWS, base_of
 from benchmarks.classification.sizes import FULL, RESULTS, folder, sizes
-from benchmarks.classification.tuning import tuned, tuning_cell
+from benchmarks.classification.tuning import remove_stale, tuned, tuning_cell
 
 
 def arguments_of(arguments: argparse.Namespace, method: str, configuration: int, seed: int, **extra: Any) -> list[str]:
@@ -32,14 +31,6 @@ def arguments_of(arguments: argparse.Namespace, method: str, configuration: int,
     for key, value in extra.items():
         line += [f"--{key}"] if value is True else [f"--{key}", str(value)]
     return line
-
-
-def remove_stale(path: Path, configuration: Mapping[str, Any]) -> None:
-    """A final run of a configuration that tuning would no longer choose is run again."""
-    record = read_cell(path)
-    if record is not None and record["configuration"] != configuration:
-        print(f"{path.name}: tuning chooses another configuration now; run again")
-        path.unlink()
 
 
 def run_study(arguments: argparse.Namespace) -> int:

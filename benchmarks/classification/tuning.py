@@ -47,3 +47,11 @@ def scores_of(arguments: argparse.Namespace, method: str, seed: int) -> list[flo
             return None
         scores.append(float(np.mean([score(record) for record in records if record is not None])))
     return scores
+
+
+def remove_stale(path: Path, configuration: Mapping[str, Any]) -> None:
+    """A final run of a configuration that tuning would no longer choose is run again."""
+    record = read_cell(path)
+    if record is not None and record["configuration"] != configuration:
+        print(f"{path.name}: tuning chooses another configuration now; run again")
+        path.unlink()

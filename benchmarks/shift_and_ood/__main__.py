@@ -7,8 +7,9 @@ from pathlib import Path
 
 import benchmarks.shift_and_ood
 from benchmarks.cells import finish, study_parser
+from benchmarks.classification.tuning import remove_stale
 from benchmarks.shift_and_ood.images import TASKS, require_files
-from benchmarks.shift_and_ood.one_run import METHODS, cell_path, run_cell
+from benchmarks.shift_and_ood.one_run import METHODS, cell_path, run_cell, tuned_configuration
 
 RESULTS = Path(__file__).parents[1] / "results" / "shift_and_ood"
 SEEDS = 5
@@ -31,9 +32,10 @@ def main() -> int:
         directory = require_files(arguments.data_dir)
         cells = []
         for seed in range(SEEDS):
-            for task in TASKS:
+            for task in [arguments.task] if arguments.task else TASKS:
                 for method in METHODS:
                     path = cell_path(arguments.results, task, method, seed)
+                    remove_stale(path, tuned_configuration(method, TASKS[task].data, seed))
                     line = ["cell", "--task", task, "--method", method, "--seed", str(seed)]
                     cells.append((path, [*line, "--cell", str(path), "--data-dir", str(directory)]))
         if not finish("benchmarks.shift_and_ood", cells, arguments):

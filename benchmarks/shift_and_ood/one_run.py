@@ -23,7 +23,7 @@ from vogn import metrics
 from vogn.data import CORRUPTIONS, corrupt
 from vogn.likelihoods import Categorical
 
-METHODS = ("adamw", "kfac", "vogn", "ivon")
+METHODS = ("adamw", "kfac", "ekfac", "vogn", "ivon")
 SAMPLES, SHIFT_SAMPLES, VALIDATION_SAMPLES, CALIBRATION, BATCH = 16, 8, 8, 256, 32
 SEVERITIES = (1, 3, 5)
 

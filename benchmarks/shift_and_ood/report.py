@@ -16,7 +16,7 @@ from benchmarks.shift_and_ood.one_run import METHODS, SEVERITIES, cell_path
 
 SEEDS = 5
 FIRST, LAST = "<!-- tables: begin -->", "<!-- tables: end -->"
-NAMES = {"adamw": "AdamW", "kfac": "noisy K-FAC", "vogn": "VOGN", "ivon": "IVON"}
+NAMES = {"adamw": "AdamW", "kfac": "noisy K-FAC", "ekfac": "noisy EK-FAC", "vogn": "VOGN", "ivon": "IVON"}
 TITLES = {
     "mnist": "MNIST",
     "cifar10": "CIFAR-10",

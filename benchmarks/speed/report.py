@@ -170,13 +170,11 @@ rounds: with fewer than five, quartiles say little. Rows that use up their time 
 A schedule of a method of ours is charged in proportion: plain, observing and refreshing steps are measured one by one
 and weighted by how often they occur. Peers with a schedule run whole periods. Rows without numbers say why.
 
-On a GPU small elementwise blocks of VOGN, VAdam and IVON are computed together and per-example sums are formed in
-larger pieces. Before that, on the same kind of machine, a step of the ResNet-20 took 2.15 (VAdam), 2.20 (IVON), 4.15
-(VOGN), 2.81 (K-FAC, deterministic) and 41 (SLANG) times that of SGD, of the GPT 2.03, 2.10, 2.50, 2.16 and 18.5 times
-(`benchmarks/results/speed/step_time_cuda_before.json`, the same command). By torch's profiler,
-what is left is Python's time for many small calls, which hides behind the device's on larger networks; for K-FAC,
-products in single precision that form the factors (half of an observing step) and `eigh`, 6 ms for a factor of size 577
-(70 % of a refreshing step).
+On a GPU small elementwise blocks of VOGN, VAdam and IVON are computed together, packed and unpacked in one call each,
+and per-example sums are formed in larger pieces. What is left there, by torch's profiler, is Python's time for many
+small calls, which hides behind the device's on larger networks: the noise of every block is a call, one reason why IVON
+takes longer than ivon-opt; for K-FAC, products in single precision that form the factors (half of an observing step)
+and `eigh`, 6 ms for a factor of size 577 (70 % of a refreshing step).
 """
 
 

@@ -10,6 +10,7 @@ from kernel_engine import METHODS, assert_equal_up_to, trained
 from vogn import kernels
 from vogn.errors import MissingExtraError
 from vogn.kernels import TABLE, dispatch, native
+from vogn.linalg import sides
 
 CPU = torch.ones(2, 3)
 
@@ -29,7 +30,7 @@ def environment(monkeypatch):
     monkeypatch.setattr(dispatch, "installed", lambda: True)
 
 
-def fits(*tensors, op="eigenbasis_solve", **options):
+def fits(*tensors, op="symmetric_update", **options):
     function = dispatch.fitting(op, *tensors, **options)
     assert function is None or function is TABLE[op]["triton"]
     return function is not None
@@ -132,6 +133,17 @@ def test_what_is_differentiated_goes_its_own_way(on_cuda):
         assert fits(OnCuda(), OnCuda(requires_grad=True))
 
 
+@pytest.mark.parametrize(
+    "rows, size, slower", [(4096, 576, False), (16384, 577, True), (4096, 288, True), (8 * 512, 512, False)]
+)
+def test_symmetric_products_take_the_kernel_where_it_is_the_faster_one(monkeypatch, rows, size, slower):
+    asked = []
+    monkeypatch.setattr("vogn.linalg.sides.fitting", lambda op, x, slower: asked.append((op, slower)))
+    x = torch.ones(1, 1).expand(rows, size)
+    sides.second_moment(x, x, diagonal=False)
+    assert asked == [("symmetric_update", slower)]
+
+
 def test_tensors_of_other_types_go_their_own_way(on_cuda):
     class Distributed(OnCuda):
         pass
@@ -140,10 +152,11 @@ def test_tensors_of_other_types_go_their_own_way(on_cuda):
 
 
 def test_what_is_not_worth_it_is_taken_where_it_is_asked_for(on_cuda, monkeypatch):
-    others = ("squared_gradients", "symmetric_update", "patch_factor")
+    others = ("squared_gradients", "eigenbasis_solve", "patch_factor")
     assert not any(fits(OnCuda(), op=op) for op in others)
+    assert not fits(OnCuda(), slower=True)
     monkeypatch.setenv("VOGN_KERNELS", "triton")
-    assert all(fits(OnCuda(), op=op) for op in others)
+    assert all(fits(OnCuda(), op=op) for op in others) and fits(OnCuda(), slower=True)
     monkeypatch.setenv("VOGN_KERNELS", "reference")
     assert not fits(OnCuda())
 

@@ -6,7 +6,7 @@ import torch
 from kernel_cases import CASES, assert_same
 from kernel_engine import METHODS, assert_equal_up_to, launches, trained
 from vogn.kernels import kernel
-from vogn.kernels.dispatch import UNPROVEN
+from vogn.kernels.dispatch import SLOWER_THAN_OWN
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,5 +36,6 @@ def test_steps_with_kernels_equal_steps_without(name, forced, monkeypatch):
         assert not launched
         monkeypatch.setenv("VOGN_KERNELS", "triton") if forced else monkeypatch.delenv("VOGN_KERNELS")
         found = trained(case, device)
-    assert set(launched) == (case.kernels if forced else case.kernels - UNPROVEN)
+    asked_for = SLOWER_THAN_OWN | {"symmetric_update"}  # which is for larger factors
+    assert set(launched) == (case.kernels if forced else case.kernels - asked_for)
     assert_equal_up_to(found, expected, case.tolerance)

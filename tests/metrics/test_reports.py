@@ -190,6 +190,28 @@ def test_intervals_are_those_of_the_bootstrap(predictions, mixture):
     assert plain.intervals["crps"] == pytest.approx([float(single.low), float(single.high)])
 
 
+@pytest.mark.parametrize("shape", [(40,), (40, 3), (20, 2, 3)])
+@pytest.mark.parametrize("mixture", [False, True])
+def test_intervals_are_those_of_measuring_every_replicate_anew(shape, mixture):
+    source = torch.Generator().manual_seed(0)
+    y = torch.randn(shape, generator=source, dtype=torch.float64)
+    components = 0.5 * torch.randn(5, *shape, generator=source, dtype=torch.float64)
+    noise = 0.5 + torch.rand(shape, generator=source, dtype=torch.float64)
+    mean, variance = components.mean(0), components.var(0, correction=0) + noise
+    options = {"components": components, "noise_variance": noise} if mixture else {}
+    found = regression_report(mean, variance, y, level=0.8, levels=19, bootstrap=20, seed=4, **options)
+
+    def anew(f, v, t, *rest):
+        more = {"components": rest[0].movedim(1, 0), "noise_variance": rest[1]} if rest else {}
+        report = regression_report(f, v, t, level=0.8, levels=19, **more)
+        return torch.tensor(list(report.figures().values()), dtype=torch.float64)
+
+    extra = (components.movedim(0, 1), noise) if mixture else ()
+    single = metrics.bootstrap_interval(anew, mean, variance, y, *extra, replicates=20, seed=4)
+    for number, name in enumerate(found.figures()):
+        assert found.intervals[name] == pytest.approx([float(single.low[number]), float(single.high[number])], abs=1e-9)
+
+
 def test_illegal_input_raises(predictions):
     p, y = predictions
     meter = ClassificationMeter()

@@ -152,6 +152,13 @@ def test_regression_intervals_are_in_order_of_the_input():
     assert sorted(ax.lines[1].get_ydata().tolist()) == [0.5, 10.5, 20.5]
 
 
+def test_losses_that_are_not_all_above_zero_have_a_linear_scale():
+    rows = [{"epoch": k, "train_loss": 1.0 - k} for k in (1, 2, 3)]
+    assert plots.learning_curves({"a": rows}).get_yscale() == "linear"
+    assert plots.learning_curves({"a": ROWS}).get_yscale() == "log"
+    assert plots.learning_curves({"a": ROWS}, log=False).get_yscale() == "linear"
+
+
 def test_learning_curves_show_what_the_rows_have():
     ax = plots.learning_curves({"a": ROWS, "b": []})
     assert [line.get_label() for line in ax.lines] == ["a: train", "a: validation"]

@@ -31,14 +31,18 @@ def train(
     method: options.Method = None,
     deterministic: options.Deterministic = None,
     data: options.DataOption = None,
+    task: options.TaskOption = None,
     model: options.Model = None,
     width: options.Width = None,
     norm: options.Norm = None,
-    epochs: Annotated[int | None, option("Passes over the data.", default=_DEFAULTS.epochs)] = None,
+    epochs: Annotated[
+        int | None, option("Passes over the data.", default=f"{_DEFAULTS.epochs}; regression: about 2000 steps")
+    ] = None,
     batch_size: options.BatchSize = None,
     lr: Annotated[float | None, option("Peak learning rate.", default="the method's")] = None,
     damping: options.Damping = None,
     prior_precision: options.PriorPrecision = None,
+    noise: options.Noise = None,
     ess: options.SampleSizeOption = None,
     temperature: options.Temperature = None,
     prediction_temperature: Annotated[
@@ -64,11 +68,12 @@ def train(
     output: options.Output = None,
     resume: Annotated[Path | None, option("Continue the run in this folder.")] = None,
 ) -> None:
-    """Train a classifier; end with a table of accuracy, NLL, Brier score and calibration error."""
+    """Train a classifier or a regression; end with a table of accuracy (or RMSE), NLL and calibration."""
     given = {
         "method": None if method is None else method.lower(),
         "variational": None if deterministic is None else not deterministic,
         "data": data,
+        "task": task,
         "model": model,
         "width": width,
         "norm": norm,
@@ -77,6 +82,7 @@ def train(
         "lr": lr,
         "damping": damping,
         "prior_precision": prior_precision,
+        "noise": noise,
         "ess": ess,
         "temperature": temperature,
         "prediction_temperature": prediction_temperature,
@@ -103,12 +109,14 @@ def tune(
     method: options.Method = None,
     deterministic: options.Deterministic = None,
     data: options.DataOption = None,
+    task: options.TaskOption = None,
     model: options.Model = None,
     width: options.Width = None,
     norm: options.Norm = None,
     batch_size: options.BatchSize = None,
     damping: options.Damping = None,
     prior_precision: options.PriorPrecision = None,
+    noise: options.Noise = None,
     ess: options.SampleSizeOption = None,
     temperature: options.Temperature = None,
     augmentation_factor: options.AugmentationFactor = None,
@@ -132,12 +140,14 @@ def tune(
         "method": None if method is None else method.lower(),
         "variational": None if deterministic is None else not deterministic,
         "data": data,
+        "task": task,
         "model": model,
         "width": width,
         "norm": norm,
         "batch_size": batch_size,
         "damping": damping,
         "prior_precision": prior_precision,
+        "noise": noise,
         "ess": ess,
         "temperature": temperature,
         "augmentation_factor": augmentation_factor,
@@ -317,14 +327,14 @@ def rl(
 @app.command()
 def evaluate(
     run: Run,
-    data: Annotated[Optional[str], typer.Option(help="Another data set with the same classes.")] = None,  # noqa: UP045
+    data: Annotated[Optional[str], typer.Option(help="Another data set with the same classes, or numbers.")] = None,  # noqa: UP045
     part: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     ood: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Data of any other kind, as for --data: are they told apart? May be repeated."),
     ] = None,
     shift: Annotated[
-        bool, typer.Option("--shift", help="Add noise, blur, contrast and rotation, 5 severities.")
+        bool, typer.Option("--shift", help="Add noise, blur, contrast and rotation, 5 severities; image classifiers.")
     ] = False,
     report: Annotated[bool, typer.Option("--report", help="Write report.html, which opens without a network.")] = False,
     samples: Samples = None,
@@ -358,11 +368,11 @@ def evaluate(
 def predict(
     run: Run,
     input_path: Annotated[Path, typer.Option("--input", help="Archive with the array x, in the units of training.")],
-    output_path: Annotated[Path, typer.Option("--output", help="Archive to write: probabilities, labels, entropy.")],
+    output_path: Annotated[Path, typer.Option("--output", help="Archive to write: predictions and uncertainty.")],
     samples: Samples = None,
     device: Device = None,
 ) -> None:
-    """Class probabilities for new inputs, averaged over the posterior."""
+    """Class probabilities or numbers for new inputs, averaged over the posterior."""
     with one_line_errors():
         from vogn.cli import commands
 

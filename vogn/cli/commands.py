@@ -15,15 +15,17 @@ from rich.console import Console
 
 from vogn.cli.contenders import check_method, contenders
 from vogn.cli.errors import InterruptedRunError, UsageError
-from vogn.cli.evaluation import Evaluation, entropy, evaluate, posterior, predictive
+from vogn.cli.evaluation import evaluate, posterior, predictive
 from vogn.cli.interruption import Interruption
-from vogn.cli.plots import plot_learning_curves, plot_reliability
+from vogn.cli.plots import plot_learning_curves, save_figure
 from vogn.cli.run_folder import RunFolder, new_path, write_atomically
 from vogn.cli.screen import ProgressWatcher, results_table, say
 from vogn.cli.session import Session, open_data, rehearse, resolve_device
 from vogn.cli.settings import Settings, given_settings, resumed_settings
+from vogn.cli.task import Evaluation, Task
+from vogn.cli.tasks import task_of
 from vogn.cli.training import Training
-from vogn.data import Data, load_inputs
+from vogn.data import load_inputs
 from vogn.errors import CheckpointError
 
 
@@ -46,14 +48,20 @@ def train(given: Mapping[str, Any], *, output: Path | None, resume: Path | None,
         settings = resumed_settings(folder.read_settings(), given, where=str(resume))
     else:
         settings = given_settings(given)
-    rivals = contenders(settings)
+    check_method(settings.method)
     device = resolve_device(settings.device)
     use_threads(settings.threads)
     data = open_data(settings)
+    task = task_of(data)
+    if resume is None:
+        settings = task.settled(settings, given)
+    rivals = contenders(settings, task.recipe)
     if resume is None:
         rehearse(settings, rivals[0], data)
         folder = RunFolder.create(output or new_path(settings, rivals[0].key))
-    say(console, _headline(settings, data, device, folder))
+    say(console, _headline(settings, task, device, folder))
+    if data.remark:
+        say(console, data.remark)
     rows: list[Evaluation] = []
     histories = {}
     with folder.locked(), Interruption() as interruption:
@@ -70,7 +78,7 @@ def train(given: Mapping[str, Any], *, output: Path | None, resume: Path | None,
             histories[contender.label] = own_folder.read_metrics()
             if number == 0:
                 _save_posterior(session)
-    _report(settings, folder, rows, histories, console)
+    _report(settings, task, folder, rows, histories, console)
     return rows
 
 
@@ -97,19 +105,13 @@ def predict_file(
 ) -> None:
     """Write the posterior predictive for the inputs of an archive.
 
-    The output holds ``probabilities`` ``(N, C)``, ``labels`` ``(N,)``, ``variance`` ``(N, C)`` of the probabilities
-    between weight samples, ``entropy`` ``(N,)`` in nats, and ``class_names`` ``(C,)``.
+    What the output holds: see :meth:`vogn.cli.classification.Classification.arrays` and
+    :meth:`vogn.cli.regression.Regression.arrays`.
     """
     session = load_session(run, device=device)
     x = session.data.preprocessing.apply(load_inputs(input_path), name=str(input_path))
     found = predictive(session, x, samples=samples or session.settings.samples)
-    arrays: dict[str, Any] = {
-        "probabilities": found.mean.cpu().numpy(),
-        "labels": found.mean.argmax(dim=1).cpu().numpy(),
-        "variance": found.variance.cpu().numpy(),
-        "entropy": entropy(found.mean).cpu().numpy(),
-        "class_names": np.asarray(session.data.class_names),
-    }
+    arrays: dict[str, Any] = session.task.arrays(found)
     try:
         write_atomically(output_path, lambda file: np.savez(file, **arrays))
     except OSError as error:
@@ -122,7 +124,8 @@ def load_session(run: Path, *, device: str | None) -> Session:
     folder = RunFolder.open(run)
     settings = resumed_settings(folder.read_settings(), {"device": device}, where=str(run))
     check_method(settings.method)
-    session = Session.start(settings, contenders(settings)[0], open_data(settings), folder)
+    data = open_data(settings)
+    session = Session.start(settings, contenders(settings, task_of(data).recipe)[0], data, folder)
     session.restore()
     if session.position.epoch == 0 and session.position.batch == 0:
         raise CheckpointError(f"{run} has not been trained yet")
@@ -134,19 +137,27 @@ def _save_posterior(session: Session) -> None:
 
 
 def _report(
-    settings: Settings, folder: RunFolder, rows: list[Evaluation], histories: dict[str, Any], console: Console
+    settings: Settings,
+    task: Task[Any],
+    folder: RunFolder,
+    rows: list[Evaluation],
+    histories: dict[str, Any],
+    console: Console,
 ) -> None:
     folder.write_json("results.json", {"test": [row.to_dict() for row in rows]})
     plot_learning_curves(histories, folder.path / "learning_curves.png")
-    plot_reliability(rows, folder.path / "reliability.png")
-    console.print(results_table(rows, f"{settings.data}, test part, {len(rows[0].targets)} examples"))
+    for name, figure in task.pictures(rows, task.data.test.x).items():
+        save_figure(figure, folder.path / name)
+    title = f"{settings.data}, test part, {len(rows[0].targets)} examples"
+    console.print(results_table(rows, task.COLUMNS, title))
     say(console, f"Everything is in {folder.path}")
 
 
-def _headline(settings: Settings, data: Data, device: torch.device, folder: RunFolder) -> str:
+def _headline(settings: Settings, task: Task[Any], device: torch.device, folder: RunFolder) -> str:
+    data = task.data
     sizes = f"{len(data.train)} / {len(data.validation)} / {len(data.test)} examples"
     where = f"on {device}, in {folder.path}"
-    return f"{settings.data}: {sizes} (train / validation / test), {data.num_classes} classes, {where}"
+    return f"{settings.data}: {sizes} (train / validation / test), {task.headline()}, {where}"
 
 
 __all__ = ["InterruptedRunError", "load_session", "predict_file", "train"]

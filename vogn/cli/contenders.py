@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from vogn.cli.settings import Settings
 from vogn.data import epoch_batches
 from vogn.optim import METHODS
 from vogn.optim.blocks import without_curvature
+from vogn.optim.prior_tuner import layer_groups
 from vogn.posterior import GaussianPosterior
 
 
@@ -29,12 +30,14 @@ class Recipe:
         options: further keyword arguments of the method.
         freeze_epochs: epochs after which a deterministic run measures no curvature any more (``freeze_after`` in
             steps), ``None`` for methods that always do. A variational run samples from its curvature to the end.
+        evidence: whether a prior precision that was not given is chosen by the evidence while training.
     """
 
     prior_precision: float = 100.0
     temperature: float = 1e-3
     options: Mapping[str, Any] = field(default_factory=dict)
     freeze_epochs: int | None = None
+    evidence: bool = False
 
 
 _VOGN = {"lr": 0.05, "damping": 0.03}
@@ -84,6 +87,16 @@ class Contender(Protocol):
         """Whether training perturbs the weights."""
         ...
 
+    @property
+    def knows_evidence(self) -> bool:
+        """Whether its groups have priors of which the evidence can be asked."""
+        ...
+
+    @property
+    def tuned(self) -> bool:
+        """Whether these priors are chosen by the evidence."""
+        ...
+
     def options(self, settings: Settings, examples: int, augmentation_factor: float) -> dict[str, Any]:
         """Keyword arguments of the optimizer.
 
@@ -114,10 +127,14 @@ class NaturalGradientContender:
     Args:
         method: key of :data:`vogn.optim.METHODS`.
         variational: the mode.
+        recipe: what it is given where the command line says nothing; ``None`` takes that of :data:`RECIPES`.
+        tuned: whether the priors of its layers are chosen by the evidence while training.
     """
 
     method: str
     variational: bool
+    recipe: Recipe | None = None
+    tuned: bool = False
 
     @property
     def key(self) -> str:
@@ -131,8 +148,12 @@ class NaturalGradientContender:
     def samples_weights(self) -> bool:
         return self.variational
 
+    @property
+    def knows_evidence(self) -> bool:
+        return not METHODS[self.method].sets_groups
+
     def options(self, settings: Settings, examples: int, augmentation_factor: float) -> dict[str, Any]:
-        recipe = RECIPES.get(self.method, Recipe())
+        recipe = RECIPES.get(self.method, Recipe()) if self.recipe is None else self.recipe
         ess = settings.effective_sample_size(
             examples, augmentation_factor=augmentation_factor, temperature=recipe.temperature
         )
@@ -149,7 +170,9 @@ class NaturalGradientContender:
         return options | {"ess": ess, "weight_decay": prior_precision / ess, "variational": self.variational}
 
     def build(self, model: nn.Module, options: dict[str, Any], seed: int) -> torch.optim.Optimizer:
-        return METHODS[self.method].build(model, seed=seed, **options)
+        info = METHODS[self.method]
+        layers = {"groups": layer_groups(model)} if self.tuned and info.needs_model else {}
+        return info.build(model, seed=seed, **options, **layers)
 
     def sampled(self, optimizer: Any, indices: Tensor) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = optimizer.sampled_params(indices)
@@ -181,6 +204,14 @@ class AdamWContender:
     def samples_weights(self) -> bool:
         return False
 
+    @property
+    def knows_evidence(self) -> bool:
+        return False
+
+    @property
+    def tuned(self) -> bool:
+        return False
+
     def options(self, settings: Settings, examples: int, augmentation_factor: float) -> dict[str, Any]:
         return {"lr": self.lr, "weight_decay": self.weight_decay}
 
@@ -208,17 +239,26 @@ def _point(model: nn.Module) -> GaussianPosterior:
     return GaussianPosterior([], {name: parameter.detach() for name, parameter in model.named_parameters()})
 
 
-def contenders(settings: Settings) -> list[Contender]:
+def contender_of(settings: Settings, recipe: Recipe, variational: bool) -> NaturalGradientContender:
+    """The method of the settings in one of its modes."""
+    tuned = recipe.evidence and settings.prior_precision is None and not METHODS[settings.method].sets_groups
+    return NaturalGradientContender(settings.method, variational, recipe, tuned)
+
+
+def contenders(settings: Settings, recipe_of: Callable[[str, bool], Recipe]) -> list[Contender]:
     """The run that was asked for, then those it is compared with.
+
+    Args:
+        settings: of the run.
+        recipe_of: from a method and whether it is variational to its recipe.
 
     Raises:
         UsageError: unknown method.
     """
     check_method(settings.method)
-    main = NaturalGradientContender(settings.method, settings.variational)
-    if not settings.compare:
-        return [main]
-    return [main, NaturalGradientContender(settings.method, not settings.variational), AdamWContender()]
+    modes = [settings.variational, not settings.variational] if settings.compare else [settings.variational]
+    found: list[Contender] = [contender_of(settings, recipe_of(settings.method, mode), mode) for mode in modes]
+    return [*found, AdamWContender()] if settings.compare else found
 
 
 def check_method(method: str) -> None:

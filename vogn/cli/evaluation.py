@@ -1,9 +1,9 @@
-"""Figures that a person can act on: accuracy, NLL, Brier score and calibration error, at the mean and averaged."""
+"""Figures that a person can act on, at the mean weights and averaged over the posterior."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from vogn.cli.errors import DivergedError
 from vogn.cli.session import Session
+from vogn.cli.task import Evaluation, Scores
 from vogn.data import Split
-from vogn.likelihoods import Categorical
-from vogn.metrics import accuracy, brier, ece, nll
 from vogn.posterior import GaussianPosterior
 from vogn.predict import BatchNormCalibration, Predictive, predict
 
@@ -23,52 +22,6 @@ _VALIDATION = 1000
 _SAMPLES = 16
 TEMPERATURES = (0.3, 1.0, 3.0, 10.0)
 """Factors on the posterior's covariance among which the validation part chooses."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Quality of class probabilities on one part of the data.
-
-    Args:
-        accuracy: fraction of correct predictions.
-        nll: mean negative log-likelihood in nats.
-        brier: Brier score, from 0 to 2.
-        ece: expected calibration error, 15 bins.
-    """
-
-    accuracy: float
-    nll: float
-    brier: float
-    ece: float
-
-    @classmethod
-    def of(cls, probabilities: Tensor, targets: Tensor) -> Scores:
-        """Scores of probabilities ``(N, C)`` for labels ``(N,)``."""
-        targets = targets.to(probabilities.device)
-        return cls(*(float(metric(probabilities, targets)) for metric in (accuracy, nll, brier, ece)))
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One row of the table.
-
-    Args:
-        label: who was trained.
-        how: ``"mean"`` or the posterior predictive.
-        scores: the figures.
-        probabilities: what they were computed from, ``(N, C)``.
-        targets: labels, ``(N,)``.
-    """
-
-    label: str
-    how: str
-    scores: Scores
-    probabilities: Tensor
-    targets: Tensor
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {"label": self.label, "how": self.how, **asdict(self.scores)}
 
 
 def posterior(session: Session) -> GaussianPosterior:
@@ -89,14 +42,16 @@ def posterior(session: Session) -> GaussianPosterior:
         return trained
     stored = session.folder.read_prediction()
     if stored is None or stored["position"] != asdict(session.position):
-        x, y = session.data.validation.x[:_VALIDATION], session.data.validation.y[:_VALIDATION]
+        held_out = session.data.validation
+        part = Split(held_out.x[:_VALIDATION], held_out.y[:_VALIDATION])
+        y = session.task.targets(part)
         found = {}
         for temperature in TEMPERATURES:
             tempered = trained.tempered(temperature)
             inputs = calibration(session, sampled=bool(tempered.sampled_blocks))
-            probabilities = _predictive(session, tempered, x, samples=_SAMPLES, calibration=inputs).mean
-            if torch.isfinite(probabilities).all():
-                found[temperature] = Scores.of(probabilities, y).nll
+            predictions = _predictive(session, tempered, part.x, samples=_SAMPLES, calibration=inputs)
+            if _is_finite(predictions):
+                found[temperature] = session.task.scores(predictions, y).nll
         if not found:
             raise _not_finite(session)
         best = min(found, key=lambda temperature: found[temperature])
@@ -110,7 +65,7 @@ def posterior(session: Session) -> GaussianPosterior:
 
 
 def predictive(session: Session, x: Tensor, *, samples: int | None) -> Predictive:
-    """Class probabilities with the mean weights (``samples=None``) or averaged over that many weight samples."""
+    """Predictions with the mean weights (``samples=None``) or averaged over that many weight samples."""
     return predictor(session, samples=samples)(x)
 
 
@@ -126,14 +81,18 @@ def predictor(session: Session, *, samples: int | None) -> Callable[[Tensor], Pr
 
     def predictions(x: Tensor) -> Predictive:
         found = _predictive(session, weights, x, samples=samples, calibration=shared)
-        _require_finite(session, found.mean)
+        _require_finite(session, found)
         return found
 
     return predictions
 
 
-def _require_finite(session: Session, probabilities: Tensor) -> None:
-    if not torch.isfinite(probabilities).all():
+def _is_finite(found: Predictive) -> bool:
+    return bool(torch.isfinite(found.mean).all() and torch.isfinite(found.variance).all())
+
+
+def _require_finite(session: Session, found: Predictive) -> None:
+    if not _is_finite(found):
         raise _not_finite(session)
 
 
@@ -147,18 +106,19 @@ def _not_finite(session: Session) -> DivergedError:
 def _predictive(
     session: Session, weights: GaussianPosterior, x: Tensor, *, samples: int | None, calibration: Any
 ) -> Predictive:
-    return predict(
+    found = predict(
         session.model,
         weights,
         x,
         method="mean" if samples is None else "mc",
         samples=1 if samples is None else samples,
-        likelihood=Categorical(),
+        likelihood=session.observation.likelihood,
         calibration=calibration,
         batch_size=_BATCH,
         seed=session.settings.seed,
-        keep_samples=False,
+        keep_samples=session.task.KEEPS_SAMPLES,
     )
+    return session.task.predicted(found)
 
 
 def calibration(session: Session, *, sampled: bool) -> list[Tensor] | None:
@@ -181,31 +141,28 @@ def evaluate(session: Session, split: Split, *, samples: int, with_posterior: bo
     ways: dict[str, int | None] = {"mean": None}
     if with_posterior:
         ways[f"{samples} samples"] = samples
-    rows = []
+    rows, targets = [], session.task.targets(split)
     for how, count in ways.items():
-        probabilities = predictive(session, split.x, samples=count).mean
-        scores = Scores.of(probabilities, split.y)
-        rows.append(Evaluation(session.contender.label, how, scores, probabilities.cpu(), split.y))
+        found = predictive(session, split.x, samples=count)
+        scores = session.task.scores(found, targets)
+        rows.append(Evaluation(session.contender.label, how, scores, found, targets))
     return rows
 
 
 def mean_scores(session: Session, split: Split) -> Scores:
     """Figures of the network as it stands, between two epochs: no posterior is built."""
     point = GaussianPosterior([], {name: value.detach() for name, value in session.model.named_parameters()})
-    found = predict(
-        session.model,
-        point,
-        split.x,
-        method="mean",
-        samples=1,
-        likelihood=Categorical(),
-        calibration=calibration(session, sampled=False),
-        batch_size=_BATCH,
+    found = session.task.predicted(
+        predict(
+            session.model,
+            point,
+            split.x,
+            method="mean",
+            samples=1,
+            likelihood=session.observation.likelihood,
+            calibration=calibration(session, sampled=False),
+            batch_size=_BATCH,
+        )
     )
-    _require_finite(session, found.mean)
-    return Scores.of(found.mean, split.y)
-
-
-def entropy(probabilities: Tensor) -> Tensor:
-    """Entropy of class probabilities in nats, ``(N,)``."""
-    return torch.special.entr(probabilities).sum(dim=-1)
+    _require_finite(session, found)
+    return session.task.scores(found, session.task.targets(split))

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import Tensor
 
 from vogn.cli.commands import load_session
 from vogn.cli.contenders import contenders
@@ -19,14 +17,12 @@ from vogn.cli.errors import UsageError
 from vogn.cli.evaluation import predictor
 from vogn.cli.run_folder import RunFolder, versions, write_atomically
 from vogn.cli.screen import MeasuringBar, figure_tables, say
-from vogn.cli.session import Session, open_data
+from vogn.cli.session import Session
 from vogn.cli.settings import Settings, reads_image_files
-from vogn.data import Data, Split, load_other
-from vogn.data.splits import numbered
+from vogn.data import Data, RealData, Split, load_other
 from vogn.report import (
     Measurements,
     Predictor,
-    Shift,
     difference_table,
     drawings,
     figures_table,
@@ -59,7 +55,7 @@ def evaluate_run(
 
     Args:
         run: folder of the run.
-        data: another data set with the same classes; ``None`` for the run's own.
+        data: another data set with the same classes or kind of numbers; ``None`` for the run's own.
         part: ``"test"``, ``"validation"`` or ``"train"``.
         samples: weight samples of the posterior predictive; ``None`` as in the run.
         device: where to run; ``None`` as in the run.
@@ -85,7 +81,7 @@ def evaluate_run(
     if len(split) == 0:
         raise UsageError(f"{spec} has no {part} part")
     others = {name: load_other(name, session.data.preprocessing) for name in ood}
-    worse = _shift(session, split) if shift else None
+    worse = session.task.shift(split) if shift else None
     folder = output or run / "evaluation"
     if folder.resolve() == run.resolve():
         raise UsageError("--output is the folder of the run, which has pictures of its own; give another folder")
@@ -100,7 +96,7 @@ def evaluate_run(
         found = measure(
             predictors,
             split.x,
-            split.y,
+            session.task.targets(split),
             outside={name: x for name, (x, _) in others.items()},
             shift=worse,
             bootstrap=bootstrap,
@@ -118,25 +114,15 @@ def evaluate_run(
     return found
 
 
-def _other_data(session: Session, spec: str) -> Data:
+def _other_data(session: Session, spec: str) -> Data | RealData:
     size = session.settings.image_size if reads_image_files(spec) else None
-    settings = Settings(data=spec, image_size=size, augment=False)
-    data = open_data(settings, session.data.preprocessing)
-    if data.num_classes != session.data.num_classes:
-        raise UsageError(
-            f"class-count mismatch: {spec} has {data.num_classes} classes, the run has {session.data.num_classes}"
-        )
-    mine, theirs = session.data.class_names, data.class_names
-    if mine != theirs and numbered(len(mine)) not in (mine, theirs):
-        pair = next((a, b) for a, b in zip(mine, theirs, strict=True) if a != b)
-        raise UsageError(f"class-name mismatch: {spec} has the class {pair[1]!r} where the run has {pair[0]!r}")
-    return data
+    return session.task.other(Settings(data=spec, image_size=size, augment=False))
 
 
 def _companions(session: Session, console: Console) -> list[Session]:
     """The runs that were trained beside it, as far as they are there."""
     found = []
-    for contender in contenders(session.settings)[1:]:
+    for contender in contenders(session.settings, session.task.recipe)[1:]:
         path = session.folder.path / f"compare-{contender.key}"
         if not (path / "checkpoint.pt").is_file():
             say(console, f"{contender.label} has not been trained: there is no {path / 'checkpoint.pt'}")
@@ -157,34 +143,19 @@ def _predictors(sessions: Sequence[Session], samples: int) -> tuple[dict[str, Pr
     return found, reference
 
 
-def _shift(session: Session, split: Split) -> Shift:
-    """How the images of the run are made worse: 8-bit ones between 0 and 1, others in the range that they have."""
-    if split.x.ndim != 4:
-        raise UsageError(f"--shift is for images; the inputs of this run have shape {tuple(split.x.shape[1:])}")
-    preprocessing = session.data.preprocessing
-    mean, std = preprocessing.mean, preprocessing.std
-    if preprocessing.eight_bit:
-        return Shift(mean=mean, std=std)
-    ends = [_raw_ends(x, mean, std) for x in (session.data.train.x, split.x)]
-    return Shift((min(low for low, _ in ends), max(high for _, high in ends)), mean, std)
-
-
-def _raw_ends(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[float, float]:
-    shape = (1, len(mean), 1, 1)
-    raw = x * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
-    return float(raw.min()), float(raw.max())
-
-
 def _print(found: Measurements, title: str, console: Console) -> None:
     tables = [(title, figures_table(found))]
     differences = difference_table(found)
     if differences is not None:
         tables.append(("on the same examples; intervals at 95 %", differences))
-    tables += [(f"AUROC, {each.name}, {each.count} inputs", ood_table(each)) for each in found.outside]
+    tables += [(f"AUROC, {each.name}, {each.count} inputs", ood_table(each)) for each in found.outside if each.reports]
     for figure, name in (("accuracy", "accuracy"), ("ece", "ECE")):
         table = shift_table(found, figure)
         if table is not None and found.shift is not None:
             tables.append((f"{name} under corruption, {found.shift.count} images, mean over the kinds", table))
+    for each in found.outside:
+        if not each.reports:
+            say(console, f"{each.name}: no score of these predictors varies, so there is nothing to tell it apart by")
     for heading, table in tables:
         for part in figure_tables(table, heading, console.width):
             console.print(part)

@@ -8,7 +8,7 @@ import os
 import pkgutil
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,9 +17,14 @@ from vogn.cli.errors import UsageError
 from vogn.cli.settings import Settings
 from vogn.models import MODELS, build_model
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _DEFAULT_FOR_IMAGES = "resnet8"
 _DEFAULT_FOR_FEATURES = "mlp"
 _HIDDEN_FEATURES = 64
+HIDDEN_REAL = 50
+"""Hidden units of the default network of a regression, as in :class:`vogn.sklearn.VOGNRegressor`."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class ModelSpec:
     norm: str | None = None
 
     @classmethod
-    def of(cls, settings: Settings, input_shape: tuple[int, ...], num_classes: int) -> ModelSpec:
+    def of(cls, settings: Settings, input_shape: tuple[int, ...], num_classes: int) -> Self:
         """The specification that the settings and the data amount to."""
         default = _DEFAULT_FOR_IMAGES if len(input_shape) == 3 else _DEFAULT_FOR_FEATURES
         name = default if settings.model is None else settings.model
@@ -56,6 +61,46 @@ class ModelSpec:
             "width": self.width,
             "norm": self.norm,
         }
+
+    def offered(self) -> dict[str, Any]:
+        """Keyword arguments that a constructor may take."""
+        features = math.prod(self.input_shape)
+        return {
+            "num_classes": self.num_classes,
+            "input_shape": self.input_shape,
+            "in_channels": self.input_shape[0],
+            "image_size": self.input_shape[-1],
+            "sizes": (features, self.width or _HIDDEN_FEATURES, self.num_classes),
+        }
+
+    def mismatch(self, shape: Any) -> str:
+        """What is wrong with outputs of this shape for two inputs."""
+        return (
+            f"class-count mismatch: model {self.name!r} gives outputs of shape {shape} for 2 inputs, "
+            f"but the data has {self.num_classes} classes, so (2, {self.num_classes}) is wanted"
+        )
+
+
+@dataclass(frozen=True)
+class RealModelSpec(ModelSpec):
+    """What determines a network that predicts one number; constructors are offered ``num_outputs`` too."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """See :class:`ModelSpec`."""
+        return super().to_dict() | {"real": True}
+
+    def offered(self) -> dict[str, Any]:
+        """See :class:`ModelSpec`."""
+        found = super().offered()
+        sizes = (found["sizes"][0], self.width or HIDDEN_REAL, self.num_classes)
+        return found | {"num_outputs": self.num_classes, "sizes": sizes}
+
+    def mismatch(self, shape: Any) -> str:
+        """See :class:`ModelSpec`."""
+        return (
+            f"model {self.name!r} gives outputs of shape {shape} for 2 inputs, "
+            f"but one number per input is predicted, so (2, {self.num_classes}) is wanted"
+        )
 
 
 def build_network(spec: ModelSpec, *, seed: int) -> nn.Module:
@@ -85,14 +130,7 @@ def build_network(spec: ModelSpec, *, seed: int) -> nn.Module:
 
 
 def _arguments(spec: ModelSpec) -> dict[str, Any]:
-    features = math.prod(spec.input_shape)
-    offered: dict[str, Any] = {
-        "num_classes": spec.num_classes,
-        "input_shape": spec.input_shape,
-        "in_channels": spec.input_shape[0],
-        "image_size": spec.input_shape[-1],
-        "sizes": (features, spec.width or _HIDDEN_FEATURES, spec.num_classes),
-    }
+    offered = spec.offered()
     accepted = _parameters(spec.name)
     if accepted is None:
         return {}
@@ -137,10 +175,7 @@ def _try_out(model: nn.Module, spec: ModelSpec) -> None:
             module.training = flag
     shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
     if shape != (2, spec.num_classes):
-        raise UsageError(
-            f"class-count mismatch: model {spec.name!r} gives outputs of shape {shape} for 2 inputs, "
-            f"but the data has {spec.num_classes} classes, so (2, {spec.num_classes}) is wanted"
-        )
+        raise UsageError(spec.mismatch(shape))
 
 
 def try_training(model: nn.Module, spec: ModelSpec, x: torch.Tensor) -> None:

@@ -39,7 +39,15 @@ Method = Annotated[str | None, option("See `vogn methods`.", default=_DEFAULTS.m
 Deterministic = Annotated[
     bool | None, option("Train without weight noise: the one flag.", "--deterministic/--variational")
 ]
-DataOption = Annotated[str | None, option("digits, npz:FILE, imagefolder:DIR or hf:NAME.", default=_DEFAULTS.data)]
+DataOption = Annotated[
+    str | None, option("digits, diabetes, npz:FILE, imagefolder:DIR or hf:NAME.", default=_DEFAULTS.data)
+]
+TaskOption = Annotated[
+    str | None, option("classification, regression or auto: by the targets.", "--task", default=_DEFAULTS.task)
+]
+Noise = Annotated[
+    float | None, option("Standard deviation of the noise of numbers, in their unit.", default="learned")
+]
 Model = Annotated[
     str | None, option("A model's name or package.module:callable.", default="resnet8; mlp for feature vectors")
 ]

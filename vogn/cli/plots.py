@@ -8,40 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from vogn.active import ActiveResult
-from vogn.cli.evaluation import Evaluation
 from vogn.cli.run_folder import write_atomically
 from vogn.continual import ContinualResult
 from vogn.optim.range_test import RangeTest
 from vogn.plots import accuracy_heatmap, label_curves, reward_curves, task_curves
 from vogn.plots.curves import METRIC_NAMES
-from vogn.report.figures import learning_curves_figure, reliability_figure
+from vogn.report.figures import learning_curves_figure
 
 
 def plot_learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
-    """Loss and accuracy over epochs, training dashed and validation solid.
+    """Loss and accuracy (or RMSE) over epochs, training dashed and validation solid.
 
     Args:
         histories: label to rows of ``metrics.jsonl``.
         path: the PNG file.
     """
-    _save(learning_curves_figure(histories), path)
+    save_figure(learning_curves_figure(histories), path)
 
 
 def plot_tasks(results: Mapping[str, ContinualResult], folder: Path) -> None:
     """``average_accuracy.png`` of all methods and ``accuracy_matrix_NAME.png`` of each."""
     curves = task_curves({name: result.averages for name, result in results.items()})
-    _save(curves.figure, folder / "average_accuracy.png")
+    save_figure(curves.figure, folder / "average_accuracy.png")
     for name, result in results.items():
         axes = accuracy_heatmap(result.matrix)
         axes.set_title(name, fontsize=9)
-        _save(axes.figure, folder / f"accuracy_matrix_{name}.png")
+        save_figure(axes.figure, folder / f"accuracy_matrix_{name}.png")
 
 
 def plot_labels(results: Mapping[str, Sequence[ActiveResult]], metric: str, level: float | None, folder: Path) -> None:
     """``METRIC.png``: the metric over the labels, with bands over seeds."""
     labels = next(iter(results.values()))[0].labels
     curves = {name: [run.curve(metric) for run in runs] for name, runs in results.items()}
-    _save(label_curves(labels, curves, metric=metric, level=level).figure, folder / f"{metric}.png")
+    save_figure(label_curves(labels, curves, metric=metric, level=level).figure, folder / f"{metric}.png")
 
 
 def plot_rewards(
@@ -49,18 +48,7 @@ def plot_rewards(
 ) -> None:
     """Returns or regret of all agents."""
     if any(len(points) for points in curves.values()):
-        _save(reward_curves(curves, xlabel=xlabel, ylabel=ylabel, window=window).figure, path)
-
-
-def plot_reliability(rows: Sequence[Evaluation], path: Path) -> None:
-    """Accuracy against confidence with 95 % intervals, and the number of predictions per bin below.
-
-    Args:
-        rows: evaluations on the same examples.
-        path: the PNG file.
-    """
-    named = [(f"{row.label}, {row.how}", row.probabilities, row.targets) for row in rows]
-    _save(reliability_figure(named), path)
+        save_figure(reward_curves(curves, xlabel=xlabel, ylabel=ylabel, window=window).figure, path)
 
 
 def plot_range_test(found: RangeTest, path: Path) -> None:
@@ -86,8 +74,9 @@ def plot_range_test(found: RangeTest, path: Path) -> None:
     axes.set_ylim(min(low, min(found.losses)), high + 0.5 * (high - low))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, in one step."""
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -13,15 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from vogn.cli.contenders import RECIPES, Recipe
-from vogn.cli.evaluation import Evaluation
 from vogn.cli.session import Session
+from vogn.cli.task import Evaluation
 from vogn.optim import METHODS
+from vogn.report.tables import Column, in_unit
 from vogn.report.tables import Table as Figures
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _FIGURE_WIDTH = 12
+_MOST_BOXED = 4
+"""Columns of figures that have lines between them and fit into 80 characters."""
 
 
 def say(console: Console, text: str) -> None:
@@ -58,14 +61,14 @@ class ProgressWatcher(Bar):
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("epoch {task.fields[epoch]}"),
-            TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.4f}"),
+            TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.progress.add_task(label, total=None, epoch="-", loss=float("nan"), accuracy=float("nan"))
+        self.task = self.progress.add_task(label, total=None, epoch="-", figures="loss nan")
 
     def batch_done(self, session: Session, done: int, total: int) -> None:
         """Move the bar."""
@@ -75,20 +78,26 @@ class ProgressWatcher(Bar):
             completed=done,
             total=total,
             epoch=f"{position.epoch + 1}/{session.settings.epochs}",
-            loss=position.loss_sum / position.seen,
-            accuracy=position.correct / position.seen,
+            figures=_in_words(session.task.training_figures(position)),
         )
 
     def epoch_done(self, session: Session, row: dict[str, float]) -> None:
         """Write a line where no bar can be drawn."""
-        if self.console.is_terminal:
+        apart = session.task.lines_apart(session.settings.epochs)
+        if self.console.is_terminal or (row["epoch"] % apart and row["epoch"] < session.settings.epochs):
             return
-        figures = "  ".join(
-            f"{name.replace('_', ' ')} {row[name]:.4f}"
-            for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-            if name in row
-        )
+        names = [f"{part}_{name}" for part in ("train", "validation") for name in ("loss", session.task.CURVE)]
+        figures = _in_words({name: row[name] for name in names if name in row})
         say(self.console, f"{self.label}  epoch {row['epoch']}/{session.settings.epochs}  {figures}")
+
+
+def _in_words(figures: Mapping[str, float]) -> str:
+    """Names and values, in one line."""
+    return "  ".join(f"{name.replace('_', ' ')} {_figure(name, value)}" for name, value in figures.items())
+
+
+def _figure(name: str, value: float) -> str:
+    return in_unit(value) if name.endswith("rmse") else f"{value:.4f}"
 
 
 class RangeTestBar(Bar):
@@ -122,22 +131,24 @@ class RangeTestBar(Bar):
         self.progress.update(self.task, completed=number, lr=rate, loss=loss)
 
 
-def results_table(rows: Sequence[Evaluation], title: str) -> Table:
-    """Accuracy, NLL, Brier score and ECE of every row; the best of each column is bold."""
-    table = Table(title=Text(title))
+def results_table(rows: Sequence[Evaluation], columns: Sequence[Column], title: str) -> Table:
+    """The figures of every row; the best of each column is bold."""
+    style = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)} if len(columns) > _MOST_BOXED else {}
+    table = Table(title=Text(title), **style)  # type: ignore[arg-type]
     table.add_column("trained with")
     table.add_column("prediction")
-    columns = {"accuracy": max, "nll": min, "brier": min, "ece": min}
-    for name, better in {"accuracy": "higher", "nll": "lower", "brier": "lower", "ece": "lower"}.items():
-        heading = name if name == "accuracy" else name.upper() if name != "brier" else "Brier"
-        table.add_column(f"{heading}\n({better})", justify="right")
-    best = {name: choose(getattr(row.scores, name) for row in rows) for name, choose in columns.items()}
+    choose = {"higher": max, "lower": min}
+    best = {}
+    for column in columns:
+        table.add_column(f"{column.heading}\n({column.better})" if column.better else column.heading, justify="right")
+        if column.better and len(rows) > 1:
+            best[column.name] = choose[column.better](getattr(row.scores, column.name) for row in rows)
     for row in rows:
         cells = []
-        for name in columns:
-            value = getattr(row.scores, name)
-            text = f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4f}"
-            cells.append(f"[bold]{text}[/bold]" if value == best[name] and len(rows) > 1 else text)
+        for column in columns:
+            value = getattr(row.scores, column.name)
+            text = column.text(value)
+            cells.append(f"[bold]{text}[/bold]" if value == best.get(column.name) else text)
         table.add_row(row.label, row.how, *cells)
     return table
 

@@ -12,38 +12,15 @@ from torch import nn
 from vogn.cli.contenders import Contender
 from vogn.cli.errors import UsageError
 from vogn.cli.networks import ModelSpec, build_network, try_training
+from vogn.cli.observation import Observation
+from vogn.cli.position import Position, RunPosition
 from vogn.cli.run_folder import RunFolder
 from vogn.cli.settings import Settings
-from vogn.data import Data, Preprocessing, epoch_batches, load_data
+from vogn.cli.task import Task
+from vogn.cli.tasks import task_of
+from vogn.data import Data, RealData, epoch_batches, load_task_data
 from vogn.errors import CheckpointError
 from vogn.posterior import GaussianPosterior
-
-
-@dataclass
-class Position:
-    """How far a run has come.
-
-    Args:
-        epoch: completed epochs.
-        batch: completed batches of the epoch that has begun.
-        seen: examples of that epoch so far.
-        loss_sum: sum of their losses.
-        correct: how many of them were classified correctly.
-        seconds: training time of that epoch so far.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    seen: int = 0
-    loss_sum: float = 0.0
-    correct: int = 0
-    seconds: float = 0.0
-
-    def check(self) -> None:
-        """Raise ``ValueError`` for a position that no run can have."""
-        counts = (self.epoch, self.batch, self.seen, self.correct)
-        if not all(type(count) is int and count >= 0 for count in counts) or (self.seen == 0) != (self.batch == 0):
-            raise ValueError(f"no run has the position {self}")
 
 
 @dataclass
@@ -53,10 +30,11 @@ class Session:
     Args:
         settings: what was asked for.
         contender: how it is trained.
-        data: the data set.
+        task: the data set and what is learned from it.
         spec: the architecture.
         model: the network.
         optimizer: the optimizer.
+        observation: the likelihood.
         options: keyword arguments the optimizer was built with.
         rates: peak learning rate of every param group.
         folder: where it is recorded.
@@ -66,21 +44,29 @@ class Session:
 
     settings: Settings
     contender: Contender
-    data: Data
+    task: Task[Any]
     spec: ModelSpec
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    observation: Observation
     options: dict[str, Any]
     rates: list[float]
     folder: RunFolder
     device: torch.device
-    position: Position
+    position: RunPosition
+
+    @property
+    def data(self) -> Data | RealData:
+        """The data set."""
+        found: Data | RealData = self.task.data
+        return found
 
     @classmethod
-    def start(cls, settings: Settings, contender: Contender, data: Data, folder: RunFolder) -> Session:
+    def start(cls, settings: Settings, contender: Contender, data: Data | RealData, folder: RunFolder) -> Session:
         """A run at its beginning."""
         device = resolve_device(settings.device)
-        spec = ModelSpec.of(settings, data.input_shape, data.num_classes)
+        task = task_of(data)
+        spec = task.spec(settings)
         model = build_network(spec, seed=settings.seed).to(device)
         options = contender.options(settings, len(data.train), data.augmentation_factor)
         try:
@@ -88,7 +74,20 @@ class Session:
         except (ValueError, TypeError) as error:
             raise UsageError(f"{contender.label} cannot train model {spec.name!r}: {error}") from error
         rates = [float(group["lr"]) for group in optimizer.param_groups]
-        return cls(settings, contender, data, spec, model, optimizer, options, rates, folder, device, Position())
+        return cls(
+            settings,
+            contender,
+            task,
+            spec,
+            model,
+            optimizer,
+            task.observation(settings, device),
+            options,
+            rates,
+            folder,
+            device,
+            task.position(),
+        )
 
     def resolved(self) -> dict[str, Any]:
         """What the settings amounted to, for ``config.json``."""
@@ -114,8 +113,9 @@ class Session:
                 "model": self.spec.to_dict(),
                 "seed": self.settings.seed,
                 "preprocessing": self.data.preprocessing.to_dict(),
-                "class_names": list(self.data.class_names),
+                **self.task.identity(),
                 "position": asdict(self.position),
+                **self.observation.state_dict(),
                 "model_state": self.model.state_dict(),
                 "optimizer_state": self.optimizer.state_dict(),
             }
@@ -133,7 +133,7 @@ class Session:
             "model": self.spec.to_dict(),
             "contender": self.contender.key,
             "seed": self.settings.seed,
-            "class_names": list(self.data.class_names),
+            **self.task.identity(),
             "preprocessing": self.data.preprocessing.to_dict(),
         }
         for key, value in expected.items():
@@ -145,14 +145,15 @@ class Session:
         try:
             self.model.load_state_dict(content["model_state"])
             self.optimizer.load_state_dict(content["optimizer_state"])
-            self.position = Position(**content["position"])
+            self.observation.load_state_dict(content)
+            self.position = self.task.position(**content["position"])
             self.position.check()
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(f"{path} does not fit this model: {' '.join(reason[:2])}") from error
 
 
-def rehearse(settings: Settings, contender: Contender, data: Data) -> None:
+def rehearse(settings: Settings, contender: Contender, data: Data | RealData) -> None:
     """Start a session, run its first batch through the network and discard it, before anything is written.
 
     Raises:
@@ -163,11 +164,9 @@ def rehearse(settings: Settings, contender: Contender, data: Data) -> None:
     try_training(session.model, session.spec, data.train.x[first].to(session.device))
 
 
-def open_data(settings: Settings, preprocessing: Preprocessing | None = None) -> Data:
+def open_data(settings: Settings) -> Data | RealData:
     """The data set of a run. The split has its own fixed seed, so that runs with different seeds share a test set."""
-    return load_data(
-        settings.data, image_size=settings.image_size, augment=settings.augment, preprocessing=preprocessing
-    )
+    return load_task_data(settings.data, settings.task, image_size=settings.image_size, augment=settings.augment)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -190,3 +189,6 @@ def resolve_device(name: str) -> torch.device:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+__all__ = ["Position", "Session", "open_data", "rehearse", "resolve_device"]

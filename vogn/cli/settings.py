@@ -10,6 +10,7 @@ from typing import Any
 from vogn.cli.errors import UsageError
 from vogn.cli.schedule import SCHEDULES
 from vogn.data.loading import absolute
+from vogn.data.real import TASKS
 from vogn.optim.sample_size import effective_sample_size
 
 
@@ -21,6 +22,9 @@ class Settings:
         method: name of a method, a key of :data:`vogn.optim.METHODS`.
         variational: whether weights are sampled during training.
         data: description of the data set, see :func:`vogn.data.load_data`.
+        task: ``classification``, ``regression``, or ``auto``: by the targets, see :func:`vogn.data.load_task_data`; a
+            run that has begun has one of the first two.
+        noise: standard deviation of the noise of real targets, in their unit; ``None`` learns it.
         model: name of a model or ``package.module:callable``; ``None`` chooses by the kind of data.
         width: passed to the model's constructor when given.
         norm: passed to the model's constructor when given: ``batch``, ``group`` or ``frn``.
@@ -49,6 +53,7 @@ class Settings:
     method: str = "vogn"
     variational: bool = True
     data: str = "digits"
+    task: str = "auto"
     model: str | None = None
     width: int | None = None
     norm: str | None = None
@@ -71,6 +76,7 @@ class Settings:
     compare: bool = False
     device: str = "auto"
     threads: int | None = None
+    noise: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -78,7 +84,7 @@ class Settings:
         for name in ("epochs", "batch_size", "samples", "checkpoint_every", "width", "image_size", "threads"):
             _require(self, name, minimum=1, maximum=2**31 - 1)
         positive = ("lr", "prior_precision", "ess", "temperature", "prediction_temperature", "augmentation_factor")
-        for name in positive:
+        for name in (*positive, "noise"):
             _require(self, name, above=0.0)
         _require(self, "damping", minimum=0.0)
         _require(self, "seed", minimum=0, maximum=2**63 - 1)
@@ -88,6 +94,8 @@ class Settings:
                 "--ess excludes --temperature and --augmentation-factor: "
                 "ess = training examples x augmentation factor / temperature"
             )
+        if self.task not in TASKS:
+            raise UsageError(f"unknown task {self.task!r}; allowed are {', '.join(TASKS)}")
         if self.image_size is not None and not reads_image_files(self.data):
             raise UsageError(f"--image-size is for image files (imagefolder:DIR, hf:NAME), not for {self.data}")
         if self.schedule not in SCHEDULES:

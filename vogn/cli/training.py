@@ -20,9 +20,8 @@ from vogn.cli.errors import DivergedError, InterruptedRunError
 from vogn.cli.evaluation import mean_scores
 from vogn.cli.interruption import Interruption
 from vogn.cli.schedule import SCHEDULES
-from vogn.cli.session import Position, Session
+from vogn.cli.session import Session
 from vogn.data import epoch_batches
-from vogn.likelihoods import Categorical
 
 _GLOBAL_STREAM = 0x6E0B
 
@@ -84,7 +83,7 @@ class Training:
             self._train_epoch()
             row = self._summary()
             session.folder.append_metrics(row)
-            session.position = Position(epoch=session.position.epoch + 1)
+            session.position = session.task.position(epoch=session.position.epoch + 1)
             session.save()
             self.watcher.epoch_done(session, row)
             self._leave_if_interrupted(saved=True)
@@ -100,11 +99,8 @@ class Training:
             x, y = train.x[indices].to(session.device), train.y[indices].to(session.device)
             if session.data.augmentation is not None:
                 x = session.data.augmentation(x, seed=settings.seed, epoch=position.epoch, batch=position.batch)
-            loss, correct = self._step(x, y, indices)
-            position.batch += 1
-            position.seen += len(indices)
-            position.loss_sum += loss * len(indices)
-            position.correct += correct
+            loss, outputs = self._step(x, y, indices)
+            position.count(outputs, y, loss)
             position.seconds += time.perf_counter() - started
             done = position.epoch * self.batches_per_epoch + position.batch
             self.watcher.batch_done(session, done, self.total_steps)
@@ -113,17 +109,19 @@ class Training:
                 session.save()
             self._leave_if_interrupted(saved=due)
 
-    def _step(self, x: Tensor, y: Tensor, indices: Tensor) -> tuple[float, int]:
-        """One step; returns the loss and the number of correct predictions (under the sampled weights)."""
+    def _step(self, x: Tensor, y: Tensor, indices: Tensor) -> tuple[float, Tensor]:
+        """One step; returns the loss and the outputs (under the sampled weights)."""
         session, position = self.session, self.session.position
+        step = position.epoch * self.batches_per_epoch + position.batch
+        session.observation.before_step(session, step, self.total_steps)
         torch.manual_seed(_global_seed(session.settings.seed, position.epoch, position.batch))
-        factor = self.schedule(position.epoch * self.batches_per_epoch + position.batch)
+        factor = self.schedule(step)
         for group, rate in zip(session.optimizer.param_groups, session.rates, strict=True):
             group["lr"] = rate * factor
         session.optimizer.zero_grad()
         with session.contender.sampled(session.optimizer, indices):
             outputs = session.model(x)
-            loss = Categorical()(outputs, y)
+            loss = session.observation.likelihood(outputs, y)
             loss.backward()
         value = loss.item()
         if not math.isfinite(value):
@@ -132,7 +130,9 @@ class Training:
                 f"{session.contender.label}; lower --lr (it peaks at {session.rates[0]:g}) or raise --prior-precision"
             )
         session.optimizer.step()
-        return value, int((outputs.argmax(dim=1) == y).sum())
+        seen = outputs.detach()
+        session.observation.after_step(seen, y, step, self.total_steps)
+        return value, seen
 
     def schedule(self, step: int) -> float:
         """Factor on the peak learning rate at a step of the run, from 0."""
@@ -142,14 +142,13 @@ class Training:
         session, position = self.session, self.session.position
         row = {
             "epoch": position.epoch + 1,
-            "train_loss": position.loss_sum / position.seen,
-            "train_accuracy": position.correct / position.seen,
+            **{f"train_{name}": value for name, value in session.task.training_figures(position).items()},
             "lr": session.optimizer.param_groups[0]["lr"],
             "seconds": round(position.seconds, 3),
         }
         if len(session.data.validation):
-            scores = mean_scores(session, session.data.validation)
-            row |= {"validation_loss": scores.nll, "validation_accuracy": scores.accuracy}
+            figures = session.task.figures(mean_scores(session, session.data.validation))
+            row |= {f"validation_{name}": value for name, value in figures.items()}
         return row
 
     def _leave_if_interrupted(self, *, saved: bool) -> None:

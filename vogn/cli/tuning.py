@@ -16,15 +16,15 @@ from rich.console import Console
 from torch import Tensor
 
 from vogn.cli.commands import use_threads
-from vogn.cli.contenders import RECIPES, NaturalGradientContender, Recipe, check_method
+from vogn.cli.contenders import Recipe, check_method, contender_of
 from vogn.cli.errors import UsageError
 from vogn.cli.plots import plot_range_test
 from vogn.cli.run_folder import RunFolder, new_path, versions
 from vogn.cli.screen import RangeTestBar, say
 from vogn.cli.session import Session, open_data, rehearse
 from vogn.cli.settings import Settings, given_settings
+from vogn.cli.tasks import task_of
 from vogn.data import Split, epoch_batches
-from vogn.likelihoods import Categorical
 from vogn.optim import METHODS, NaturalGradient
 from vogn.optim.damping_search import DampingSearch, damping_search
 from vogn.optim.range_test import FEWEST_STEPS, RangeTest, learning_rate_range_test
@@ -59,11 +59,14 @@ def tune(
     settings = given_settings(given)
     check_method(settings.method)
     _check(settings, smallest, largest, steps)
-    if search_damping:
-        _check_search(settings, runs)
     use_threads(settings.threads)
-    contender = NaturalGradientContender(settings.method, settings.variational)
     data = open_data(settings)
+    task = task_of(data)
+    settings = task.settled(settings, given)
+    recipe = task.recipe(settings.method, settings.variational)
+    if search_damping:
+        _check_search(settings, recipe, runs)
+    contender = contender_of(settings, recipe, settings.variational)
     rehearse(settings, contender, data)
     folder = RunFolder.create(output or new_path(settings, contender.key, suffix="-tune"))
     session = Session.start(settings, contender, data, folder)
@@ -71,7 +74,7 @@ def tune(
     assert isinstance(optimizer, NaturalGradient)
     session.model.train()
     torch.manual_seed(settings.seed)
-    subjects = (optimizer, session.model, Categorical(), _TrainingBatches(session))
+    subjects = (optimizer, session.model, session.observation.likelihood, _TrainingBatches(session))
     held_out = _batches(data.validation) if runs and len(data.validation) else None
     options: dict[str, Any] = {"smallest": smallest, "largest": largest, "steps": steps, "held_out": held_out}
     search: DampingSearch | None = None
@@ -151,12 +154,11 @@ def _check(settings: Settings, smallest: float | None, largest: float | None, st
         raise UsageError(f"--steps is {steps}; it must be at least {FEWEST_STEPS}{bound}")
 
 
-def _check_search(settings: Settings, runs: bool) -> None:
+def _check_search(settings: Settings, recipe: Recipe, runs: bool) -> None:
     if not runs:
         raise UsageError("--search-damping compares the ends of short runs: leave --no-runs out")
-    recipe = RECIPES.get(settings.method, Recipe()).options
     default = inspect.signature(METHODS[settings.method].constructor).parameters["damping"].default
-    damping = recipe.get("damping", default) if settings.damping is None else settings.damping
+    damping = recipe.options.get("damping", default) if settings.damping is None else settings.damping
     if not damping > 0.0:
         raise UsageError(f"--search-damping begins at --damping {damping:g}, which must be above 0")
 

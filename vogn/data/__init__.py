@@ -9,24 +9,32 @@ from vogn.data.npz import load_inputs
 from vogn.data.order import epoch_batches, epoch_order
 from vogn.data.other import load_other
 from vogn.data.preprocessing import Preprocessing
-from vogn.data.splits import Data, Split, stratified_parts
+from vogn.data.real import TASKS, load_real_data, load_task_data
+from vogn.data.splits import Data, Parts, RealData, Split, stratified_parts
+from vogn.data.targets import TargetScale
 
 __all__ = [
     "CORRUPTIONS",
     "SEVERITIES",
     "SOURCES",
+    "TASKS",
     "Augmentation",
     "Data",
     "DataError",
     "Indexed",
+    "Parts",
     "Preprocessing",
+    "RealData",
     "Split",
+    "TargetScale",
     "corrupt",
     "epoch_batches",
     "epoch_order",
     "load_data",
     "load_inputs",
     "load_other",
+    "load_real_data",
+    "load_task_data",
     "standard_augmentation",
     "stratified_parts",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vogn.data.augmentation import standard_augmentation
+from vogn.data.diabetes import load_diabetes
 from vogn.data.digits import load_digits
 from vogn.data.errors import DataError
 from vogn.data.huggingface import load_huggingface
@@ -17,6 +18,9 @@ from vogn.data.npz import load_npz
 from vogn.data.preprocessing import Preprocessing
 from vogn.data.raw import LabelledArrays, RawData, check_range, checked_labels, class_count
 from vogn.data.splits import Data, Split, numbered, stratified_parts
+
+FRACTIONS = {"test": 0.2, "validation": 0.1}
+"""Shares that are held out by default, in this order, where a source has no such parts."""
 
 
 class Source(Protocol):
@@ -30,6 +34,7 @@ SOURCES: dict[str, tuple[str, Source]] = {
     "npz": ("FILE", load_npz),
     "imagefolder": ("DIR", load_imagefolder),
     "hf": ("NAME", load_huggingface),
+    "diabetes": ("", load_diabetes),
 }
 """Kind to (what follows the colon, reader). Help texts, error messages and tests iterate it."""
 
@@ -55,7 +60,8 @@ def load_data(
     """Load a classification data set.
 
     Args:
-        spec: ``digits``, ``npz:FILE``, ``imagefolder:DIR`` or ``hf:NAME``.
+        spec: ``digits``, ``npz:FILE``, ``imagefolder:DIR`` or ``hf:NAME``; real targets need
+            :func:`vogn.data.load_real_data`.
         seed: of the random split, where the source has no parts of its own; not of the training order.
         validation_fraction: share of the examples held out for validation where the source has no such part, in [0, 1);
             a small data set may end up with an empty part.
@@ -73,12 +79,25 @@ def load_data(
         MissingExtraError: the source needs a library that is not installed.
     """
     raw = read_source(spec, image_size)
-    parts = _label_parts(raw, spec)
-    wanted = num_classes if num_classes is not None or raw.class_names is None else len(raw.class_names)
-    count = class_count(parts["train"][1], wanted=wanted, name=f"{spec} [train]")
-    for part, (_, labels) in parts.items():
-        check_range(labels, count, name=f"{spec} [{part}]")
-    parts = _hold_out(parts, {"test": test_fraction, "validation": validation_fraction}, seed=seed, name=spec)
+    fractions = {"test": test_fraction, "validation": validation_fraction}
+    return class_data(
+        raw, spec, fractions, seed=seed, num_classes=num_classes, augment=augment, preprocessing=preprocessing
+    )
+
+
+def class_data(
+    raw: RawData,
+    spec: str,
+    fractions: dict[str, float],
+    *,
+    seed: int = 0,
+    num_classes: int | None = None,
+    augment: bool = True,
+    preprocessing: Preprocessing | None = None,
+) -> Data:
+    """:func:`load_data` of what a source has handed over; ``fractions`` by part."""
+    parts, count = checked_classes(raw, spec, num_classes)
+    parts = hold_out(parts, fractions, seed=seed, name=spec)
     if preprocessing is None:
         preprocessing = Preprocessing.fit(parts["train"][0], name=f"{spec} [train]")
     splits = {part: _split(preprocessing, arrays, f"{spec} [{part}]") for part, arrays in parts.items()}
@@ -105,19 +124,44 @@ def read_source(spec: str, image_size: int | None) -> RawData:
     return SOURCES[kind][1](location, image_size=image_size)
 
 
-def _label_parts(raw: RawData, spec: str) -> dict[str, LabelledArrays]:
-    found = {"train": raw.train, "validation": raw.validation, "test": raw.test}
-    return {
-        part: (arrays[0], checked_labels(*arrays, name=f"{spec} [{part}]"))
-        for part, arrays in found.items()
-        if arrays is not None
+def checked_classes(
+    raw: RawData, spec: str, num_classes: int | None = None
+) -> tuple[dict[str, LabelledArrays], int]:
+    """The parts with labels in int64, and the number of classes.
+
+    Raises:
+        DataError: these are no labels of that many classes.
+    """
+    parts = {
+        part: (arrays[0], checked_labels(*arrays, name=f"{spec} [{part}]")) for part, arrays in raw.parts().items()
     }
+    wanted = num_classes if num_classes is not None or raw.class_names is None else len(raw.class_names)
+    count = class_count(parts["train"][1], wanted=wanted, name=f"{spec} [train]")
+    for part, (_, labels) in parts.items():
+        check_range(labels, count, name=f"{spec} [{part}]")
+    return parts, count
 
 
-def _hold_out(
-    parts: dict[str, LabelledArrays], fractions: dict[str, float], *, seed: int, name: str
+def hold_out(
+    parts: dict[str, LabelledArrays],
+    fractions: dict[str, float],
+    *,
+    seed: int,
+    name: str,
+    strata: np.ndarray | None = None,
 ) -> dict[str, LabelledArrays]:
-    """Take the parts that are missing out of the training part."""
+    """Take the parts that are missing out of the training part.
+
+    Args:
+        parts: inputs and targets of those that are there.
+        fractions: shares of the training part, by part.
+        seed: of the random choice.
+        name: of the data, for messages.
+        strata: numbers of the training examples' groups, of which every part gets its share; ``None``: their labels.
+
+    Raises:
+        DataError: shares that cannot be, or too few examples.
+    """
     for part, fraction in fractions.items():
         if not 0.0 <= fraction < 1.0:
             raise DataError(f"{part}_fraction is {fraction}; it is a share in [0, 1)")
@@ -125,7 +169,8 @@ def _hold_out(
     if sum(fractions[part] for part in missing) >= 1.0:
         raise DataError(f"the held-out fractions {fractions} leave nothing to train on")
     x, y = parts["train"]
-    indices = stratified_parts(y, [fractions[part] for part in missing], seed=seed)
+    groups = y if strata is None else strata
+    indices = stratified_parts(groups, [fractions[part] for part in missing], seed=seed)
     result = dict(parts)
     for part, chosen in zip([*missing, "train"], indices, strict=True):
         if len(chosen) == 0 and part != "validation" and fractions.get(part, 1.0) > 0.0:

@@ -28,6 +28,11 @@ class RawData:
     test: LabelledArrays | None
     class_names: tuple[str, ...] | None = None
 
+    def parts(self) -> dict[str, LabelledArrays]:
+        """The parts that there are, by name, the training part first."""
+        found = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: arrays for name, arrays in found.items() if arrays is not None}
+
 
 def checked_labels(x: np.ndarray, y: np.ndarray, *, name: str) -> np.ndarray:
     """Labels as int64 ``(N,)``.

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
 
 from vogn.data.augmentation import Augmentation
 from vogn.data.preprocessing import Preprocessing
+from vogn.data.targets import TargetScale
 
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs and labels.
+    """Inputs and targets.
 
     Args:
         x: network inputs, float32, ``(N, C, H, W)`` or ``(N, F)``.
-        y: class numbers, int64, ``(N,)``.
+        y: class numbers, int64, ``(N,)``; or standardised numbers, float32, ``(N, 1)``.
     """
 
     x: Tensor
@@ -29,31 +30,26 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Data:
-    """A data set ready for training.
+class Parts:
+    """A data set ready for training, whatever its targets are.
 
     Args:
         name: what was asked for, e.g. ``"digits"``.
         train: the training part.
         validation: watched during training; it may be empty.
         test: for the final figures.
-        class_names: one name per class.
         preprocessing: how raw inputs became ``x``.
         augmentation: applied to training batches, or ``None``.
+        remark: what a person should know about how the targets were read; usually empty.
     """
 
     name: str
     train: Split
     validation: Split
     test: Split
-    class_names: tuple[str, ...]
     preprocessing: Preprocessing
     augmentation: Augmentation | None
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
+    remark: str = field(default="", kw_only=True)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -64,6 +60,35 @@ class Data:
     def augmentation_factor(self) -> float:
         """How many times larger augmentation makes the training set; 1 without augmentation."""
         return 1.0 if self.augmentation is None else self.augmentation.factor
+
+
+@dataclass(frozen=True)
+class Data(Parts):
+    """A classification data set.
+
+    Args:
+        class_names: one name per class.
+        name, train, validation, test, preprocessing, augmentation, remark: see :class:`Parts`.
+    """
+
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class RealData(Parts):
+    """A regression data set.
+
+    Args:
+        targets: the scale of the targets.
+        name, train, validation, test, preprocessing, augmentation, remark: see :class:`Parts`.
+    """
+
+    targets: TargetScale
 
 
 def numbered(count: int) -> tuple[str, ...]:

@@ -22,9 +22,9 @@ VARIABLE = "VOGN_KERNELS"
 SLOWER = frozenset({"squared_gradients", "woodbury_solve"})
 """Kernels that took longer than PyTorch where they were measured: they run only where they are asked for."""
 
-UNPROVEN = frozenset({"symmetric_update", "patch_factor"})
-"""Kernels that nobody has timed against the code that structures have of their own, which does less than the reference:
-that code takes them only where they are asked for (``python -m benchmarks.kernels`` times it, ``own_ms``)."""
+SLOWER_THAN_OWN = frozenset({"patch_factor", "eigenbasis_solve"})
+"""Kernels that took longer, at most of the sizes that were measured, than the code that structures have of their own,
+which does less than the reference: that code takes them only where they are asked for."""
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 """What the Triton kernels read and write; they compute in single precision."""
@@ -106,19 +106,20 @@ def select(op: str, *tensors: Tensor, limit: str = "") -> Callable[..., Any]:
     return table["triton"]
 
 
-def fitting(op: str, *tensors: Tensor, limit: str = "") -> Callable[..., Any] | None:
+def fitting(op: str, *tensors: Tensor, limit: str = "", slower: bool = False) -> Callable[..., Any] | None:
     """The kernel that code with a way of its own is to take, Triton's or on the CPU one in C; ``None`` where it goes
     its own way.
 
     Unlike :func:`select` it never raises because of the operands: an optimizer of a float64 model, or of one on the
     CPU, works under ``VOGN_KERNELS=triton`` as it does without. Kernels record no gradient, so operands that are
     differentiated do not fit; nor do tensors of other types than :class:`torch.Tensor` and parameters. Kernels in
-    :data:`SLOWER` and :data:`UNPROVEN` are taken only where ``VOGN_KERNELS=triton`` asks for them.
+    :data:`SLOWER` and :data:`SLOWER_THAN_OWN` are taken only where ``VOGN_KERNELS=triton`` asks for them.
 
     Args:
         op: a key of :data:`TABLE` with a kernel.
         tensors: the operands; on one device where they fit.
         limit: why the kernel cannot take sizes like these; empty if it can.
+        slower: whether Triton's kernel is known to be the slower one at these sizes: it is taken only if asked for.
 
     Raises:
         ValueError: if :data:`VARIABLE` has an unknown value.
@@ -133,7 +134,7 @@ def fitting(op: str, *tensors: Tensor, limit: str = "") -> Callable[..., Any] | 
         return TABLE[op]["native"]
     if "triton" not in TABLE[op] or not (forced or first.is_cuda):
         return None
-    if not forced and (op in SLOWER | UNPROVEN or not installed()):
+    if not forced and (slower or op in SLOWER | SLOWER_THAN_OWN or not installed()):
         return None
     if limit or not (first.is_cuda or (first.device.type == "cpu" and _interpreted())):
         return None

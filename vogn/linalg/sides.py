@@ -16,6 +16,10 @@ from vogn.kernels.dispatch import fitting
 from vogn.linalg import eigh as full
 from vogn.types import Shape
 
+LEAST_SIZE, MOST_ROWS = 512, 8
+"""Where Triton's symmetric product was measured to be faster than ours (NVIDIA H100, docs/kernels.md): from this size
+on, and up to so many rows for each of its columns."""
+
 
 def is_diagonal(side: Tensor) -> bool:
     """Whether a factor or its basis is stored as a diagonal; one of size 1 counts as a matrix."""
@@ -41,7 +45,8 @@ def second_moment(left: Tensor, right: Tensor, *, diagonal: bool) -> Tensor:
 def _symmetric(x: Tensor) -> Tensor:
     """``x^T x`` of ``(*lead, m, n)``: bands of rows from the diagonal on, and their mirror images."""
     size = x.shape[-1]
-    kernel = fitting("symmetric_update", x)
+    tall = x.ndim > 2 or size < LEAST_SIZE or x.shape[-2] > MOST_ROWS * size
+    kernel = fitting("symmetric_update", x, slower=tall)
     if kernel is not None:
         product: Tensor = kernel(None, x, decay=0.0, weight=1.0, ones=False)
         return product

@@ -31,10 +31,15 @@ def gaussian_crps(mean: Tensor, variance: Tensor, targets: Tensor) -> Tensor:
     Source: Gneiting, Raftery, Westveld, Goldman 2005, "Calibrated probabilistic forecasting using ensemble model output
     statistics and minimum CRPS estimation", eq. 5.
     """
+    return gaussian_crps_elements(mean, variance, targets).mean()
+
+
+def gaussian_crps_elements(mean: Tensor, variance: Tensor, targets: Tensor) -> Tensor:
+    """:func:`gaussian_crps` of every element, in the shape of the targets."""
     f, y = real_pair(mean, targets)
     f, v = real_pair(f, variance, name="variance")
     positive(v)
-    return (_expected_distance(y - f, v) - (v / math.pi).sqrt()).mean()
+    return _expected_distance(y - f, v) - (v / math.pi).sqrt()
 
 
 def gaussian_mixture_crps(means: Tensor, variance: Tensor, targets: Tensor) -> Tensor:
@@ -53,13 +58,18 @@ def gaussian_mixture_crps(means: Tensor, variance: Tensor, targets: Tensor) -> T
     Source: Grimit, Gneiting, Berrocal, Johnson 2006, "The continuous ranked probability score for circular variables
     and its application to mesoscale forecast ensemble verification".
     """
+    return gaussian_mixture_crps_elements(means, variance, targets).mean()
+
+
+def gaussian_mixture_crps_elements(means: Tensor, variance: Tensor, targets: Tensor) -> Tensor:
+    """:func:`gaussian_mixture_crps` of every element, in the shape of the targets."""
     f, y = real_samples(means, targets)
     v = positive(variance.detach().to(f)).expand_as(f)
     distance = _expected_distance(y - f, v).mean(0)
     spread = torch.zeros_like(y)
     for s in range(len(f)):
         spread += _expected_distance(f - f[s], v + v[s]).mean(0) / len(f)
-    return (distance - 0.5 * spread).mean()
+    return distance - 0.5 * spread
 
 
 def sample_crps(samples: Tensor, targets: Tensor, *, fair: bool = False) -> Tensor:

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from vogn.likelihoods.gaussian import mixture_quantile
 from vogn.metrics.bootstrap import bootstrap_interval
-from vogn.metrics.crps import gaussian_crps, gaussian_mixture_crps
+from vogn.metrics.crps import (
+    gaussian_crps,
+    gaussian_crps_elements,
+    gaussian_mixture_crps,
+    gaussian_mixture_crps_elements,
+)
 from vogn.metrics.inputs import check_level, real_pair, real_samples
 from vogn.metrics.intervals import (
     gaussian_mixture_pit,
@@ -20,6 +25,7 @@ from vogn.metrics.intervals import (
     interval_score,
     interval_width,
     pit_counts,
+    quantile_calibration_error,
     sharpness,
 )
 from vogn.metrics.regression import gaussian_nll, rmse
@@ -235,34 +241,68 @@ def regression_report(
     check_replicates(bootstrap)
     check_level(bootstrap_level, "bootstrap_level")
 
-    def measured(f: Tensor, v: Tensor, y: Tensor, noise: Tensor | None, parts: Tensor | None) -> RegressionReport:
-        meter = RegressionMeter(level, levels)
-        meter.update(f, v, y, components=None if parts is None else parts.movedim(1, 0), noise_variance=noise)
-        return meter.report()
-
-    by_example = None if components is None else components.movedim(0, min(1, components.ndim - 1))
-    report = measured(mean, variance, targets, noise_variance, by_example)
+    meter = RegressionMeter(level, levels)
+    meter.update(mean, variance, targets, components=components, noise_variance=noise_variance)
+    report = meter.report()
     if not bootstrap:
         return report
+    rows, pit = _by_example(mean, variance, targets, components, noise_variance, level)
+
+    def values(resampled: Tensor, transforms: Tensor) -> Tensor:
+        squared, *others, spread = resampled.mean(0)
+        error = quantile_calibration_error(transforms, levels).to(squared)
+        return torch.stack([squared.sqrt(), *others, error, spread.sqrt()])
+
+    found = bootstrap_interval(values, rows, pit, level=bootstrap_level, replicates=bootstrap, seed=seed)
     names = list(report.figures())
-    extra = []
-    if by_example is not None and noise_variance is not None:
-        extra = [noise_variance.expand(mean.shape), by_example]
-
-    def values(f: Tensor, v: Tensor, y: Tensor, *more: Tensor) -> Tensor:
-        figures = measured(f, v, y, *more).figures() if more else measured(f, v, y, None, None).figures()
-        return torch.tensor([figures[name] for name in names], dtype=torch.float64)
-
-    found = bootstrap_interval(
-        values, mean, variance, targets, *extra, level=bootstrap_level, replicates=bootstrap, seed=seed
-    )
     return RegressionReport(**{**asdict(report), "intervals": plain_intervals(names, found)})
+
+
+def _by_example(
+    mean: Tensor,
+    variance: Tensor,
+    targets: Tensor,
+    components: Tensor | None,
+    noise_variance: Tensor | None,
+    level: float,
+) -> tuple[Tensor, Tensor]:
+    """What each example adds: resampling these rows is resampling the examples, without measuring them again.
+
+    Returns:
+        ``(N, 7)`` in double precision on the CPU: squared error, NLL, CRPS, coverage, width, interval score, variance,
+        means over what stands at each place of the first dimension; and transforms, ``(N, ...)``.
+    """
+    f, y = real_pair(mean, targets)
+    _, v = real_pair(mean, variance, name="variance")
+    if components is None or noise_variance is None:
+        half = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))
+        low, high = f - half * v.sqrt(), f + half * v.sqrt()
+        surprise = 0.5 * ((y - f).square() / v + v.log() + math.log(2 * math.pi))
+        surprise = surprise if surprise.ndim == 1 else surprise.sum(-1)
+        crps, pit = gaussian_crps_elements(mean, variance, targets), gaussian_pit(mean, variance, targets)
+    else:
+        crps = gaussian_mixture_crps_elements(components, noise_variance, targets)
+        pit = gaussian_mixture_pit(components, noise_variance, targets)
+        surprise = _mixture_nll_terms(components, noise_variance, targets)
+        centres, _ = real_samples(components, targets)
+        scale = noise_variance.to(centres).sqrt()
+        low, high = (mixture_quantile(0.5 + s * level, centres, scale) for s in (-0.5, 0.5))
+    outside = (low - y).clamp_min(0) + (y - high).clamp_min(0)
+    score = high - low + 2 / (1 - level) * outside
+    covered = (low <= y) & (y <= high)
+    parts = [(y - f).square(), surprise, crps, covered, high - low, score, v]
+    return torch.stack([part.double().reshape(len(f), -1).mean(1) for part in parts], dim=1).cpu(), pit.cpu()
 
 
 def _mixture_nll(components: Tensor, noise_variance: Tensor, targets: Tensor) -> Tensor:
     """Mean over the examples of the negative log density of the mixture; the elements of a row belong together."""
+    return _mixture_nll_terms(components, noise_variance, targets).mean()
+
+
+def _mixture_nll_terms(components: Tensor, noise_variance: Tensor, targets: Tensor) -> Tensor:
+    """The same of every example."""
     f, y = real_samples(components, targets)
     v = noise_variance.detach().to(f)
     elements = -0.5 * ((y - f).square() / v + v.log() + math.log(2 * math.pi))
     joint = elements if y.ndim == 1 else elements.sum(-1)
-    return (math.log(len(f)) - joint.logsumexp(0)).mean()
+    return math.log(len(f)) - joint.logsumexp(0)

@@ -112,7 +112,7 @@ def climb(
         while True:
             rate = min(max(here * factor, smallest), largest)
             at_bound = math.isclose(rate, here, rel_tol=1e-9)  # repeated steps end beside a bound, not at it
-            if at_bound or (at(here) and not _better(at(rate), at(here), errors)):
+            if at_bound or (at(here) and not better(at(rate), at(here), errors)):
                 return here
             here = rate
 
@@ -120,7 +120,7 @@ def climb(
     best = walk(stride, errors) if both or at(start) else start
     if both or best == start:
         below = walk(1.0 / stride, 0.0)
-        if best == start or not at(best) or _better(at(below), at(best), 0.0):
+        if best == start or not at(best) or better(at(below), at(best), 0.0):
             best = below
     if not at(best):
         raise RangeTestError(
@@ -131,9 +131,12 @@ def climb(
     return best, tuple(means), at(best)
 
 
-def _better(losses: Losses, others: Losses, errors: float) -> bool:
-    """Whether losses are lower than others by more than so many standard errors of the paired differences."""
-    if not losses:
-        return False
+def better(losses: Losses, others: Losses, errors: float) -> bool:
+    """Whether losses are lower than others by more than so many standard errors of the paired differences.
+
+    Empty ones are of a run that failed: never better, and worse than any others.
+    """
+    if not losses or not others:
+        return bool(losses)
     gains = np.asarray(others) - np.asarray(losses)
     return bool(gains.mean() > errors * gains.std() / math.sqrt(len(gains)))

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from vogn.likelihoods import Gaussian
 from vogn.optim.base import NaturalGradient
 from vogn.optim.calling import outputs_of
 from vogn.optim.methods import sets_groups
-from vogn.optim.range_choice import STRIDE, choose, climb, smoothed
+from vogn.optim.range_choice import ERRORS, STRIDE, better, choose, climb, smoothed
 
 Watch = Callable[[int, float, float], None]
 Batch = tuple[Any, Any, Tensor | None]
@@ -35,6 +36,8 @@ STOP_FACTOR = 4.0
 """The sweep, or a run, ends where a running mean of the loss is so many times its smallest value (above zero loss)."""
 WARM_UP, END = 0.1, 0.25
 """Shares of a short run: in which the rate rises, and whose losses count."""
+FAR, FIRST = 1e-2, 1e-1
+"""Shares of the largest rate: a sweep that chooses less than the first may have seen a fall of the noise alone."""
 CAUTION = math.sqrt(STRIDE)
 """A rate that is larger than the sweep's choice has only won short runs, and long ones stand less: half a step back."""
 NOISE_SHARE = 0.1
@@ -96,7 +99,9 @@ def learning_rate_range_test(
     Because a rate that rises at every step says little about a long run, the choice is then compared with its
     neighbours (half a decade apart) by short runs of ``steps`` steps, with warm-up and cosine decay: as long as their
     losses in the last quarter are lower, the neighbour is chosen; a larger one only where they are lower beyond the
-    scatter of the differences, and then it is half a step back again: a short run stands more than a long one. With
+    scatter of the differences, and then it is half a step back again: a short run stands more than a long one. Where
+    the sweep has chosen less than a hundredth of the largest rate (its loss may fall because the noise of the weights
+    does), a run at a tenth of that is compared with it first, in the same way. With
     ``held_out`` examples the losses that are compared are theirs, at the mean of the weights after the run: training
     losses prefer rates that fit fast, and do not see that they fit too much.
 
@@ -151,6 +156,7 @@ def learning_rate_range_test(
     device = next(model.parameters()).device
     rates = np.geomspace(smallest, largest, steps).tolist()
 
+    @cache
     def ends(rate: float) -> list[float]:
         return run_ends(
             optimizer, model, likelihood, loader, rate, steps, held_out=held_out, indexed=indexed, watch=watch
@@ -165,7 +171,9 @@ def learning_rate_range_test(
     choice = choose(rates, losses)
     found = RangeTest(tuple(rates), tuple(losses), tuple(smoothed(losses)), choice, diverged)
     if runs:
-        best, tried, final = climb(choice, ends, smallest, largest)
+        first = max(FIRST * largest, smallest)
+        far = choice < FAR * largest and better(ends(first), ends(choice), ERRORS)
+        best, tried, final = climb(first if far else choice, ends, smallest, largest)
         best = best / CAUTION if best > choice else best
         found = replace(found, suggestion=best, runs=tried, final=tuple(final))
     return found

@@ -7,18 +7,27 @@ from typing import Any
 
 from vogn.plots.axes import axes_or_new
 
-METRIC_NAMES: Mapping[str, str] = {"loss": "negative log-likelihood (nats)", "accuracy": "accuracy"}
+METRIC_NAMES: Mapping[str, str] = {
+    "loss": "negative log-likelihood (nats)",
+    "accuracy": "accuracy",
+    "rmse": "RMSE (unit of the targets)",
+}
 """What the axis of a metric in the rows of training is called."""
 
 
 def learning_curves(
-    histories: Mapping[str, Sequence[Mapping[str, float]]], metric: str = "loss", *, ax: Any = None
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+    metric: str = "loss",
+    *,
+    log: bool | None = None,
+    ax: Any = None,
 ) -> Any:
-    """A metric over epochs, training dashed and validation solid; losses on a logarithmic scale.
+    """A metric over epochs, training dashed and validation solid.
 
     Args:
         histories: label to rows with ``"epoch"`` and ``"train_<metric>"``, ``"validation_<metric>"`` or both.
         metric: ``"loss"``, ``"accuracy"`` or another of the rows.
+        log: whether the scale is logarithmic; ``None``: that of losses, if all are above 0.
         ax: matplotlib axes to draw on; ``None`` makes a figure.
 
     Returns:
@@ -39,7 +48,9 @@ def learning_curves(
                 epochs, values = zip(*found, strict=True)
                 ax.plot(epochs, values, style, color=f"C{number}", label=f"{label}: {part}")
     ax.set(xlabel="epoch", ylabel=METRIC_NAMES.get(metric, metric))
-    if metric == "loss":
+    if log is None:
+        log = metric == "loss" and all(row.get(name, 1.0) > 0 for row in every for name in names)
+    if log:
         ax.set_yscale("log")
     ax.grid(alpha=0.3)
     ax.xaxis.get_major_locator().set_params(integer=True)

@@ -8,9 +8,20 @@ from vogn.report.figures import Drawing, drawings
 from vogn.report.measuring import Measured, Measurements, Outside, Predictor, measure
 from vogn.report.page import html
 from vogn.report.shift import Shift, ShiftFigures
-from vogn.report.tables import Column, Table, difference_table, figures_table, ood_table, shift_table
+from vogn.report.tables import (
+    LABEL_COLUMNS,
+    REAL_COLUMNS,
+    Column,
+    Table,
+    difference_table,
+    figures_table,
+    ood_table,
+    shift_table,
+)
 
 __all__ = [
+    "LABEL_COLUMNS",
+    "REAL_COLUMNS",
     "Column",
     "Drawing",
     "Measured",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vogn.metrics import ClassificationReport, gaussian_mixture_pit, gaussian_pit, reliability
@@ -22,7 +23,8 @@ from vogn.plots import (
     risk_coverage_curve,
     severity_curves,
 )
-from vogn.report.measuring import Measured, Measurements, Outside
+from vogn.predict import Predictive
+from vogn.report.measuring import Measurements, Outside
 from vogn.report.shift import LEVELS, ShiftFigures
 
 _SHOWN_SCORES = ("mutual_information", "entropy", "max_probability", "variance")
@@ -82,24 +84,28 @@ def drawings(
         found += _shift_drawings(measurements.shift)
     histories = {label: rows for label, rows in (histories or {}).items() if rows}
     if histories:
-        caption = "Training dashed, validation solid; the loss on a logarithmic scale."
-        found.append(
-            Drawing("learning_curves", "Learning curves", caption, learning_curves_figure(histories), "training")
-        )
+        figure = learning_curves_figure(histories)
+        scale = "; the loss on a logarithmic scale" if figure.axes[0].get_yscale() == "log" else ""
+        caption = f"Training dashed, validation solid{scale}."
+        found.append(Drawing("learning_curves", "Learning curves", caption, figure, "training"))
     return found
 
 
 def learning_curves_figure(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Any:
-    """Loss and accuracy over epochs, side by side; only those that the rows have."""
+    """Loss and accuracy or RMSE over epochs, side by side; only those that the rows have.
+
+    The loss of real targets depends on their unit, so its scale is not logarithmic.
+    """
     figure = _new((10, 4))
-    every = [row for rows in histories.values() for row in rows]
+    there = {name for rows in histories.values() for row in rows for name in row}
     metrics = [
         metric
-        for metric in ("loss", "accuracy")
-        if not every or any(f"{part}_{metric}" in row for row in every for part in ("train", "validation"))
+        for metric in ("loss", "accuracy", "rmse")
+        if there & {f"train_{metric}", f"validation_{metric}"} or (not there and metric != "rmse")
     ]
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        learning_curves({_plain(label): rows for label, rows in histories.items()}, metric, ax=axes)
+        log = False if "rmse" in metrics else None
+        learning_curves({_plain(label): rows for label, rows in histories.items()}, metric, log=log, ax=axes)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, ncols=max(1, len(histories)), loc="outside upper center")
     return figure
@@ -148,59 +154,82 @@ def _label_drawings(measurements: Measurements) -> list[Drawing]:
     ]
 
 
+def quantiles_figure(rows: Sequence[tuple[str, Predictive]], targets: Tensor) -> Any:
+    """Share of targets below predicted quantiles, with the band of a calibrated predictor.
+
+    Args:
+        rows: label and predictions of every predictor.
+        targets: real ones.
+    """
+    figure = _new((5, 5.5))
+    diagram = figure.subplots()
+    for place, (label, predictive) in enumerate(rows):
+        quantile_diagram(
+            _pit(predictive, targets),
+            label=_plain(label),
+            color=f"C{place}",
+            level=0.95 if place == 0 else None,
+            ax=diagram,
+        )
+    figure.legend(fontsize=8, loc="outside upper left")
+    return figure
+
+
+def intervals_figure(rows: Sequence[tuple[str, Predictive]], targets: Tensor, x: Tensor) -> Any:
+    """Predicted mean and interval of 90 %, and the targets, of every predictor side by side; at most 500 examples.
+
+    Args:
+        rows: label and predictions of every predictor.
+        targets: real ones.
+        x: inputs; a single number per example is the horizontal axis, otherwise examples are sorted by the mean.
+    """
+    figure = _new((6 * len(rows), 4))
+    inputs, _ = _axis(x, len(targets))
+    count = len(targets)
+    first = torch.linspace(0, count - 1, min(count, _MOST_POINTS)).round().long()
+    grid = figure.subplots(1, len(rows), squeeze=False, sharey=True)[0]
+    y = targets.cpu().reshape(count, -1)[:, 0]
+    for axes, (label, predictive) in zip(grid, rows, strict=True):
+        ends = predictive.interval(0.9)
+        mean, low, high = (t.cpu().reshape(count, -1)[:, 0] for t in (predictive.mean, *ends))
+        order = mean.argsort()[first] if inputs is None else inputs.argsort()[first]
+        place = torch.arange(len(order), dtype=mean.dtype) if inputs is None else inputs[order]
+        regression_intervals(place, mean[order], low[order], high[order], targets=y[order], ax=axes)
+        axes.set_title(_plain(label), fontsize=9)
+    return figure
+
+
 def _real_drawings(measurements: Measurements) -> list[Drawing]:
-    diagram = _new((5, 5)).subplots()
-    for number, row in enumerate(measurements.rows):
-        quantile_diagram(_pit(row, measurements.targets), label=_plain(row.label), color=f"C{number}", ax=diagram)
-    diagram.legend(fontsize=8)
+    rows = [(row.label, row.predictive) for row in measurements.rows]
     return [
         Drawing(
             "quantiles",
             "Quantiles",
             "Share of targets below predicted quantiles; the band holds 95 % of what a calibrated predictor shows.",
-            diagram.figure,
+            quantiles_figure(rows, measurements.targets),
         ),
         Drawing(
             "intervals",
             "Intervals",
-            f"Predicted mean and interval of 90 %, and the targets (dots){_axis(measurements)[1]}",
-            _intervals_figure(measurements),
+            "Predicted mean and interval of 90 %, and the targets (dots)"
+            + _axis(measurements.x, measurements.count)[1],
+            intervals_figure(rows, measurements.targets, measurements.x),
         ),
     ]
 
 
-def _pit(row: Measured, targets: Tensor) -> Tensor:
-    found = row.predictive
-    y = targets.to(found.mean.device)
-    if found.samples is None:
-        return gaussian_pit(found.mean, found.variance, y)
-    return gaussian_mixture_pit(found.samples, found.aleatoric, y)
+def _pit(predictive: Predictive, targets: Tensor) -> Tensor:
+    y = targets.to(predictive.mean.device)
+    if predictive.samples is None:
+        return gaussian_pit(predictive.mean, predictive.variance, y)
+    return gaussian_mixture_pit(predictive.samples, predictive.aleatoric, y)
 
 
-def _axis(measurements: Measurements) -> tuple[Tensor | None, str]:
+def _axis(x: Tensor, count: int) -> tuple[Tensor | None, str]:
     """The input if there is one; else ``None``: examples are sorted by the predicted mean."""
-    if measurements.x.is_floating_point() and measurements.x.numel() == measurements.count:
-        return measurements.x.reshape(-1).cpu(), " over the input."
+    if x.is_floating_point() and x.numel() == count:
+        return x.reshape(-1).cpu(), " over the input."
     return None, "; examples sorted by the mean, first output."
-
-
-def _intervals_figure(measurements: Measurements) -> Any:
-    import torch
-
-    figure = _new((6 * len(measurements.rows), 4))
-    inputs, _ = _axis(measurements)
-    count = measurements.count
-    first = torch.linspace(0, count - 1, min(count, _MOST_POINTS)).round().long()
-    grid = figure.subplots(1, len(measurements.rows), squeeze=False, sharey=True)[0]
-    targets = measurements.targets.cpu().reshape(count, -1)[:, 0]
-    for axes, row in zip(grid, measurements.rows, strict=True):
-        ends = row.predictive.interval(0.9)
-        mean, low, high = (t.cpu().reshape(count, -1)[:, 0] for t in (row.predictive.mean, *ends))
-        order = mean.argsort()[first] if inputs is None else inputs.argsort()[first]
-        place = torch.arange(len(order), dtype=mean.dtype) if inputs is None else inputs[order]
-        regression_intervals(place, mean[order], low[order], high[order], targets=targets[order], ax=axes)
-        axes.set_title(_plain(row.label), fontsize=9)
-    return figure
 
 
 def _outside_drawings(outside: Outside, reference: str, number: int) -> list[Drawing]:

@@ -32,7 +32,10 @@ Predictor = Callable[[Tensor], Predictive]
 _RESAMPLED = {"accuracy": accuracy, "nll": nll, "brier": brier, "debiased_ece": debiased_ece, "aurc": aurc}
 _NOT_RESAMPLED = ("quantile_calibration_error",)
 _CONSTANT = 1e-6
-"""Scores that vary by no more than this tell nothing apart: the mutual information of a single network."""
+"""Scores that vary by no more than this tell nothing apart: the mutual information of a single network. Of real
+targets: relative to the variance of an observation."""
+_REAL_SCORES = ("variance",)
+"""The scores of real targets: with one noise for all, the others order inputs as the variance over the weights does."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Outside:
     Args:
         name: what they are.
         count: how many.
-        reports: label of a predictor to how well its scores find them; scores that do not vary are left out.
+        reports: label of a predictor to how well its scores find them; scores that do not vary are left out. For real
+            targets there is one, the variance over the weights.
         scores: label to score to its values for the examples and for these inputs, ``(N,)`` and ``(M,)``.
     """
 
@@ -184,7 +188,7 @@ def measure(
         rows=tuple(rows),
         reference=reference,
         differences=_differences(found, targets, reference, bootstrap, seed),
-        outside=tuple(_outside(name, strange, predictors, found, step) for name, strange in others.items()),
+        outside=tuple(_outside(name, strange, predictors, found, step, real) for name, strange in others.items()),
         shift=None if shift is None else measure_shift(predictors, x, targets, shift, step),
         x=x,
     )
@@ -254,13 +258,15 @@ def _outside(
     predictors: Mapping[str, Predictor],
     found: Mapping[str, Predictive],
     step: Callable[[str], None],
+    real: bool,
 ) -> Outside:
     reports, scores = {}, {}
     for label, predictor in predictors.items():
         step(f"{label}, {name}")
         inside, outside = ood_scores(found[label]), ood_scores(predictor(strange))
-        pairs = {key: (inside[key].cpu(), outside[key].cpu()) for key in inside if key in outside}
-        pairs = {key: pair for key, pair in pairs.items() if _varies(*pair)}
+        wanted, unit = (_REAL_SCORES, float(found[label].total.mean())) if real else (tuple(inside), 1.0)
+        pairs = {key: (inside[key].cpu(), outside[key].cpu()) for key in wanted if key in outside}
+        pairs = {key: pair for key, pair in pairs.items() if _varies(*pair, unit)}
         if pairs:
             scores[label] = pairs
             reports[label] = ood_report(
@@ -269,6 +275,6 @@ def _outside(
     return Outside(name, len(strange), reports, scores)
 
 
-def _varies(inside: Tensor, outside: Tensor) -> bool:
+def _varies(inside: Tensor, outside: Tensor, unit: float) -> bool:
     every = torch.cat([inside.reshape(-1), outside.reshape(-1)])
-    return not float(every.max() - every.min()) <= _CONSTANT
+    return not float(every.max() - every.min()) <= _CONSTANT * unit

@@ -18,16 +18,20 @@ class Column:
         heading: what stands above it.
         better: ``"higher"``, ``"lower"`` or ``""`` where neither is.
         percent: whether it is shown as a percentage.
+        unit: whether it is in the unit of the targets, which may be large or small.
     """
 
     name: str
     heading: str
     better: str = "lower"
     percent: bool = False
+    unit: bool = False
 
     def text(self, value: float) -> str:
         """The value as text."""
-        return f"{100 * value:.2f} %" if self.percent else f"{value:.4f}"
+        if self.percent:
+            return f"{100 * value:.2f} %"
+        return in_unit(value) if self.unit else f"{value:.4f}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ class Table:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
+def in_unit(value: float) -> str:
+    """A number in some unit: four decimals, or four digits where that says too little or too much."""
+    return f"{value:.4f}" if value == 0 or 0.01 <= abs(value) < 10 else f"{value:#.4g}"
+
+
 LABEL_COLUMNS = (
     Column("accuracy", "accuracy", "higher", percent=True),
     Column("nll", "NLL"),
@@ -69,14 +78,14 @@ LABEL_COLUMNS = (
     Column("aurc", "AURC"),
 )
 REAL_COLUMNS = (
-    Column("rmse", "RMSE"),
+    Column("rmse", "RMSE", unit=True),
     Column("nll", "NLL"),
-    Column("crps", "CRPS"),
+    Column("crps", "CRPS", unit=True),
     Column("coverage", "coverage", "", percent=True),
-    Column("width", "width", ""),
-    Column("interval_score", "interval score"),
+    Column("width", "width", "", unit=True),
+    Column("interval_score", "interval score", unit=True),
     Column("quantile_calibration_error", "quantile calibration error"),
-    Column("sharpness", "sharpness", ""),
+    Column("sharpness", "sharpness", "", unit=True),
 )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,30 +12,18 @@ from vogn.capture.objective import Objective
 from vogn.data.order import epoch_batches
 from vogn.likelihoods import Categorical, Gaussian, Likelihood
 from vogn.optim import METHODS, NaturalGradient
-from vogn.optim.laplace import laplace
+from vogn.optim.evidence_tuning import (
+    FIRST_NOISE,
+    FIRST_PRIOR,
+    POINT_TUNINGS,
+    TUNINGS,
+    FollowedNoise,
+    noise_inflation,
+    tune_by_evidence,
+)
 from vogn.optim.prior_tuner import layer_groups
 from vogn.optim.range_test import learning_rate_range_test
-from vogn.posterior.evidence import precision_at
 from vogn.sklearn.recipes import recipe
-
-FIRST_NOISE = 1.0
-"""Noise that a regression begins with, in standard deviations of the targets."""
-NOISE_FLOOR = 0.01
-"""Smallest noise, in standard deviations of the targets."""
-NOISE_MEMORY = 0.02
-"""Weight of a new batch in the average of squared residuals."""
-FIRST_PRIOR = 1.0
-"""Precision of the prior before the evidence is asked, and where it cannot be asked."""
-TUNINGS = (0.5, 0.75)
-"""After which shares of a run the prior is tuned."""
-POINT_TUNINGS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""The same where no weights are sampled: nothing else then keeps the noise from following an overfitted network."""
-FEWEST_FREE = 0.1
-"""Smallest share of the targets that counts as not fitted."""
-MEASURED = 1000
-"""Examples of a batch in such a measurement."""
-PRIORS = (1e-2, 1e4)
-"""Smallest and largest precision that is chosen by the evidence."""
 
 Watch = Callable[[int, float], None]
 """Told the number of a step and its loss."""
@@ -81,8 +68,7 @@ class Training:
         chosen.setdefault("groups", layer_groups(network) if self.tuned and self.info.needs_model else ())
         self.optimizer: NaturalGradient = self.info.build(network, **chosen)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self.average: float | None = None
-        self.inflation = 1.0
+        self.noise = FollowedNoise(likelihood) if isinstance(likelihood, Gaussian) else None
         self.done = 0
         self.epoch = 0
 
@@ -146,8 +132,8 @@ class Training:
                 total += float(value.detach())
             optimizer.step()
             loss = total / samples
-        if isinstance(self.likelihood, Gaussian):
-            self._follow_noise(outputs.detach(), y, write=learn_noise)
+        if self.noise is not None:
+            self.noise.follow(outputs.detach(), y, write=learn_noise)
         self.done += 1
         return loss
 
@@ -156,45 +142,23 @@ class Training:
             yield from epoch_batches(n, batch_size, self.seed, self.epoch)
             self.epoch += 1
 
-    @torch.no_grad()
-    def _follow_noise(self, outputs: Tensor, y: Tensor, *, write: bool) -> None:
-        """The noise's square is an average of squared residuals: its stationary point in the variational bound."""
-        assert isinstance(self.likelihood, Gaussian)
-        seen = float((outputs - y).square().mean())
-        self.average = seen if self.average is None else (1.0 - NOISE_MEMORY) * self.average + NOISE_MEMORY * seen
-        if write and self.likelihood.log_noise is not None:
-            noise = max((self.inflation * self.average) ** 0.5, NOISE_FLOOR)
-            self.likelihood.log_noise.fill_(noise).log_()
-
     def _measures(self) -> bool:
         """Whether the curvature of all data is looked at during the run."""
-        point = not self.variational and isinstance(self.likelihood, Gaussian)
+        point = not self.variational and self.noise is not None
         return (self.tuned or point) and not self.info.sets_groups
 
     def measure(self, x: Tensor, y: Tensor) -> None:
         """Prior and noise by the evidence of the Laplace approximation at the mean, over all examples.
 
-        The precision of a group's prior is where its effective number of parameters is precision times squared length.
-        The tracked curvature will not do: one that began narrow still remembers how it began. Where no weights are
-        sampled, the residuals are too small by what the network has fitted: their sum of squares is divided by the
-        number of targets less all effective parameters (MacKay 1992, "Bayesian Interpolation").
+        Where no weights are sampled, the residuals are too small by what the network has fitted: their sum of squares
+        is divided by the number of targets less all effective parameters.
         """
-        batches = list(zip(x.split(MEASURED), y.split(MEASURED), strict=True))
-        with torch.enable_grad():
-            found = laplace(self.network, self.likelihood, batches, prior_precision=FIRST_PRIOR, seed=self.seed)
-        blocks, means, fitted = found.sampled_blocks, found.mean(), 0.0
-        for group in self.optimizer.param_groups:
-            size = group["ess"] * self.temperature  # the evidence is that at temperature 1
-            own = [block for block in blocks if set(block.layout.names) & set(group["param_names"])]
-            if not own or not group["sampled"]:
-                continue
-            if self.tuned:
-                group["weight_decay"] = precision_at(own, means, bounds=PRIORS) / size
-            precision = group["weight_decay"] * size
-            for block in own:
-                fitted += block.numel - float(replace(block, shift=precision / block.ess).variance().sum()) * precision
-        if not self.variational:
-            self.inflation = y.numel() / max(y.numel() - fitted, FEWEST_FREE * y.numel())
+        size = self.optimizer.param_groups[0]["ess"] * self.temperature
+        fitted = tune_by_evidence(
+            self.optimizer, self.network, self.likelihood, x, y, size=size, tuned=self.tuned, seed=self.seed
+        )
+        if not self.variational and self.noise is not None:
+            self.noise.inflation = noise_inflation(y.numel(), fitted)
 
 
 def schedule(step: int, steps: int) -> float:
