@@ -140,11 +140,11 @@ def test_coverage_is_near_nominal_on_a_linear_gaussian_table(vogn, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [[], ["--method", "kfac", "--deterministic"], ["--method", "ivon", "--noise", "12"], ["--noise", "44"]]
-    + [["--model", "dropped:make"]],
+    + [["--model", "dropped_numbers:make"]],
     ids=["vogn", "kfac-deterministic", "ivon-fixed-noise", "fixed-noise-from-the-start", "dropout"],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one(vogn, table, tmp_path, monkeypatch, options):
-    (tmp_path / "dropped.py").write_text(
+    (tmp_path / "dropped_numbers.py").write_text(
         "from torch import nn\n"
         "def make(num_classes, width=2):\n"
         "    return nn.Sequential(nn.Dropout(0.5), nn.Linear(3, width), nn.Tanh(), nn.Linear(width, num_classes))\n"

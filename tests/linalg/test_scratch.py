@@ -39,6 +39,7 @@ def test_what_is_filled_in_is_packed():
 
 def test_another_vector_is_unpacked():
     scratch = Scratch(LAYOUTS, dtype=torch.float64, device=CPU)
+    scratch.take()
     other = torch.arange(float(scratch.vector.numel()), dtype=torch.float64).unsqueeze(-1)
     parts = scratch.holding(other).parts
     place = 0
@@ -66,10 +67,21 @@ def test_which_layouts_are_simple():
     assert not simple([JoinedLayout((transposed,))])
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_released_memory_comes_back_with_the_views():
-    device = torch.device("cuda", torch.cuda.current_device())
+@pytest.mark.parametrize(
+    "device",
+    [
+        CPU,
+        pytest.param(
+            torch.device("cuda"),
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+    ids=str,
+)
+def test_released_memory_comes_back_with_the_views(device):
     scratch = Scratch(LAYOUTS, dtype=torch.float32, device=device)
     assert scratch.vector.untyped_storage().nbytes() == 0
     for seed in range(2):

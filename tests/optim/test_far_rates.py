@@ -53,11 +53,6 @@ def test_it_must_be_better(monkeypatch):
     assert {rate for rate, _ in found.runs} == set(ran), "every run is told of"
 
 
-def test_half_a_step_back_is_not_below_the_choice(monkeypatch):
-    found, _ = after(monkeypatch, 0.009, lambda rate: abs(math.log10(rate / 0.0101)) + (1.0 if rate == 0.009 else 0.0))
-    assert found.suggestion >= 0.009
-
-
 def test_nothing_is_compared_with_a_run_that_fails(monkeypatch):
     found, ran = after(monkeypatch, 4e-4, lambda rate: None if rate > 3e-4 else rate)
     assert 0.1 not in ran and found.suggestion < 4e-4

@@ -25,7 +25,7 @@ LARGE = 1 << 14
 """On the CPU blocks with more elements than this stay alone: calls cost little there beside their work."""
 PLAIN = (Tensor, torch.nn.Parameter)
 KEPT = 8
-"""Bundles of several blocks whose memory is kept for the next step."""
+"""Bundles of several blocks whose views are kept for the next step."""
 
 
 Purpose = Literal["displacement", "kept", "mean", "gradient"]

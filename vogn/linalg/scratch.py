@@ -14,8 +14,8 @@ from vogn.linalg.layout import Layout, lines
 class Scratch:
     """The parameters of blocks, or what is shaped like them, in a vector of the block vectors.
 
-    The views are made once; the next :meth:`fill` writes over what was there. On other devices than the CPU, where it
-    may be as long as the model, the memory is there only between :meth:`fill` or :meth:`take` and :meth:`release`.
+    The views are made once; the next :meth:`fill` writes over what was there. The memory, which may be as long as the
+    model, is there only between :meth:`fill` or :meth:`take` and :meth:`release`: nothing may read a view after that.
 
     Args:
         layouts: of the blocks; see :func:`simple`.
@@ -56,9 +56,8 @@ class Scratch:
         return self
 
     def release(self) -> None:
-        """What is in it is not needed any more."""
-        if self.vector.device.type != "cpu":
-            self._storage.resize_(0)
+        """Give the memory back: what is in it is not needed any more."""
+        self._storage.resize_(0)
 
 
 def simple(layouts: Sequence[Layout]) -> bool:

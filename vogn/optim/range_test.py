@@ -176,7 +176,7 @@ def learning_rate_range_test(
         first = max(FIRST * largest, smallest)
         far = choice < FAR * largest and bool(ends(choice)) and better(ends(first), ends(choice), ERRORS)
         best, _, final = climb(first if far else choice, ends, smallest, largest)
-        best = max(best / CAUTION, choice) if best > choice else best
+        best = best / CAUTION if best > choice else best
         means = ((rate, float(np.mean(losses)) if losses else math.inf) for rate, losses in sorted(made.items()))
         found = replace(found, suggestion=best, runs=tuple(means), final=tuple(final))
     return found
