@@ -36,8 +36,13 @@ def interval_coverage(low: Tensor, high: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: for different shapes, ``low > high``, non-finite values or an empty batch.
     """
+    return interval_covered_elements(low, high, targets).mean()
+
+
+def interval_covered_elements(low: Tensor, high: Tensor, targets: Tensor) -> Tensor:
+    """1 where a target is in ``[low, high]``, else 0, in the shape of the targets; see :func:`interval_coverage`."""
     a, b, y = _ends(low, high, targets)
-    return ((a <= y) & (y <= b)).to(y.dtype).mean()
+    return ((a <= y) & (y <= b)).to(y.dtype)
 
 
 def interval_width(low: Tensor, high: Tensor) -> Tensor:
@@ -63,10 +68,15 @@ def interval_score(low: Tensor, high: Tensor, targets: Tensor, level: float = 0.
 
     Source: Gneiting and Raftery 2007, "Strictly proper scoring rules, prediction, and estimation", eq. 43.
     """
+    return interval_score_elements(low, high, targets, level).mean()
+
+
+def interval_score_elements(low: Tensor, high: Tensor, targets: Tensor, level: float) -> Tensor:
+    """:func:`interval_score` of every element, in the shape of the targets."""
     check_level(level)
     a, b, y = _ends(low, high, targets)
     outside = (a - y).clamp_min(0) + (y - b).clamp_min(0)
-    return (b - a + 2 / (1 - level) * outside).mean()
+    return b - a + 2 / (1 - level) * outside
 
 
 def sharpness(variance: Tensor) -> Tensor:

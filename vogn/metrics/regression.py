@@ -34,8 +34,13 @@ def gaussian_nll(mean: Tensor, variance: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: for different shapes, a variance that is not positive, non-finite values or an empty batch.
     """
+    return gaussian_nll_examples(mean, variance, targets).mean()
+
+
+def gaussian_nll_examples(mean: Tensor, variance: Tensor, targets: Tensor) -> Tensor:
+    """:func:`gaussian_nll` of every example, ``(N,)`` or ``(N, ...)``."""
     f, y = real_pair(mean, targets)
     f, v = real_pair(f, variance, name="variance")
     positive(v)
     elements = 0.5 * ((y - f).square() / v + v.log() + math.log(2 * math.pi))
-    return (elements if elements.ndim == 1 else elements.sum(-1)).mean()
+    return elements if elements.ndim == 1 else elements.sum(-1)

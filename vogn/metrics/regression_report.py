@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,23 +13,19 @@ from torch import Tensor
 from vogn.likelihoods.gaussian import mixture_quantile
 from vogn.metrics.bootstrap import bootstrap_interval
 from vogn.metrics.crps import (
-    gaussian_crps,
     gaussian_crps_elements,
-    gaussian_mixture_crps,
     gaussian_mixture_crps_elements,
 )
-from vogn.metrics.inputs import check_level, real_pair, real_samples
+from vogn.metrics.inputs import check_level, positive, real_pair, real_samples
 from vogn.metrics.intervals import (
     gaussian_mixture_pit,
     gaussian_pit,
-    interval_coverage,
-    interval_score,
-    interval_width,
+    interval_covered_elements,
+    interval_score_elements,
     pit_counts,
     quantile_calibration_error,
-    sharpness,
 )
-from vogn.metrics.regression import gaussian_nll, rmse
+from vogn.metrics.regression import gaussian_nll_examples
 from vogn.metrics.report_format import check_replicates, device_free, figures_as_text, plain_intervals
 
 
@@ -126,33 +123,12 @@ class RegressionMeter:
             ValueError: for different shapes, variances that are not positive, non-finite values, an empty batch, or
                 one of ``components`` and ``noise_variance`` without the other.
         """
-        error = device_free(rmse(mean, targets)).square()
-        spread = device_free(sharpness(variance)).square()
-        if (components is None) != (noise_variance is None):
-            raise ValueError("components and noise_variance belong together: give both, or neither for a Gaussian")
-        if components is None or noise_variance is None:
-            half = math.sqrt(2) * float(torch.erfinv(torch.tensor(self.level, dtype=torch.float64)))
-            f, v = real_pair(mean, variance, name="variance")
-            low, high = f - half * v.sqrt(), f + half * v.sqrt()
-            surprise, crps = gaussian_nll(mean, variance, targets), gaussian_crps(mean, variance, targets)
-            pit = gaussian_pit(mean, variance, targets)
-        else:
-            crps = gaussian_mixture_crps(components, noise_variance, targets)
-            pit = gaussian_mixture_pit(components, noise_variance, targets)
-            surprise = _mixture_nll(components, noise_variance, targets)
-            centres, _ = real_samples(components, targets)
-            scale = noise_variance.to(centres).sqrt()
-            low, high = (mixture_quantile(0.5 + s * self.level, centres, scale) for s in (-0.5, 0.5))
-        per_element = [
-            crps,
-            interval_coverage(low, high, targets),
-            interval_width(low, high),
-            interval_score(low, high, targets, self.level),
-        ]
-        elements = mean.numel()
-        examples = elements if mean.ndim <= 1 else elements // mean.shape[-1]
-        totals = [elements, examples, float(error) * elements, float(surprise) * examples]
-        totals += [float(value) * elements for value in per_element] + [float(spread) * elements]
+        self._add(*_by_element(mean, variance, targets, components, noise_variance, self.level))
+
+    def _add(self, parts: Sequence[Tensor], pit: Tensor) -> None:
+        """What :func:`_by_element` returns."""
+        squared, surprise, *_ = parts
+        totals = [squared.numel(), surprise.numel(), *(float(part.sum()) for part in parts)]
         self._totals = self._totals + torch.tensor(totals, dtype=torch.float64)
         self._pit = self._pit + pit_counts(pit, self.levels)
 
@@ -242,65 +218,67 @@ def regression_report(
     check_level(bootstrap_level, "bootstrap_level")
 
     meter = RegressionMeter(level, levels)
-    meter.update(mean, variance, targets, components=components, noise_variance=noise_variance)
+    parts, pit = _by_element(mean, variance, targets, components, noise_variance, level)
+    meter._add(parts, pit)
     report = meter.report()
     if not bootstrap:
         return report
-    rows, pit = _by_example(mean, variance, targets, components, noise_variance, level)
+    rows = _by_example(parts)
 
     def values(resampled: Tensor, transforms: Tensor) -> Tensor:
         squared, *others, spread = resampled.mean(0)
         error = quantile_calibration_error(transforms, levels).to(squared)
         return torch.stack([squared.sqrt(), *others, error, spread.sqrt()])
 
-    found = bootstrap_interval(values, rows, pit, level=bootstrap_level, replicates=bootstrap, seed=seed)
+    found = bootstrap_interval(values, rows, pit.cpu(), level=bootstrap_level, replicates=bootstrap, seed=seed)
     names = list(report.figures())
     return RegressionReport(**{**asdict(report), "intervals": plain_intervals(names, found)})
 
 
-def _by_example(
+def _by_element(
     mean: Tensor,
     variance: Tensor,
     targets: Tensor,
     components: Tensor | None,
     noise_variance: Tensor | None,
     level: float,
-) -> tuple[Tensor, Tensor]:
-    """What each example adds: resampling these rows is resampling the examples, without measuring them again.
+) -> tuple[list[Tensor], Tensor]:
+    """What every element (for the NLL, every example) adds to the figures; see :meth:`RegressionMeter.update`.
 
     Returns:
-        ``(N, 7)`` in double precision on the CPU: squared error, NLL, CRPS, coverage, width, interval score, variance,
-        means over what stands at each place of the first dimension; and transforms, ``(N, ...)``.
+        In float64 on the CPU: squared error, NLL, CRPS, coverage, width, interval score, variance; and the transforms.
     """
     f, y = real_pair(mean, targets)
     _, v = real_pair(mean, variance, name="variance")
+    positive(v)
+    if (components is None) != (noise_variance is None):
+        raise ValueError("components and noise_variance belong together: give both, or neither for a Gaussian")
     if components is None or noise_variance is None:
         half = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))
         low, high = f - half * v.sqrt(), f + half * v.sqrt()
-        surprise = 0.5 * ((y - f).square() / v + v.log() + math.log(2 * math.pi))
-        surprise = surprise if surprise.ndim == 1 else surprise.sum(-1)
+        surprise = gaussian_nll_examples(mean, variance, targets)
         crps, pit = gaussian_crps_elements(mean, variance, targets), gaussian_pit(mean, variance, targets)
     else:
         crps = gaussian_mixture_crps_elements(components, noise_variance, targets)
         pit = gaussian_mixture_pit(components, noise_variance, targets)
-        surprise = _mixture_nll_terms(components, noise_variance, targets)
+        surprise = _mixture_nll_examples(components, noise_variance, targets)
         centres, _ = real_samples(components, targets)
         scale = noise_variance.to(centres).sqrt()
         low, high = (mixture_quantile(0.5 + s * level, centres, scale) for s in (-0.5, 0.5))
-    outside = (low - y).clamp_min(0) + (y - high).clamp_min(0)
-    score = high - low + 2 / (1 - level) * outside
-    covered = (low <= y) & (y <= high)
+    covered = interval_covered_elements(low, high, targets)
+    score = interval_score_elements(low, high, targets, level)
     parts = [(y - f).square(), surprise, crps, covered, high - low, score, v]
-    return torch.stack([part.double().reshape(len(f), -1).mean(1) for part in parts], dim=1).cpu(), pit.cpu()
+    return [device_free(part) for part in parts], pit
 
 
-def _mixture_nll(components: Tensor, noise_variance: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the examples of the negative log density of the mixture; the elements of a row belong together."""
-    return _mixture_nll_terms(components, noise_variance, targets).mean()
+def _by_example(parts: Sequence[Tensor]) -> Tensor:
+    """``(N, 7)``: means of the parts over what stands at each place of the first dimension. Resampling these rows is
+    resampling the examples, without measuring them again."""
+    return torch.stack([part.reshape(len(part), -1).mean(1) for part in parts], dim=1)
 
 
-def _mixture_nll_terms(components: Tensor, noise_variance: Tensor, targets: Tensor) -> Tensor:
-    """The same of every example."""
+def _mixture_nll_examples(components: Tensor, noise_variance: Tensor, targets: Tensor) -> Tensor:
+    """Negative log density of the mixture, of every example; the elements of a row belong together."""
     f, y = real_samples(components, targets)
     v = noise_variance.detach().to(f)
     elements = -0.5 * ((y - f).square() / v + v.log() + math.log(2 * math.pi))
