@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from real_tables import save
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -16,6 +18,12 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture
+def table(tmp_path):
+    """``npz:FILE`` with numbers to predict, of a scale of their own."""
+    return save(tmp_path / "table.npz", unit=20.0, offset=300.0)
 
 
 @pytest.fixture

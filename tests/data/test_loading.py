@@ -23,16 +23,6 @@ def arrays(**changes):
     return {name: value for name, value in (sound | changes).items() if value is not None}
 
 
-@pytest.fixture
-def save(tmp_path):
-    def write(**content):
-        path = tmp_path / "data.npz"
-        np.savez(path, **content)
-        return f"npz:{path}"
-
-    return write
-
-
 def test_digits_splits_are_disjoint_stratified_and_standardised():
     data = load_data("digits")
     assert [len(part) for part in (data.train, data.validation, data.test)] == [1258, 180, 359]

@@ -8,16 +8,6 @@ from PIL import Image
 from vogn.data import DataError, Preprocessing, load_other
 
 
-@pytest.fixture
-def save(tmp_path):
-    def write(**arrays):
-        path = tmp_path / "other.npz"
-        np.savez(path, **arrays)
-        return f"npz:{path}"
-
-    return write
-
-
 def images(count, side, channels=1, dtype=np.uint8):
     shape = (count, side, side) if channels == 1 else (count, side, side, channels)
     values = np.random.default_rng(0).integers(0, 256, size=shape)

@@ -11,16 +11,6 @@ X = RNG.normal(size=(50, 3))
 Y = RNG.normal(size=50) * 7 + 1e6
 
 
-@pytest.fixture
-def save(tmp_path):
-    def write(**content):
-        path = tmp_path / "data.npz"
-        np.savez(path, **content)
-        return f"npz:{path}"
-
-    return write
-
-
 def test_diabetes_is_split_and_standardised_with_the_training_moments():
     data = load_real_data("diabetes")
     assert [len(part) for part in (data.train, data.validation, data.test)] == [309, 45, 88]
