@@ -11,7 +11,7 @@ from vogn.kernels import native
 from vogn.kernels.native.build import library
 from vogn.likelihoods import Categorical
 from vogn.linalg.noise import generator, normal
-from vogn.optim import update
+from vogn.optim import plan
 from vogn.structures import Diagonal
 
 needs_compiler = pytest.mark.skipif(isinstance(library(), str), reason=f"no library: {library()}")
@@ -166,7 +166,7 @@ def test_steps_in_columns_and_in_place_are_those_elsewhere(method, options, monk
     monkeypatch.setattr(native, "diagonal_step_in_columns", lambda *a, **named: calls.append(1) or step(*a, **named))
     model, optimizer, _ = trained_wide(method, **options)
     assert bool(calls) == (method == "vogn" and "momentum" not in options and "loss_reduction" not in options)
-    monkeypatch.setattr(update, "_columns", lambda block, tensors: None)
+    monkeypatch.setattr(plan, "_columns", lambda block, tensors: None)
     monkeypatch.setitem(vogn.kernels.TABLE["diagonal_step"], "native", elsewhere)
     other, second, _ = trained_wide(method, **options)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
@@ -197,7 +197,7 @@ def test_convolutions_with_a_bias_step_in_columns(groups, monkeypatch):
     monkeypatch.setattr("vogn.capture.bundles.LARGE", 1)
     found = trained_convolution()
     assert len(calls) == 3
-    monkeypatch.setattr(update, "_columns", lambda block, tensors: None)
+    monkeypatch.setattr(plan, "_columns", lambda block, tensors: None)
     monkeypatch.setitem(vogn.kernels.TABLE["diagonal_step"], "native", elsewhere)
     other = trained_convolution()
     assert len(calls) == 3

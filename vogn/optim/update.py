@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import compress
 from typing import TYPE_CHECKING
 
@@ -19,16 +18,15 @@ from vogn.capture.objective import Objective
 from vogn.capture.partition import Block
 from vogn.capture.statistics import Statistic
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
-from vogn.kernels import native
-from vogn.linalg.layout import columns
 from vogn.linalg.noise import source
 from vogn.optim.blocks import BlockTable, Group, copy_each
-from vogn.optim.evidence import TakingPart, anneal, staged_curvature
+from vogn.optim.evidence import TakingPart, staged_curvature
 from vogn.optim.functional import Evidence, check_finite, evidence_tensors, natural_gradient_step, result_tensors
 from vogn.optim.linear_pass import LinearPass, fitting_linear_pass, linear_form
-from vogn.optim.one_pass import ChainForm, OnePass, Vectors, chain_form, fitting_pass
+from vogn.optim.one_pass import OnePass, chain_form
+from vogn.optim.plan import plan_of
 from vogn.optim.steps import BlockView, Passed, StepContext
-from vogn.types import Observation, State
+from vogn.types import State
 
 if TYPE_CHECKING:
     from vogn.optim.base import NaturalGradient
@@ -269,7 +267,7 @@ def _stage(
         evidence = {bundle: Evidence(bundle, taking_part.gradients, leaves) for bundle in bundles}
         form = chain_form(optimizer.chain)
         packed = set(as_they_are)
-        plans = [_plan(table, form, found, means, packed) for found in evidence.values()]
+        plans = [plan_of(table, form, found, means, packed) for found in evidence.values()]
         passes = [plan.one_pass for plan in plans]
         checked = measured and not all(one_pass is not None and one_pass.looks for one_pass in passes)
         if checked:  # else what is not finite shows in the result
@@ -374,78 +372,6 @@ def _linear_steps(
         states[block] = {"curvature": table.state(block)["curvature"], "memory": memory}
         parameters += zip(block.parameters, result.means, strict=True)
     return states, parameters
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What the update of a bundle starts from.
-
-    Args:
-        old: its ``"curvature"`` and ``"memory"``.
-        mean, gradient: pack its block vectors.
-        rate: its learning rate.
-        one_pass: the pass that does it all, where there is one.
-        in_scratch: whether it packs the mean into the bundle's memory for it.
-    """
-
-    old: dict[str, State]
-    mean: Callable[[], Tensor]
-    gradient: Callable[[], Tensor]
-    rate: float
-    one_pass: OnePass | None
-    in_scratch: bool
-
-
-def _plan(
-    table: BlockTable,
-    form: ChainForm | None,
-    evidence: Evidence,
-    means: Mapping[Block, Tensor],
-    as_they_are: Container[Block],
-) -> _Plan:
-    bundle, first = evidence.bundle, evidence.bundle.blocks[0]
-    states, group = [table.state(block) for block in bundle.blocks], table.group(first)
-    old = {kind: bundle.join_states([state[kind] for state in states]) for kind in ("curvature", "memory")}
-
-    at_once = bundle.has_scratch and all(block in as_they_are for block in bundle.blocks)
-
-    def own_mean() -> Tensor:
-        return bundle.join([means[block] for block in bundle.blocks])
-
-    @cache
-    def mean() -> Tensor:
-        if at_once:
-            return bundle.scratch("mean").fill([parameter.detach() for parameter in bundle.parameters])
-        return own_mean()
-
-    @cache
-    def gradient() -> Tensor:
-        found = bundle.gradient() if at_once else None
-        return evidence.gradient if found is None else found
-
-    rate = float(group["lr"]) / anneal(group)
-    own: tuple[native.Columns | None, native.Columns | None] = None, None
-    if len(bundle.blocks) == 1 and first in as_they_are:
-        parameters = first.parameters
-        own = _columns(first, [p.detach() for p in parameters]), _columns(first, [p.grad for p in parameters])
-    vectors = Vectors(mean, gradient, *own)
-    leaves = evidence.leaves[first] if len(bundle.blocks) == 1 else _ready(evidence.observation)
-    one_pass = fitting_pass(form, bundle.structure, old, group, leaves, vectors, rate, in_place=not table.divided)
-    if one_pass is None:  # steps of a chain may keep what they see
-        return _Plan(old, own_mean, lambda: evidence.gradient, rate, None, in_scratch=False)
-    return _Plan(old, mean, gradient, rate, one_pass, in_scratch=at_once)
-
-
-def _columns(block: Block, tensors: Sequence[Tensor | None]) -> native.Columns | None:
-    """A weight and a bias that are side by side in a block vector."""
-    there = [tensor for tensor in tensors if tensor is not None]
-    found = columns(block.layout, there) if len(there) == len(tensors) else None
-    return None if found is None or found[1] is None else (found[0], found[1])
-
-
-def _ready(observation: Observation) -> dict[str, Leaf]:
-    """Leaves that are normalised already."""
-    return {key: Leaf(tensor, 1.0) for key, tensor in observation.items()}
 
 
 def _bundles(
