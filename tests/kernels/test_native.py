@@ -280,23 +280,31 @@ class TestLinear:
         means, gradients, momentum, places = self.operands(block)
         numbers = {"lr": 0.3, "momentum_rate": rate or 1.0, "entering": (0.7, 0.02), "leaving": (1.5, 0.3)}
         average = None if rate is None else momentum
-        found = native.linear_step(means, gradients, average, places, **numbers)
         wide = [x.double() for x in means], [x.double() for x in gradients]
         expected = kernel("linear_step")(*wide, None if rate is None else momentum.double(), places, **numbers)
+        versions = [x._version for x in means]
+        found = native.linear_step(means, gradients, average, places, **numbers)
         assert found.finite is True
-        for new, own, old in zip(found.means, expected.means, means, strict=True):
-            assert new.shape == old.shape and not new.requires_grad
+        found.write()
+        for new, own, old, version in zip(found.means, expected.means, means, versions, strict=True):
+            assert new is old and new._version > version
             torch.testing.assert_close(new.double(), own, rtol=3e-6, atol=1e-6)
         if rate is None:
             assert found.momentum is expected.momentum is None
         else:
             torch.testing.assert_close(found.momentum.double(), expected.momentum, rtol=3e-6, atol=1e-6)
 
-    def test_nothing_is_written_over(self, block):
+    @pytest.mark.parametrize("bad", [None, torch.nan])
+    def test_nothing_is_written_before_it_is_asked_for(self, block, bad):
         means, gradients, momentum, places = self.operands(block)
-        olds = [x.clone() for x in (*means, *gradients, momentum)]
+        if bad is not None:
+            gradients[0].view(-1)[0] = bad
+        olds = [x.nan_to_num(7.0) for x in (*means, *gradients, momentum)]
         numbers = {"lr": 0.3, "momentum_rate": 0.1, "entering": (1.0, 0.02), "leaving": (1.0, 0.0)}
-        native.linear_step(means, gradients, momentum, places, **numbers)
+        found = native.linear_step(means, gradients, momentum, places, **numbers)
+        assert (found.write is None) == (bad is not None)
+        for x in gradients:
+            x.nan_to_num_(7.0)
         assert all(torch.equal(a, b) for a, b in zip(olds, (*means, *gradients, momentum), strict=True))
 
     @pytest.mark.parametrize("kind", range(3))
@@ -306,15 +314,20 @@ class TestLinear:
         means, gradients, momentum, places = self.operands(block)
         (means[-1], gradients[-1], momentum)[kind].view(-1)[-1] = bad
         numbers = {"lr": lr, "momentum_rate": 0.1, "entering": (1.0, 0.02), "leaving": (1.0, 0.0)}
-        assert native.linear_step(means, gradients, momentum, places, **numbers).finite is False
+        found = native.linear_step(means, gradients, momentum, places, **numbers)
+        assert found.finite is False
+        assert not all(x.isfinite().all() for x in (*found.means, found.momentum))
 
     def test_threads_do_not_change_it(self, block, monkeypatch):
         means, gradients, momentum, places = self.operands(block)
         numbers = {"lr": 0.3, "momentum_rate": 0.1, "entering": (1.0, 0.02), "leaving": (1.0, 0.0)}
+        other = [x.clone() for x in means], gradients, momentum.clone()
         whole = native.linear_step(means, gradients, momentum, places, **numbers)
+        whole.write()
         monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
         monkeypatch.setattr(native, "PART", 10)
-        parts = native.linear_step(means, gradients, momentum, places, **numbers)
+        parts = native.linear_step(*other, places, **numbers)
+        parts.write()
         assert parts.finite is True and torch.equal(parts.momentum, whole.momentum)
         assert all(torch.equal(a, b) for a, b in zip(whole.means, parts.means, strict=True))
 

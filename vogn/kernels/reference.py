@@ -217,11 +217,16 @@ class LinearOptions(TypedDict):
 
 
 class LinearStep(NamedTuple):
-    """What :func:`linear_step` computes; ``finite`` says whether all of it is finite where the kernel has looked."""
+    """What :func:`linear_step` computes.
 
-    means: list[Tensor]
+    ``finite`` says whether all of it is finite where the kernel has looked. Where there is a ``write``, means and
+    momentum are the memory in which the result is once that has been called.
+    """
+
+    means: Sequence[Tensor]
     momentum: Tensor | None
     finite: bool | None = None
+    write: Callable[[], None] | None = None
 
 
 def linear_step(

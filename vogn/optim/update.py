@@ -23,7 +23,7 @@ from vogn.optim.blocks import BlockTable, Group, copy_each
 from vogn.optim.evidence import TakingPart, staged_curvature
 from vogn.optim.functional import Evidence, check_finite, evidence_tensors, natural_gradient_step, result_tensors
 from vogn.optim.linear_pass import LinearPass, fitting_linear_pass, linear_form
-from vogn.optim.one_pass import OnePass, chain_form
+from vogn.optim.one_pass import chain_form
 from vogn.optim.plan import plan_of
 from vogn.optim.steps import BlockView, Passed, StepContext
 from vogn.types import State
@@ -40,9 +40,9 @@ class StagedUpdate:
         states: new curvature and memory of the blocks that move, as far as this process holds them.
         means: their new means, as block vectors; ``None`` where a diagonal pass writes them; not of the blocks with a
             linear pass.
-        parameters: the parameters of those, and their new values.
+        parameters: the parameters of those, and their new values, where it does not write them.
         moved: the means as the chain's steps have seen them: of several blocks together, and not of those with a pass.
-        passes: diagonal passes, which write over what they were computed from, first of all.
+        writes: of passes, which write over what they were computed from, first of all.
         context: what the chain's steps shared: of the blocks that they have computed.
     """
 
@@ -50,7 +50,7 @@ class StagedUpdate:
     means: Mapping[Block, Tensor | None]
     parameters: Sequence[tuple[Tensor, Tensor]]
     moved: Sequence[Tensor]
-    passes: Sequence[OnePass]
+    writes: Sequence[Callable[[], None]]
     context: StepContext
 
 
@@ -234,10 +234,10 @@ def _staged(
         NotPositiveDefiniteError: if a curvature plus its shift has no inverse.
     """
     if len(taking_part.linear) == len(taking_part.blocks):  # nothing is left for the chain
-        states, parameters = _linear_steps(table, taking_part)
+        states, parameters, writes = _linear_steps(table, taking_part)
         groups = [group for _, group in taking_part.blocks]
         context = StepContext([], optimizer.param_groups[0]["steps_done"], groups=groups)
-        return StagedUpdate(states, {}, parameters, [], [], context)
+        return StagedUpdate(states, {}, parameters, [], writes, context)
     if table.divided:  # an error is everybody's: nobody may try again
         return _stage(optimizer, table, collector, taking_part, objective, together=False)
     try:
@@ -335,7 +335,7 @@ def _stage(
         ]
         results = (*result_tensors(compress(blocks, unseen)), *suspects)
         check_finite(results, () if checked else evidence_tensors(evidence, [plan.gradient for plan in plans]))
-        states, parameters = _linear_steps(table, taking_part)
+        states, parameters, linear_writes = _linear_steps(table, taking_part)
     split: dict[Block, Tensor | None] = {}
     for bundle, plan, new, mean in zip(bundles, plans, news, new_means, strict=True):
         if mean is not None and plan.in_scratch:
@@ -348,20 +348,22 @@ def _stage(
         )
         for block, curvature, memory, own in zip(bundle.blocks, curvatures, memories, whole, strict=True):
             states[block], split[block] = {"curvature": curvature, "memory": memory}, own
-    found_passes = [found for found in passes if found is not None]
-    return StagedUpdate(states, split, parameters, moved, found_passes, context)
+    writes = [found.write for found in passes if found is not None]
+    return StagedUpdate(states, split, parameters, moved, [*writes, *linear_writes], context)
 
 
 def _linear_steps(
     table: BlockTable, taking_part: TakingPart
-) -> tuple[dict[Block, dict[str, State]], list[tuple[Tensor, Tensor]]]:
-    """New states of the blocks with a linear pass; their parameters with their new values. Nothing is written.
+) -> tuple[dict[Block, dict[str, State]], list[tuple[Tensor, Tensor]], list[Callable[[], None]]]:
+    """New states of the blocks with a linear pass; their parameters with their new values; what writes those of both
+    that are not there yet. Nothing is written.
 
     Raises:
         NonFiniteStatisticsError: if a gradient or the result is not finite.
     """
     states: dict[Block, dict[str, State]] = {}
     parameters: list[tuple[Tensor, Tensor]] = []
+    writes: list[Callable[[], None]] = []
     for block, linear_pass in taking_part.linear.items():
         result, memory = linear_pass()
         if not result.finite:
@@ -370,8 +372,11 @@ def _linear_steps(
                 [(block.name, "gradient", p.grad) for p in block.parameters if p.grad is not None],
             )
         states[block] = {"curvature": table.state(block)["curvature"], "memory": memory}
-        parameters += zip(block.parameters, result.means, strict=True)
-    return states, parameters
+        if result.write is not None:
+            writes.append(result.write)
+        else:
+            parameters += zip(block.parameters, result.means, strict=True)
+    return states, parameters, writes
 
 
 def _bundles(
@@ -389,8 +394,8 @@ def _bundles(
 
 def _commit(optimizer: NaturalGradient, table: BlockTable, taking_part: TakingPart, staged: StagedUpdate) -> None:
     """Write a checked update and count the step."""
-    for one_pass in staged.passes:
-        one_pass.write()
+    for write in staged.writes:
+        write()
     olds = {block: table.state(block)["curvature"] for block in staged.states}
     for block, new in staged.states.items():
         table.state(block).update(new)

@@ -81,7 +81,7 @@ class LinearPart(ctypes.Structure):
     """One parameter of ``vogn_linear_step``."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("mean", "gradient", "new_mean")),
+        *((name, ctypes.c_void_p) for name in ("mean", "gradient")),
         *((name, ctypes.c_int64) for name in ("count", "start", "columns", "stride")),
     )
 
@@ -98,7 +98,9 @@ def _functions() -> Any:
         "vogn_diagonal_write": (*5 * (array,), count, pointer(StepNumbers), ctypes.c_int),
         "vogn_diagonal_look_columns": (pointer(BlockPointers), count, count, pointer(StepNumbers), ctypes.c_int),
         "vogn_diagonal_write_columns": (pointer(BlockPointers), count, count, pointer(StepNumbers), ctypes.c_int),
-        "vogn_linear_step": (pointer(LinearPart), count, array, array, count, count, pointer(LinearNumbers)),
+        "vogn_linear_step": (
+            pointer(LinearPart), count, array, count, count, pointer(LinearNumbers), ctypes.c_int,
+        ),
         "vogn_displace": (*3 * (array,), count, number, number),
         "vogn_draw": (*5 * (array,), *3 * (count,), ctypes.c_uint64, number, number),
         "vogn_price": (*4 * (array,), count, number, number),
@@ -328,27 +330,46 @@ def linear_step(
     places: Sequence[tuple[int, int, int]],
     **options: Unpack[LinearOptions],
 ) -> LinearStep:
-    """See :func:`vogn.kernels.reference.linear_step`; all tensors as :func:`takes` says."""
-    new = [torch.empty_like(gradient) for gradient in gradients]
-    average = None if momentum is None else torch.empty_like(momentum)
-    old_start, new_start = (None if vector is None else vector.data_ptr() for vector in (momentum, average))
-    counts = [mean.numel() for mean in means]
-    parts = (LinearPart * len(new))(
-        *(
-            LinearPart(mean.data_ptr(), gradient.data_ptr(), moved.data_ptr(), count, start, count // rows, stride)
-            for mean, gradient, moved, count, (start, rows, stride) in zip(
-                means, gradients, new, counts, places, strict=True
+    """See :func:`vogn.kernels.reference.linear_step`; all tensors as :func:`takes` says.
+
+    It only looks whether the result is finite. If it is, means and momentum are the operands, which hold the result
+    once :attr:`LinearStep.write` has been called: no new memory.
+    """
+    numbers = LinearNumbers(options["lr"], options["momentum_rate"], *options["entering"], *options["leaving"])
+
+    def of(means: Sequence[Tensor], momentum: Tensor | None) -> Callable[[bool], bool]:
+        """The pass over these: whether it writes the result over them, or only looks."""
+        counts = [mean.numel() for mean in means]
+        parts = (LinearPart * len(means))(
+            *(
+                LinearPart(mean.data_ptr(), gradient.data_ptr(), count, start, count // rows, stride)
+                for mean, gradient, count, (start, rows, stride) in zip(means, gradients, counts, places, strict=True)
             )
         )
-    )
-    numbers = LinearNumbers(options["lr"], options["momentum_rate"], *options["entering"], *options["leaving"])
-    step, finite = _functions().vogn_linear_step, []
+        average, step = None if momentum is None else momentum.data_ptr(), _functions().vogn_linear_step
 
-    def part(first: int, last: int) -> None:
-        finite.append(step(parts, len(new), old_start, new_start, first, last, numbers))
+        def over(write: bool) -> bool:
+            finite: list[bool] = []
 
-    in_parts(sum(counts), part)
-    return LinearStep(new, average, finite=all(finite))
+            def part(first: int, last: int) -> None:
+                finite.append(bool(step(parts, len(parts), average, first, last, numbers, write)))
+
+            in_parts(sum(counts), part)
+            return all(finite)
+
+        return over
+
+    over = of(means, momentum)
+
+    def write() -> None:
+        over(True)
+        torch.autograd.graph.increment_version([*means, *([] if momentum is None else [momentum])])
+
+    if over(False):
+        return LinearStep(means, momentum, finite=True, write=write)
+    new, average = [mean.detach().clone() for mean in means], None if momentum is None else momentum.clone()
+    of(new, average)(True)
+    return LinearStep(new, average, finite=False)
 
 
 def _elementwise(function: Any, tensors: tuple[Tensor, ...], *numbers: Any) -> list[Any]:

@@ -178,9 +178,9 @@ typedef struct {
 
 enum { NO_AVERAGE = 0, SMALL_RATE = 1, LARGE_RATE = 2 };
 
-INLINE int linear(const float *restrict mean, const float *restrict gradient, const float *restrict momentum,
-                  float *restrict new_mean, float *restrict new_momentum, int64_t count, const linear_numbers *given,
-                  const int kind)
+/* As `here`, of a step without curvature: whether something is not finite. */
+INLINE int linear(float *restrict mean, const float *restrict gradient, float *restrict momentum, int64_t count,
+                  const linear_numbers *given, const int write, const int kind)
 {
     const linear_numbers n = *given;
     int infinite = 0;
@@ -190,10 +190,12 @@ INLINE int linear(const float *restrict mean, const float *restrict gradient, co
         if (kind != NO_AVERAGE) {
             float old = momentum[i], change = u - old;
             u = kind == SMALL_RATE ? old + n.rate * change : u - (1.0f - n.rate) * change;
-            new_momentum[i] = u;
+            if (write)
+                momentum[i] = u;
         }
         m = m - n.lr * (n.leaving_average * u + n.leaving_mean * m);
-        new_mean[i] = m;
+        if (write)
+            mean[i] = m;
         infinite |= !(fabsf(m) <= FLT_MAX) | !(fabsf(u) <= FLT_MAX);
     }
     return infinite;
@@ -201,22 +203,22 @@ INLINE int linear(const float *restrict mean, const float *restrict gradient, co
 
 /* One parameter of a block. In the momentum its numbers begin at `start`, and its rows are `stride` apart. */
 typedef struct {
-    const float *mean, *gradient;
-    float *new_mean;
+    float *mean;
+    const float *gradient;
     int64_t count, start, columns, stride;
 } linear_part;
 
 /* The numbers first .. last - 1 of a parameter. */
-INLINE int linear_rows(const linear_part *part, const float *momentum, float *new_momentum, int64_t first, int64_t last,
-                       const linear_numbers *given, const int kind)
+INLINE int linear_rows(const linear_part *part, float *momentum, int64_t first, int64_t last,
+                       const linear_numbers *given, const int write, const int kind)
 {
     int infinite = 0;
     int64_t row = first / part->columns, column = first % part->columns;
     while (first < last) {
         int64_t place = part->start + row * part->stride + column, count = part->columns - column;
         count = count < last - first ? count : last - first;
-        infinite |= linear(part->mean + first, part->gradient + first, kind ? momentum + place : 0,
-                           part->new_mean + first, kind ? new_momentum + place : 0, count, given, kind);
+        infinite |= linear(part->mean + first, part->gradient + first, kind ? momentum + place : 0, count, given, write,
+                           kind);
         first += count;
         row += 1;
         column = 0;
@@ -224,15 +226,18 @@ INLINE int linear_rows(const linear_part *part, const float *momentum, float *ne
     return infinite;
 }
 
-/* The numbers first .. last - 1 of a block, parameter after parameter: whether all that was written is finite. */
-int vogn_linear_step(const linear_part *parts, int64_t parameters, const float *momentum, float *new_momentum,
-                     int64_t first, int64_t last, const linear_numbers *given)
+/* The numbers first .. last - 1 of a block, parameter after parameter: whether all of the result is finite. It is
+   written over what it is computed from, or nowhere. */
+int vogn_linear_step(const linear_part *parts, int64_t parameters, float *momentum, int64_t first, int64_t last,
+                     const linear_numbers *given, int write)
 {
     int infinite = 0;
     for (int64_t k = 0; k < parameters; k++) {
         int64_t from = first > 0 ? first : 0, to = last < parts[k].count ? last : parts[k].count;
-#define ROWS(kind) linear_rows(parts + k, momentum, new_momentum, from, to, given, kind)
-        infinite |= momentum == 0 ? ROWS(NO_AVERAGE) : given->rate < 0.5f ? ROWS(SMALL_RATE) : ROWS(LARGE_RATE);
+#define ROWS(write, kind) linear_rows(parts + k, momentum, from, to, given, write, kind)
+#define OF_RATE(write)                                                                                                 \
+    (momentum == 0 ? ROWS(write, NO_AVERAGE) : given->rate < 0.5f ? ROWS(write, SMALL_RATE) : ROWS(write, LARGE_RATE))
+        infinite |= write ? OF_RATE(1) : OF_RATE(0);
         first -= parts[k].count;
         last -= parts[k].count;
     }
