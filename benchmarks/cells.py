@@ -60,7 +60,7 @@ def mean_error(values: Any) -> list[float]:
 def command(module: str) -> str:
     """This process's command line without the places of this machine."""
     words = list(sys.argv[1:])
-    for option in ("--cell", "--data-dir", "--results"):
+    for option in ("--cell", "--data-dir", "--networks", "--results"):
         if option in words:
             del words[words.index(option) : words.index(option) + 2]
     return " ".join([f"python -m {module}", *words])

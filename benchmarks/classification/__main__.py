@@ -16,7 +16,7 @@ from benchmarks.classification.images import load
 from benchmarks.classification.one_run import run_cell
 from benchmarks.classification.report import report
 from benchmarks.classification.rows import ROWS, base_of
-from benchmarks.classification.sizes import FULL, RESULTS, folder, sizes
+from benchmarks.classification.sizes import FULL, RESULTS, folder, sizes, study_name
 from benchmarks.classification.tuning import remove_stale, tuned, tuning_cell
 
 
@@ -27,6 +27,7 @@ def arguments_of(arguments: argparse.Namespace, method: str, configuration: int,
     line += ["--full"] if arguments.full else []
     line += ["--horizon", str(arguments.horizon)] if arguments.horizon else []
     line += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
+    line += ["--networks", str(arguments.networks)] if arguments.networks else []
     line += ["--device", arguments.device] if arguments.device != "cpu" else []
     for key, value in extra.items():
         line += [f"--{key}"] if value is True else [f"--{key}", str(value)]
@@ -43,7 +44,7 @@ def run_study(arguments: argparse.Namespace) -> int:
     tuning = []
     for seed in splits:
         for method in methods:
-            for k in range(len(ROWS[method].configurations(arguments.data))):
+            for k in range(len(ROWS[method].configurations(study_name(arguments)))):
                 if not ROWS[method].epochs_of:
                     path = tuning_cell(arguments, method, k, seed)
                     tuning.append((path, arguments_of(arguments, method, k, seed, cell=path, tuning=True)))
@@ -60,7 +61,7 @@ def run_study(arguments: argparse.Namespace) -> int:
                 if bool(row.epochs_of) != timed or best is None:
                     continue
                 path = root / "final" / f"{method}-{seed}.json"
-                remove_stale(path, row.configurations(arguments.data)[best])
+                remove_stale(path, row.configurations(study_name(arguments))[best])
                 extra: dict[str, Any] = {}
                 if timed:
                     slow, fast = (cpu_per_epoch(root, name) for name in (row.epochs_of, base_of(method)))
@@ -89,6 +90,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--device", default="cpu", help="e.g. cuda; --jobs processes share it")
+    parser.add_argument("--networks", type=Path, help="folder in which the networks of the final runs are kept")
     parser.add_argument("--horizon", type=int, default=0, help="epochs of the final runs; 0 takes the study's")
     parser.add_argument("--seeds", type=int, default=0, help="number of seeds or folds; 0 takes the study's")
     parser.add_argument("--methods", default="", help="comma-separated subset of the rows")

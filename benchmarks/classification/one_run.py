@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import vogn
 from benchmarks.cells import command, environment, write_cell
 from benchmarks.classification.images import Part, parts
+from benchmarks.classification.networks import keep_network, network_path
 from benchmarks.classification.rows import ROWS, Row
-from benchmarks.classification.sizes import Study, sizes
+from benchmarks.classification.sizes import Study, sizes, study_name
 from vogn import metrics
 from vogn.data.order import epoch_batches
 from vogn.likelihoods import Categorical
@@ -142,7 +143,7 @@ def device_of(x: Tensor) -> dict[str, str]:
 def run_cell(arguments: argparse.Namespace) -> None:
     """Train and measure one (method, configuration, seed)."""
     study, row = sizes(arguments), ROWS[arguments.method]
-    configuration = row.configurations(arguments.data)[arguments.configuration]
+    configuration = row.configurations(study_name(arguments))[arguments.configuration]
     tuning = arguments.tuning
     found = parts(arguments.data, arguments.data_dir, study, arguments.seed, tuning=tuning)
     (x, y), validation, (x_test, y_test) = (
@@ -150,6 +151,10 @@ def run_cell(arguments: argparse.Namespace) -> None:
     )
     epochs = arguments.epochs or (study.tune_epochs if tuning else study.epochs)
     model, optimizer, seconds = train(row, configuration, x, y, study, epochs, arguments.seed)
+    natural = isinstance(optimizer, vogn.NaturalGradient)
+    if arguments.networks and not tuning:
+        path = network_path(arguments.networks, study_name(arguments), arguments.method, arguments.seed)
+        keep_network(path, model, optimizer.posterior() if natural and row.samples else None)
     calibration = x[: study.calibration]
     temperature = prediction_temperature(row, model, optimizer, validation, study.samples // 2, calibration)
     probabilities = predictions(row, model, optimizer, x_test, study.samples, calibration, temperature or 1.0)

@@ -79,9 +79,10 @@ class Row:
     epochs_of: str = ""
     """Train for the wall time of this other row instead of the same number of epochs."""
 
-    def configurations(self, data: str) -> tuple[dict[str, Any], ...]:
-        """The configurations for a data set: its own, or those that the others share."""
-        return self.grids.get(data, self.grids["default"])
+    def configurations(self, study: str) -> tuple[dict[str, Any], ...]:
+        """The configurations for a study: its own, those of its reduced form, or those that the others share."""
+        names = (study, study.removesuffix("-full"), "default")
+        return next(self.grids[name] for name in names if name in self.grids)
 
 
 _VOGN = {
@@ -108,6 +109,20 @@ _VOGN = {
         ),
         {"lr": 0.01, "damping": 0.001, "prior": 10000.0, "temperature": 0.0001},
     ),
+    "mnist-full": grid(
+        {"lr": 0.5, "damping": 1e-4, "clip_radius": 0.01, "prior": 1000.0, "temperature": 0.001},
+        {},
+        {"lr": 1.0},
+        {"prior": 5000.0},
+        {"prior": 5000.0, "damping": 1e-3},
+    ),
+    "cifar10-full": grid(
+        {"lr": 0.2, "damping": 1e-3, "clip_radius": 0.01, "prior": 5000.0, "temperature": 0.001},
+        {},
+        {"prior": 1000.0},
+        {"prior": 15000.0},
+        {"temperature": 0.003},
+    ),
 }
 _PRIORS = grid(
     {"lr": 0.1, "prior": 100.0, "temperature": 0.01},
@@ -116,12 +131,21 @@ _PRIORS = grid(
     {"prior": 300.0, "temperature": 0.003},
     {"prior": 1000.0, "temperature": 0.003},
 )
+_WARMER = grid(
+    {"lr": 0.1, "prior": 100.0, "temperature": 0.01},
+    {},
+    {"temperature": 0.03},
+    {"temperature": 0.1, "prior": 30.0},
+    {"temperature": 0.003, "prior": 300.0},
+)
 _KRON = {
     "default": grid(
         {"lr": 0.1, "prior": 100.0, "temperature": 0.01}, {}, {"temperature": 0.003}, {"temperature": 0.03}, {"lr": 0.3}
     ),
     "mnist": _PRIORS,
     "cifar10": _PRIORS,
+    "mnist-full": _WARMER,
+    "cifar10-full": _WARMER,
 }
 _BOUNDED = {
     "prior": 1000.0, "temperature": 0.001, "initial_curvature": 0.003, "curvature_decay": 0.99, "clip_radius": 0.01,
@@ -146,6 +170,13 @@ _IVON = {
     "cifar10": (
         *grid(_BOUNDED | {"lr": 0.3}, {}, {"lr": 0.1}, {"lr": 0.1, "prior": 10000.0, "temperature": 0.0001}),
         {"lr": 1.0, "prior": 10.0, "temperature": 0.1, "initial_curvature": 0.3, "curvature_decay": 0.998},
+    ),
+    "cifar10-full": grid(
+        {"lr": 2.0, "prior": 10.0, "temperature": 0.3, "initial_curvature": 0.3},
+        {},
+        {"temperature": 0.1},
+        {"prior": 100.0, "temperature": 0.03, "initial_curvature": 0.1, "curvature_decay": 0.999},
+        _BOUNDED | {"lr": 0.3, "temperature": 0.01},
     ),
 }
 _SGD = {

@@ -41,8 +41,8 @@ class Study:
 
 FULL = {
     "digits": Study(0, 0, 30, 0, 0, 30),
-    "mnist": Study(12000, 0, 6, 6000, 2000, 6, validation=1000, tune_splits=2),
-    "cifar10": Study(12000, 0, 12, 6000, 2000, 12, validation=1000, tune_splits=2),
+    "mnist": Study(12000, 0, 6, 6000, 2000, 6, samples=16, validation=1000),
+    "cifar10": Study(12000, 0, 12, 6000, 2000, 12, samples=16, validation=1000),
 }
 REDUCED = {
     "digits": Study(0, 0, 30, 0, 0, 30),
@@ -60,9 +60,14 @@ def sizes(arguments: argparse.Namespace) -> Study:
     return replace(study, epochs=arguments.horizon) if arguments.horizon else study
 
 
+def study_name(arguments: argparse.Namespace) -> str:
+    """Name of the study: of its data, with ``-full`` for its full form."""
+    return str(arguments.data) + ("-full" if arguments.full else "")
+
+
 def folder(arguments: argparse.Namespace, part: str = "") -> Path:
     """Where this study's cells are; ``"tuning"`` is shared by all horizons."""
-    name = arguments.data + ("-full" if arguments.full else "")
+    name = study_name(arguments)
     if arguments.horizon and part != "tuning":
         name += f"-{arguments.horizon}-epochs"
     return Path(arguments.results / name / part)

@@ -53,6 +53,12 @@ TASKS = {
     "cifar10": Task("cifar10", 1200, 150, 600, 8, 300, corrupted=120),
     "cifar10-open": Task("cifar10", 1200, 150, 600, 8, 300, known=KNOWN),
 }
+FULL = {
+    "mnist": Task("mnist", 12000, 1000, 2000, 6, 1000, corrupted=300),
+    "cifar10": Task("cifar10", 12000, 1000, 2000, 12, 1000, corrupted=300),
+    "cifar10-open": Task("cifar10", 12000, 1000, 2000, 12, 1000, known=KNOWN),
+}
+"""With the training images and epochs of the full classification study."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,8 @@ class Images:
     outside: dict[str, Part]
 
 
-def images_of(name: str, directory: Path) -> Images:
+def images_of(task: Task, directory: Path) -> Images:
     """The images of a task; the same ones for every seed."""
-    task = TASKS[name]
     end = task.train + task.validation
     x, y, x_test, y_test = load(task.data, directory, limit=max(end, task.test))
     assert x_test is not None and y_test is not None

@@ -14,40 +14,47 @@ from torch import Tensor
 
 import vogn
 from benchmarks.cells import command, environment, write_cell
+from benchmarks.classification.networks import kept_network, network_path
 from benchmarks.classification.one_run import PREDICTION_TEMPERATURES, train
 from benchmarks.classification.rows import ROWS
 from benchmarks.classification.sizes import RESULTS as CLASSIFICATION
 from benchmarks.classification.sizes import Study
-from benchmarks.shift_and_ood.images import TASKS, images_of
+from benchmarks.shift_and_ood.images import FULL, TASKS, images_of
 from vogn import metrics
 from vogn.data import CORRUPTIONS, corrupt
 from vogn.likelihoods import Categorical
+from vogn.models import build_model
+from vogn.posterior import Posterior
 
 METHODS = ("adamw", "kfac", "ekfac", "vogn", "ivon")
-SAMPLES, SHIFT_SAMPLES, VALIDATION_SAMPLES, CALIBRATION, BATCH = 16, 8, 8, 256, 32
+SAMPLES, SHIFT_SAMPLES, VALIDATION_SAMPLES, CALIBRATION, BATCH, FULL_BATCH = 16, 8, 8, 256, 32, 64
 SEVERITIES = (1, 3, 5)
 
 Predictor = Callable[..., vogn.Predictive]
 
 
 def tuned_configuration(method: str, data: str, seed: int) -> dict[str, Any]:
-    """What the classification study chose, from its committed cell."""
+    """What the classification study ``data`` chose, from its committed cell."""
     path = CLASSIFICATION / data / "final" / f"{method}-{seed}.json"
     return dict(json.loads(path.read_text())["configuration"])
 
 
-def predictors(
-    method: str, model: torch.nn.Module, optimizer: Any, train_x: Tensor, validation: tuple[Tensor, Tensor]
-) -> tuple[dict[str, Predictor], float | None]:
-    """Name to a function of images, and the temperature of prediction: the mean weights, and for sampling methods the
-    posterior predictive at the temperature with the lowest NLL on the validation part.
+def classification_study(task: str, *, full: bool) -> str:
+    """Name of the classification study whose configurations and networks a task takes."""
+    return TASKS[task].data + ("-full" if full else "")
 
-    Batch norm statistics are as in the classification study: running ones for AdamW, else computed anew.
+
+def predictors(
+    model: torch.nn.Module, posterior: Posterior | None, train_x: Tensor, validation: tuple[Tensor, Tensor]
+) -> tuple[dict[str, Predictor], float | None]:
+    """Name to a function of images, and the temperature of prediction: the mean weights, and with a posterior its
+    predictive at the temperature with the lowest NLL on the validation part.
+
+    Batch norm statistics are as in the classification study: running ones without a posterior, else computed anew.
     """
-    if not ROWS[method].samples:
+    if posterior is None:
         point = vogn.Point(model, likelihood=Categorical())
         return {"mean": lambda x, samples=1: vogn.predict(model, point, x, method="mean")}, None
-    posterior = optimizer.posterior()
     # batches of 128, as in the classification study
     shared = {"likelihood": Categorical(), "keep_samples": False}
     inputs = train_x[:CALIBRATION]
@@ -78,22 +85,29 @@ def quality(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
 
 def run_cell(arguments: argparse.Namespace) -> None:
     """Train and measure one (task, method, seed)."""
-    task, method, seed = TASKS[arguments.task], arguments.method, arguments.seed
+    task, method, seed = (FULL if arguments.full else TASKS)[arguments.task], arguments.method, arguments.seed
     begun = time.process_time()
-    images = images_of(arguments.task, arguments.data_dir)
+    images = images_of(task, arguments.data_dir)
     x, y = images.train
     mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
 
     def standardised(raw: Tensor) -> Tensor:
         return (raw - mean) / std
 
-    configuration = tuned_configuration(method, task.data, seed)
-    study = Study(len(x), len(images.test[1]), task.epochs, 0, 0, 0, batch=BATCH)
-    model, optimizer, seconds = train(
-        ROWS[method], configuration, standardised(x), y, study, task.epochs, seed, classes=task.classes
-    )
+    data = classification_study(arguments.task, full=arguments.full)
+    configuration = tuned_configuration(method, data, seed)
+    study = Study(len(x), len(images.test[1]), task.epochs, 0, 0, 0, batch=FULL_BATCH if arguments.full else BATCH)
+    posterior, seconds = None, None
+    if task.known is None and arguments.networks:
+        model = build_model("resnet8", num_classes=task.classes, in_channels=x.shape[1], width=study.width)
+        posterior = kept_network(network_path(arguments.networks, data, method, seed), model)
+    else:
+        model, optimizer, seconds = train(
+            ROWS[method], configuration, standardised(x), y, study, task.epochs, seed, classes=task.classes
+        )
+        posterior = optimizer.posterior() if ROWS[method].samples else None
     ways, temperature = predictors(
-        method, model, optimizer, standardised(x), (standardised(images.validation[0]), images.validation[1])
+        model, posterior, standardised(x), (standardised(images.validation[0]), images.validation[1])
     )
     record = {
         "task": arguments.task,
@@ -111,7 +125,7 @@ def run_cell(arguments: argparse.Namespace) -> None:
         },
         "samples": SAMPLES if ROWS[method].samples else 0,
         "shift_samples": SHIFT_SAMPLES if ROWS[method].samples else 0,
-        "training_cpu_seconds": round(seconds, 2),
+        "training_cpu_seconds": None if seconds is None else round(seconds, 2),
         "command": command("benchmarks.shift_and_ood"),
         "environment": environment(),
     }

@@ -94,7 +94,7 @@ def test_the_open_task_shows_no_unknown_class_in_training(tmp_path):
         parts[f"offset_{part}"] = np.cumsum([0, *map(len, pictures)])
         parts[f"y_{part}"] = np.arange(1400) % 10
     np.savez(tmp_path / "cifar10_jpegbytes.npz", **parts)
-    found = images.images_of("cifar10-open", tmp_path)
+    found = images.images_of(images.TASKS["cifar10-open"], tmp_path)
     for _, labels in (found.train, found.validation, found.test):
         assert set(labels.tolist()) == set(images.KNOWN)
     strange, labels = found.outside["unknown classes"]
