@@ -110,11 +110,11 @@ _VOGN = {
         {"lr": 0.01, "damping": 0.001, "prior": 10000.0, "temperature": 0.0001},
     ),
     "mnist-full": grid(
-        {"lr": 0.5, "damping": 1e-4, "clip_radius": 0.01, "prior": 1000.0, "temperature": 0.001},
+        {"lr": 0.5, "damping": 1e-3, "clip_radius": 0.01, "prior": 1000.0, "temperature": 0.001},
         {},
         {"lr": 1.0},
+        {"lr": 1.0, "damping": 3e-4},
         {"prior": 5000.0},
-        {"prior": 5000.0, "damping": 1e-3},
     ),
     "cifar10-full": grid(
         {"lr": 0.2, "damping": 1e-3, "clip_radius": 0.01, "prior": 5000.0, "temperature": 0.001},
