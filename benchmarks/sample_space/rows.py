@@ -136,10 +136,16 @@ _KRON = _pairs((0.1, 1e-3), (0.3, 1e-2), (0.3, 1e-1))
 ROWS: dict[str, Row] = {
     "fngd": Row(
         _fngd,
-        {"all": _pairs((0.3, 1.0), (1.0, 1.0), (1.0, 10.0), (3.0, 10.0))},
+        {"all": _pairs((0.3, 1.0), (1.0, 1.0), (1.0, 10.0), (3.0, 10.0), (1.0, 100.0))},
         "fngd",
         indexed=True,
         timed={"coefficients measured": {"freeze_after": None}, "coefficients kept": {"freeze_after": 1}},
+    ),
+    "fngd-measured": Row(
+        _natural("fngd", freeze_after=None),
+        {"all": _pairs((1.0, 1.0), (1.0, 10.0), (1.0, 100.0))},
+        "fngd",
+        indexed=True,
     ),
     "kfac": Row(_kronecker("kfac", Kronecker, damping="factored"), {"all": _KRON}, "kfac", period=EVERY),
     "adamw": Row(_adamw, {"all": grid({"weight_decay": 1e-2}, {"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2})}),
