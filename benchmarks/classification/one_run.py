@@ -6,6 +6,7 @@ import argparse
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -145,6 +146,7 @@ def run_cell(arguments: argparse.Namespace) -> None:
     study, row = sizes(arguments), ROWS[arguments.method]
     configuration = row.configurations(study_name(arguments))[arguments.configuration]
     tuning = arguments.tuning
+    study = replace(study, tune_train=study.train) if row.at_size else study
     found = parts(arguments.data, arguments.data_dir, study, arguments.seed, tuning=tuning)
     (x, y), validation, (x_test, y_test) = (
         (images.to(arguments.device), labels.to(arguments.device)) for images, labels in found

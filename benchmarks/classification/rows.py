@@ -78,6 +78,8 @@ class Row:
     """Whether weights are sampled, so that the posterior predictive is what counts."""
     epochs_of: str = ""
     """Train for the wall time of this other row instead of the same number of epochs."""
+    at_size: bool = False
+    """Tune with as many images as the final runs have: a temperature tuned with fewer is colder with more."""
 
     def configurations(self, study: str) -> tuple[dict[str, Any], ...]:
         """The configurations for a study: its own, those of its reduced form, or those that the others share."""
@@ -236,6 +238,7 @@ ROWS: dict[str, Row] = {
     "kfac-det": Row(_natural("kfac", False, **EVERY), _KRON),
     "ekfac": Row(_natural("ekfac", True, **EVERY), _KRON, samples=True),
     "ekfac-det": Row(_natural("ekfac", False, **EVERY), _KRON),
+    "kfac-at-size": Row(_natural("kfac", True, **EVERY), _KRON, samples=True, at_size=True),
     "adamw": Row(_adamw, _ADAMW),
     "sgd": Row(_sgd, _SGD),
     "ivon-opt": Row(_ivon_opt, _IVON, samples=True),
