@@ -16,8 +16,8 @@ from benchmarks.classification.images import load
 from benchmarks.classification.one_run import run_cell
 from benchmarks.classification.report import report
 from benchmarks.classification.rows import ROWS, base_of
-from benchmarks.classification.sizes import FULL, RESULTS, folder, sizes, study_name
-from benchmarks.classification.tuning import remove_stale, tuned, tuning_cell
+from benchmarks.classification.sizes import FULL, RESULTS, folder, sizes
+from benchmarks.classification.tuning import configurations_of, remove_stale, tuned, tuning_cell
 
 
 def arguments_of(arguments: argparse.Namespace, method: str, configuration: int, seed: int, **extra: Any) -> list[str]:
@@ -39,12 +39,14 @@ def run_study(arguments: argparse.Namespace) -> int:
     study, root = sizes(arguments), folder(arguments)
     options = {"jobs": arguments.jobs, "deadline": deadline_of(arguments), "kept": arguments.device != "cpu"}
     load(arguments.data, arguments.data_dir, limit=1)
-    methods = arguments.methods.split(",") if arguments.methods else list(ROWS)
+    at_size = study.tune_train == 0  # every row is, on digits
+    rows = [name for name, row in ROWS.items() if not (at_size and row.at_size)]
+    methods = arguments.methods.split(",") if arguments.methods else rows
     splits = range(study.seeds if arguments.data == "digits" else study.tune_splits)
     tuning = []
     for seed in splits:
         for method in methods:
-            for k in range(len(ROWS[method].configurations(study_name(arguments)))):
+            for k in range(len(configurations_of(arguments, method))):
                 if not ROWS[method].epochs_of:
                     path = tuning_cell(arguments, method, k, seed)
                     tuning.append((path, arguments_of(arguments, method, k, seed, cell=path, tuning=True)))
@@ -61,7 +63,7 @@ def run_study(arguments: argparse.Namespace) -> int:
                 if bool(row.epochs_of) != timed or best is None:
                     continue
                 path = root / "final" / f"{method}-{seed}.json"
-                remove_stale(path, row.configurations(study_name(arguments))[best])
+                remove_stale(path, configurations_of(arguments, method)[best])
                 extra: dict[str, Any] = {}
                 if timed:
                     slow, fast = (cpu_per_epoch(root, name) for name in (row.epochs_of, base_of(method)))

@@ -18,6 +18,7 @@ from benchmarks.classification.images import Part, parts
 from benchmarks.classification.networks import keep_network, network_path
 from benchmarks.classification.rows import ROWS, Row
 from benchmarks.classification.sizes import Study, sizes, study_name
+from benchmarks.classification.tuning import configurations_of
 from vogn import metrics
 from vogn.data.order import epoch_batches
 from vogn.likelihoods import Categorical
@@ -144,7 +145,7 @@ def device_of(x: Tensor) -> dict[str, str]:
 def run_cell(arguments: argparse.Namespace) -> None:
     """Train and measure one (method, configuration, seed)."""
     study, row = sizes(arguments), ROWS[arguments.method]
-    configuration = row.configurations(study_name(arguments))[arguments.configuration]
+    configuration = configurations_of(arguments, arguments.method)[arguments.configuration]
     tuning = arguments.tuning
     study = replace(study, tune_train=study.train) if row.at_size else study
     found = parts(arguments.data, arguments.data_dir, study, arguments.seed, tuning=tuning)
@@ -155,7 +156,8 @@ def run_cell(arguments: argparse.Namespace) -> None:
     model, optimizer, seconds = train(row, configuration, x, y, study, epochs, arguments.seed)
     natural = isinstance(optimizer, vogn.NaturalGradient)
     if arguments.networks and not tuning:
-        path = network_path(arguments.networks, study_name(arguments), arguments.method, arguments.seed)
+        name = study_name(arguments.data, full=arguments.full)
+        path = network_path(arguments.networks, name, arguments.method, arguments.seed)
         keep_network(path, model, optimizer.posterior() if natural and row.samples else None)
     calibration = x[: study.calibration]
     temperature = prediction_temperature(row, model, optimizer, validation, study.samples // 2, calibration)

@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.cells import environment, mean_error, write_cell
 from benchmarks.classification.rows import ROWS
-from benchmarks.classification.sizes import folder, study_name
-from benchmarks.classification.tuning import scores_of
+from benchmarks.classification.sizes import folder
+from benchmarks.classification.tuning import configurations_of, scores_of
 
 
 def summarise(root: Path) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def print_tuning(arguments: argparse.Namespace, lines: Sequence[Mapping[str, Any
         scores = None if ROWS[method].epochs_of else scores_of(arguments, method, 0)
         if scores is None:
             continue
-        values = ROWS[method].configurations(study_name(arguments))[int(np.argmin(scores))]
+        values = configurations_of(arguments, method)[int(np.argmin(scores))]
         kept = ", ".join(f"{key} {value:g}" for key, value in values.items())
         print(f"| {method} | {kept} | {min(scores):.4f} |")
 

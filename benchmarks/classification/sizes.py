@@ -60,14 +60,14 @@ def sizes(arguments: argparse.Namespace) -> Study:
     return replace(study, epochs=arguments.horizon) if arguments.horizon else study
 
 
-def study_name(arguments: argparse.Namespace) -> str:
-    """Name of the study: of its data, with ``-full`` for its full form."""
-    return str(arguments.data) + ("-full" if arguments.full else "")
+def study_name(data: str, *, full: bool) -> str:
+    """Name of a study: of its data, with ``-full`` for its full form."""
+    return data + ("-full" if full else "")
 
 
 def folder(arguments: argparse.Namespace, part: str = "") -> Path:
     """Where this study's cells are; ``"tuning"`` is shared by all horizons."""
-    name = study_name(arguments)
+    name = study_name(arguments.data, full=arguments.full)
     if arguments.horizon and part != "tuning":
         name += f"-{arguments.horizon}-epochs"
     return Path(arguments.results / name / part)

@@ -17,6 +17,11 @@ from benchmarks.classification.rows import ROWS, base_of
 from benchmarks.classification.sizes import folder, sizes, study_name
 
 
+def configurations_of(arguments: argparse.Namespace, method: str) -> tuple[dict[str, Any], ...]:
+    """The configurations of a row in this study."""
+    return ROWS[method].configurations(study_name(arguments.data, full=arguments.full))
+
+
 def score(record: Mapping[str, Any]) -> float:
     """What tuning minimises: the NLL of the prediction that the method is meant for."""
     value = float(record.get("posterior", record["mean"])["nll"])
@@ -25,7 +30,7 @@ def score(record: Mapping[str, Any]) -> float:
 
 def tuning_cell(arguments: argparse.Namespace, method: str, configuration: int, split: int) -> Path:
     """Where the tuning run of a configuration is; its name changes with the configuration."""
-    text = json.dumps(ROWS[method].configurations(study_name(arguments))[configuration], sort_keys=True)
+    text = json.dumps(configurations_of(arguments, method)[configuration], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return folder(arguments, "tuning") / f"{method}-{digest}-{split}.json"
 
@@ -41,7 +46,7 @@ def scores_of(arguments: argparse.Namespace, method: str, seed: int) -> list[flo
     name = base_of(method)
     splits = [seed] if arguments.data == "digits" else range(sizes(arguments).tune_splits)
     scores = []
-    for k in range(len(ROWS[method].configurations(study_name(arguments)))):
+    for k in range(len(configurations_of(arguments, method))):
         records = [read_cell(tuning_cell(arguments, name, k, split)) for split in splits]
         if any(record is None for record in records):
             return None

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import benchmarks.shift_and_ood
 from benchmarks.cells import finish, study_parser
+from benchmarks.classification.sizes import study_name
 from benchmarks.classification.tuning import remove_stale
 from benchmarks.shift_and_ood.images import TASKS, require_files
-from benchmarks.shift_and_ood.one_run import METHODS, cell_path, classification_study, run_cell, tuned_configuration
+from benchmarks.shift_and_ood.one_run import METHODS, cell_path, run_cell, tuned_configuration
 
 RESULTS = Path(__file__).parents[1] / "results" / "shift_and_ood"
 SEEDS = 5
@@ -38,7 +39,7 @@ def main() -> int:
             for task in [arguments.task] if arguments.task else TASKS:
                 for method in [arguments.method] if arguments.method else METHODS:
                     path = cell_path(arguments.results, task, method, seed)
-                    study = classification_study(task, full=arguments.full)
+                    study = study_name(TASKS[task].data, full=arguments.full)
                     remove_stale(path, tuned_configuration(method, study, seed))
                     line = ["cell", "--task", task, "--method", method, "--seed", str(seed)]
                     line += ["--full"] if arguments.full else []

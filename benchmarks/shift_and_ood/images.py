@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.classification.images import Part, load
+from benchmarks.classification.sizes import FULL as STUDIES
 
 KNOWN = (0, 1, 2, 3, 4, 5)
 """Classes of CIFAR-10 that the open-set task learns: airplane, automobile, bird, cat, deer, dog."""
@@ -31,6 +32,7 @@ class Task:
         outside: most images of each other kind.
         known: classes that are learnt; the others are outside. ``None`` for all.
         corrupted: number of test images that are made worse; 0 leaves that out.
+        batch: of training.
     """
 
     data: str
@@ -41,6 +43,7 @@ class Task:
     outside: int
     known: tuple[int, ...] | None = None
     corrupted: int = 0
+    batch: int = 32
 
     @property
     def classes(self) -> int:
@@ -53,11 +56,15 @@ TASKS = {
     "cifar10": Task("cifar10", 1200, 150, 600, 8, 300, corrupted=120),
     "cifar10-open": Task("cifar10", 1200, 150, 600, 8, 300, known=KNOWN),
 }
-FULL = {
-    "mnist": Task("mnist", 12000, 1000, 2000, 6, 1000, corrupted=300),
-    "cifar10": Task("cifar10", 12000, 1000, 2000, 12, 1000, corrupted=300),
-    "cifar10-open": Task("cifar10", 12000, 1000, 2000, 12, 1000, known=KNOWN),
-}
+
+
+def _full(task: Task) -> Task:
+    study = STUDIES[task.data]
+    sizes = {"train": study.train, "validation": study.validation, "epochs": study.epochs, "batch": study.batch}
+    return replace(task, **sizes, test=2000, outside=1000, corrupted=300 if task.corrupted else 0)
+
+
+FULL = {name: _full(task) for name, task in TASKS.items()}
 """With the training images and epochs of the full classification study."""
 
 

@@ -18,7 +18,7 @@ from benchmarks.classification.networks import kept_network, network_path
 from benchmarks.classification.one_run import PREDICTION_TEMPERATURES, train
 from benchmarks.classification.rows import ROWS
 from benchmarks.classification.sizes import RESULTS as CLASSIFICATION
-from benchmarks.classification.sizes import Study
+from benchmarks.classification.sizes import Study, study_name
 from benchmarks.shift_and_ood.images import FULL, TASKS, images_of
 from vogn import metrics
 from vogn.data import CORRUPTIONS, corrupt
@@ -27,7 +27,7 @@ from vogn.models import build_model
 from vogn.posterior import Posterior
 
 METHODS = ("adamw", "kfac", "ekfac", "vogn", "ivon")
-SAMPLES, SHIFT_SAMPLES, VALIDATION_SAMPLES, CALIBRATION, BATCH, FULL_BATCH = 16, 8, 8, 256, 32, 64
+SAMPLES, SHIFT_SAMPLES, VALIDATION_SAMPLES, CALIBRATION = 16, 8, 8, 256
 SEVERITIES = (1, 3, 5)
 
 Predictor = Callable[..., vogn.Predictive]
@@ -37,11 +37,6 @@ def tuned_configuration(method: str, data: str, seed: int) -> dict[str, Any]:
     """What the classification study ``data`` chose, from its committed cell."""
     path = CLASSIFICATION / data / "final" / f"{method}-{seed}.json"
     return dict(json.loads(path.read_text())["configuration"])
-
-
-def classification_study(task: str, *, full: bool) -> str:
-    """Name of the classification study whose configurations and networks a task takes."""
-    return TASKS[task].data + ("-full" if full else "")
 
 
 def predictors(
@@ -94,9 +89,9 @@ def run_cell(arguments: argparse.Namespace) -> None:
     def standardised(raw: Tensor) -> Tensor:
         return (raw - mean) / std
 
-    data = classification_study(arguments.task, full=arguments.full)
+    data = study_name(task.data, full=arguments.full)
     configuration = tuned_configuration(method, data, seed)
-    study = Study(len(x), len(images.test[1]), task.epochs, 0, 0, 0, batch=FULL_BATCH if arguments.full else BATCH)
+    study = Study(len(x), len(images.test[1]), task.epochs, 0, 0, 0, batch=task.batch)
     posterior, seconds = None, None
     if task.known is None and arguments.networks:
         model = build_model("resnet8", num_classes=task.classes, in_channels=x.shape[1], width=study.width)

@@ -336,40 +336,44 @@ def linear_step(
     once :attr:`LinearStep.write` has been called: no new memory.
     """
     numbers = LinearNumbers(options["lr"], options["momentum_rate"], *options["entering"], *options["leaving"])
-
-    def of(means: Sequence[Tensor], momentum: Tensor | None) -> Callable[[bool], bool]:
-        """The pass over these: whether it writes the result over them, or only looks."""
-        counts = [mean.numel() for mean in means]
-        parts = (LinearPart * len(means))(
-            *(
-                LinearPart(mean.data_ptr(), gradient.data_ptr(), count, start, count // rows, stride)
-                for mean, gradient, count, (start, rows, stride) in zip(means, gradients, counts, places, strict=True)
-            )
-        )
-        average, step = None if momentum is None else momentum.data_ptr(), _functions().vogn_linear_step
-
-        def over(write: bool) -> bool:
-            finite: list[bool] = []
-
-            def part(first: int, last: int) -> None:
-                finite.append(bool(step(parts, len(parts), average, first, last, numbers, write)))
-
-            in_parts(sum(counts), part)
-            return all(finite)
-
-        return over
-
-    over = of(means, momentum)
+    parts = _linear_parts(means, gradients, places)
+    if not _over_linear_parts(parts, momentum, numbers, write=False):
+        new, average = [mean.detach().clone() for mean in means], None if momentum is None else momentum.clone()
+        _over_linear_parts(_linear_parts(new, gradients, places), average, numbers, write=True)
+        return LinearStep(new, average, finite=False)
 
     def write() -> None:
-        over(True)
+        _over_linear_parts(parts, momentum, numbers, write=True)
         torch.autograd.graph.increment_version([*means, *([] if momentum is None else [momentum])])
 
-    if over(False):
-        return LinearStep(means, momentum, finite=True, write=write)
-    new, average = [mean.detach().clone() for mean in means], None if momentum is None else momentum.clone()
-    of(new, average)(True)
-    return LinearStep(new, average, finite=False)
+    return LinearStep(means, momentum, finite=True, write=write)
+
+
+def _linear_parts(
+    means: Sequence[Tensor], gradients: Sequence[Tensor], places: Sequence[tuple[int, int, int]]
+) -> ctypes.Array[LinearPart]:
+    """The parameters of a block for ``vogn_linear_step``."""
+    counts = [mean.numel() for mean in means]
+    return (LinearPart * len(means))(
+        *(
+            LinearPart(mean.data_ptr(), gradient.data_ptr(), count, start, count // rows, stride)
+            for mean, gradient, count, (start, rows, stride) in zip(means, gradients, counts, places, strict=True)
+        )
+    )
+
+
+def _over_linear_parts(
+    parts: ctypes.Array[LinearPart], momentum: Tensor | None, numbers: LinearNumbers, *, write: bool
+) -> bool:
+    """Whether the result is finite; with ``write`` it is written over what it is computed from."""
+    step, average = _functions().vogn_linear_step, None if momentum is None else momentum.data_ptr()
+    finite: list[int] = []
+
+    def part(first: int, last: int) -> None:
+        finite.append(step(parts, len(parts), average, first, last, numbers, write))
+
+    in_parts(sum(own.count for own in parts), part)
+    return all(finite)
 
 
 def _elementwise(function: Any, tensors: tuple[Tensor, ...], *numbers: Any) -> list[Any]:
