@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -19,8 +20,10 @@ from benchmarks.sample_space.tasks import Task, make_task
 from vogn.data.order import epoch_batches
 
 BASELINE = "sgd"
-FEWEST = 2
-"""Steps of a round, for a method whose steps are all alike."""
+FEWEST, SHORTEST = 2, 0.1
+"""Steps of a round that count, and CPU seconds that they take, at least."""
+WARM = 2
+"""Steps before them that do not: in training, no other method has had the processor's caches since the last step."""
 
 
 class Runner:
@@ -34,17 +37,27 @@ class Runner:
         run = Run(task.examples, batch, len(self.batches))
         self.optimizer = row.build(self.model, run, seed=0, **configuration)
         self.steps = max(row.period, FEWEST)
+        """Of a round: whole periods."""
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0  # the same weights in every round; the arithmetic does not depend on the number
         self.step = 0
 
     def round(self) -> float:
         """CPU seconds of a step, the mean over a period."""
+        self._walk(WARM)
         start = time.process_time()
-        for _ in range(self.steps):
+        self._walk(self.steps)
+        return (time.process_time() - start) / self.steps
+
+    def lengthen(self) -> None:
+        """Rounds take long enough from now on."""
+        periods = SHORTEST / (self.round() * self.steps)
+        self.steps *= max(1, math.ceil(periods))
+
+    def _walk(self, steps: int) -> None:
+        for _ in range(steps):
             one_step(self.row, self.optimizer, self.task, self.model, self.batches[self.step % len(self.batches)])
             self.step += 1
-        return (time.process_time() - start) / self.steps
 
 
 def entries(methods: list[str]) -> dict[str, tuple[Row, Mapping[str, Any]]]:
@@ -67,8 +80,8 @@ def run_step_time(arguments: argparse.Namespace) -> None:
             name: Runner(row, options, task, size.batch) for name, (row, options) in entries(methods).items()
         }
         for runner in runners.values():
-            runner.round()
-        times = {name: [] for name in runners}
+            runner.lengthen()
+        times: dict[str, list[float]] = {name: [] for name in runners}
         for _ in range(rounds):
             for name, runner in runners.items():
                 times[name].append(runner.round())

@@ -13,6 +13,7 @@ from vogn.kernels import kernel, native
 from vogn.kernels.native import build
 from vogn.kernels.native.build import library
 from vogn.kernels.native.oracle import normal_numbers
+from vogn.kernels.reference import LinearBlock
 from vogn.linalg.noise import normal
 
 needs_compiler = pytest.mark.skipif(isinstance(library(), str), reason=f"no library: {library()}")
@@ -281,18 +282,20 @@ class TestLinear:
         numbers = {"lr": 0.3, "momentum_rate": rate or 1.0, "entering": (0.7, 0.02), "leaving": (1.5, 0.3)}
         average = None if rate is None else momentum
         wide = [x.double() for x in means], [x.double() for x in gradients]
-        expected = kernel("linear_step")(*wide, None if rate is None else momentum.double(), places, **numbers)
+        double = LinearBlock(*wide, None if rate is None else momentum.double(), places, **numbers)
+        ((expected, expected_average),) = kernel("linear_step")([double]).blocks
         versions = [x._version for x in means]
-        found = native.linear_step(means, gradients, average, places, **numbers)
+        found = native.linear_step([LinearBlock(means, gradients, average, places, **numbers)])
         assert found.finite is True
         found.write()
-        for new, own, old, version in zip(found.means, expected.means, means, versions, strict=True):
+        ((new_means, new_average),) = found.blocks
+        for new, own, old, version in zip(new_means, expected, means, versions, strict=True):
             assert new is old and new._version > version
             torch.testing.assert_close(new.double(), own, rtol=3e-6, atol=1e-6)
         if rate is None:
-            assert found.momentum is expected.momentum is None
+            assert new_average is expected_average is None
         else:
-            torch.testing.assert_close(found.momentum.double(), expected.momentum, rtol=3e-6, atol=1e-6)
+            torch.testing.assert_close(new_average.double(), expected_average, rtol=3e-6, atol=1e-6)
 
     @pytest.mark.parametrize("bad", [None, torch.nan])
     def test_nothing_is_written_before_it_is_asked_for(self, block, bad):
@@ -301,7 +304,7 @@ class TestLinear:
             gradients[0].view(-1)[0] = bad
         olds = [x.nan_to_num(7.0) for x in (*means, *gradients, momentum)]
         numbers = {"lr": 0.3, "momentum_rate": 0.1, "entering": (1.0, 0.02), "leaving": (1.0, 0.0)}
-        found = native.linear_step(means, gradients, momentum, places, **numbers)
+        found = native.linear_step([LinearBlock(means, gradients, momentum, places, **numbers)])
         assert (found.write is None) == (bad is not None)
         for x in gradients:
             x.nan_to_num_(7.0)
@@ -314,22 +317,40 @@ class TestLinear:
         means, gradients, momentum, places = self.operands(block)
         (means[-1], gradients[-1], momentum)[kind].view(-1)[-1] = bad
         numbers = {"lr": lr, "momentum_rate": 0.1, "entering": (1.0, 0.02), "leaving": (1.0, 0.0)}
-        found = native.linear_step(means, gradients, momentum, places, **numbers)
+        found = native.linear_step([LinearBlock(means, gradients, momentum, places, **numbers)])
         assert found.finite is False
-        assert not all(x.isfinite().all() for x in (*found.means, found.momentum))
+        ((new_means, average),) = found.blocks
+        assert not all(x.isfinite().all() for x in (*new_means, average))
 
-    def test_threads_do_not_change_it(self, block, monkeypatch):
-        means, gradients, momentum, places = self.operands(block)
+    def test_neither_threads_nor_other_blocks_change_it(self, block, monkeypatch):
         numbers = {"lr": 0.3, "momentum_rate": 0.1, "entering": (1.0, 0.02), "leaving": (1.0, 0.0)}
-        other = [x.clone() for x in means], gradients, momentum.clone()
-        whole = native.linear_step(means, gradients, momentum, places, **numbers)
-        whole.write()
+        alone, *together = [LinearBlock(*self.operands(block), **numbers) for _ in range(4)]
+        together[0] = together[0]._replace(momentum_rate=0.7, lr=0.01)
+        together[2] = together[2]._replace(momentum=None)
+        native.linear_step([alone]).write()
         monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
         monkeypatch.setattr(native, "PART", 10)
-        parts = native.linear_step(*other, places, **numbers)
-        parts.write()
-        assert parts.finite is True and torch.equal(parts.momentum, whole.momentum)
-        assert all(torch.equal(a, b) for a, b in zip(whole.means, parts.means, strict=True))
+        found = native.linear_step(together)
+        found.write()
+        assert found.finite is True
+        assert torch.equal(together[1].momentum, alone.momentum)
+        assert all(torch.equal(a, b) for a, b in zip(alone.means, together[1].means, strict=True))
+        assert not torch.equal(alone.means[0], together[0].means[0])
+
+
+@needs_compiler
+def test_of_several_blocks_all_or_none_are_written():
+    numbers = {"lr": 0.3, "momentum_rate": 0.1, "entering": (1.0, 0.02), "leaving": (1.0, 0.0)}
+    make = TestLinear().operands
+    blocks = [LinearBlock(*make(block), **numbers) for block in BLOCKS.values()]
+    olds = [[x.clone() for x in (*block.means, block.momentum)] for block in blocks]
+    blocks[-2].gradients[-1].view(-1)[-1] = torch.nan
+    found = native.linear_step(blocks)
+    assert found.finite is False and found.write is None
+    for k, (block, old) in enumerate(zip(blocks, olds, strict=True)):
+        assert all(torch.equal(x, y) for x, y in zip((*block.means, block.momentum), old, strict=True))
+        means, average = found.blocks[k]
+        assert all(x.isfinite().all() for x in (*means, average)) == (k != len(blocks) - 2)
 
 
 @needs_compiler

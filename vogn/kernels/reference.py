@@ -207,45 +207,8 @@ def diagonal_step(
     return DiagonalStep(*new, sample, clipped=clipped)
 
 
-class LinearOptions(TypedDict):
-    """Keyword arguments of every :func:`linear_step`."""
-
-    lr: float
-    momentum_rate: float
-    entering: tuple[float, float]
-    leaving: tuple[float, float]
-
-
-class LinearStep(NamedTuple):
-    """What :func:`linear_step` computes.
-
-    ``finite`` says whether all of it is finite where the kernel has looked. Where there is a ``write``, means and
-    momentum are the memory in which the result is once that has been called.
-    """
-
-    means: Sequence[Tensor]
-    momentum: Tensor | None
-    finite: bool | None = None
-    write: Callable[[], None] | None = None
-
-
-def linear_step(
-    means: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    momentum: Tensor | None,
-    places: Sequence[tuple[int, int, int]],
-    *,
-    lr: float,
-    momentum_rate: float,
-    entering: tuple[float, float],
-    leaving: tuple[float, float],
-) -> LinearStep:
-    """A whole step of a block whose curvature does not enter it, from its parameters as they lie in memory.
-
-    ====================  ================================================================
-    momentum ``u'``       ``u + momentum_rate (x - u)``, ``x = entering[0] g + entering[1] m``
-    mean ``m'``           ``m - lr (leaving[0] u' + leaving[1] m)``
-    ====================  ================================================================
+class LinearBlock(NamedTuple):
+    """One block of :func:`linear_step`.
 
     Args:
         means: ``m``, the parameters of the block.
@@ -257,20 +220,55 @@ def linear_step(
         lr: learning rate.
         momentum_rate: as in :func:`vogn.kernels.diagonal_step`.
         entering, leaving: factors.
-
-    Returns:
-        The new parameters, and the new block vector of the momentum.
     """
-    average = None if momentum is None else torch.empty_like(momentum)
+
+    means: Sequence[Tensor]
+    gradients: Sequence[Tensor]
+    momentum: Tensor | None
+    places: Sequence[tuple[int, int, int]]
+    lr: float
+    momentum_rate: float
+    entering: tuple[float, float]
+    leaving: tuple[float, float]
+
+
+class LinearStep(NamedTuple):
+    """What :func:`linear_step` computes.
+
+    Args:
+        blocks: new parameters of every block, and the new block vector of its momentum.
+        finite: whether all of it is, where the kernel has looked.
+        write: where there is one, parameters and momenta are the memory in which the result is once that has been
+            called.
+    """
+
+    blocks: Sequence[tuple[Sequence[Tensor], Tensor | None]]
+    finite: bool | None = None
+    write: Callable[[], None] | None = None
+
+
+def linear_step(blocks: Sequence[LinearBlock]) -> LinearStep:
+    """A whole step of blocks whose curvature does not enter it, from their parameters as they lie in memory.
+
+    ====================  ================================================================
+    momentum ``u'``       ``u + momentum_rate (x - u)``, ``x = entering[0] g + entering[1] m``
+    mean ``m'``           ``m - lr (leaving[0] u' + leaving[1] m)``
+    ====================  ================================================================
+    """
+    return LinearStep([_linear_block(block) for block in blocks])
+
+
+def _linear_block(block: LinearBlock) -> tuple[list[Tensor], Tensor | None]:
+    average = None if block.momentum is None else torch.empty_like(block.momentum)
     new = []
-    for m, g, (start, rows, stride) in zip(means, gradients, places, strict=True):
-        u = entering[0] * g + entering[1] * m
-        if momentum is not None and average is not None:
+    for m, g, (start, rows, stride) in zip(block.means, block.gradients, block.places, strict=True):
+        u = block.entering[0] * g + block.entering[1] * m
+        if block.momentum is not None and average is not None:
             lines = (rows, m.numel() // rows), (stride, 1), start
-            u = momentum.as_strided(*lines).reshape(m.shape).lerp(u, momentum_rate)
+            u = block.momentum.as_strided(*lines).reshape(m.shape).lerp(u, block.momentum_rate)
             average.as_strided(*lines).copy_(u.view(lines[0]))
-        new.append(m - lr * (leaving[0] * u + leaving[1] * m))
-    return LinearStep(new, average)
+        new.append(m - block.lr * (block.leaving[0] * u + block.leaving[1] * m))
+    return new, average
 
 
 def squared_gradients(g: Tensor, a: Tensor) -> Tensor:

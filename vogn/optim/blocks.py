@@ -78,6 +78,8 @@ class BlockTable:
             self.items += [(block, group) for block in blocks]
         self._group_of = {block: group for block, group in self.items}
         self.tracked = frozenset(parameter for block in self.blocks for parameter in block.parameters)
+        self._frozen = [p for group in self._groups for p in group["params"] if p not in self.tracked]
+        self.sharded = any(is_sharded(parameter) for group in self._groups for parameter in group["params"])
         self.placement: dict[Block, Placement] = placements(self.blocks, replicas, chain)
         """Which part of each block this process holds."""
         self.divided = any(place.divided for place in self.placement.values())
@@ -103,7 +105,7 @@ class BlockTable:
 
     def outdated(self) -> bool:
         """Whether a parameter has been unfrozen since the table was made."""
-        return any(p.requires_grad and p not in self.tracked for group in self._groups for p in group["params"])
+        return any(parameter.requires_grad for parameter in self._frozen)
 
     def forget_changed(self, old: BlockTable) -> None:
         """Drop the states of blocks that hold other parameters than in ``old``: their curvature starts anew."""

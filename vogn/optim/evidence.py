@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from vogn.capture.collector import Collector
 from vogn.capture.partition import Block
 from vogn.capture.statistics import Statistic
 from vogn.errors import FactorisationError, MissingCurvatureError, NotPositiveDefiniteError, in_block
-from vogn.kernels.reference import LinearStep
 from vogn.optim.blocks import BlockTable, Group
 from vogn.types import Observation, State
+
+if TYPE_CHECKING:
+    from vogn.optim.linear_pass import LinearPass
 
 REMEDY = "run forward and backward inside `with opt.sampled_params():`"
 
@@ -37,7 +39,7 @@ class TakingPart:
     blocks: Sequence[tuple[Block, Group]]
     gradients: Mapping[Block, Tensor]
     moves: Callable[[Block], bool]
-    linear: Mapping[Block, Callable[[], tuple[LinearStep, State]]] = field(default_factory=dict)
+    linear: Mapping[Block, LinearPass] = field(default_factory=dict)
 
 
 @dataclass

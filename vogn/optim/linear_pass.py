@@ -7,17 +7,17 @@ a block vector. All other blocks go through the chain's steps one after the othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from vogn.capture.partition import Block
 from vogn.distributed import Placement
 from vogn.kernels.dispatch import fitting
-from vogn.kernels.reference import LinearStep
+from vogn.kernels.reference import LinearBlock, LinearStep
 from vogn.linalg.layout import Lines, lines
 from vogn.optim.evidence import anneal
 from vogn.optim.functional import check_rate
@@ -58,12 +58,13 @@ class LinearForm:
 
 def linear_form(chain: Sequence[Step]) -> LinearForm | None:
     """The form of a chain; ``None`` where a step is never linear or wants to be called."""
-    momenta = [k for k, step in enumerate(chain) if type(step) is Momentum]
-    others = [step for step in chain if type(step) is not Momentum]
-    if len(momenta) > 1 or not all(_may_be_linear(type(step)) for step in others):
-        return None
-    at = momenta[0] if momenta else len(chain)
-    return LinearForm(chain[:at], cast(Momentum, chain[at]) if momenta else None, chain[at + 1 :])
+    momentum, at = None, len(chain)
+    for k, step in enumerate(chain):
+        if isinstance(step, Momentum) and type(step) is Momentum and momentum is None:
+            momentum, at = step, k
+        elif not _may_be_linear(type(step)):
+            return None
+    return LinearForm(chain[:at], momentum, chain[at + 1 :])
 
 
 @cache
@@ -74,15 +75,15 @@ def _may_be_linear(kind: type[Step]) -> bool:
     return speaks is not Step and "linear" in vars(speaks) and not called
 
 
-@dataclass
-class LinearPass:
-    """Computes the new mean and momentum of a block; writes nothing.
+class LinearPass(NamedTuple):
+    """What computes the new mean and momentum of a block, with others in one go.
 
     Args:
         momentum: of the chain.
         entering, leaving: see :meth:`LinearForm.factors`.
         kernel: one of ``linear_step``.
-        block: what moves; all its parameters have a gradient.
+        block: what moves.
+        gradients: of all its parameters.
         places: of its parameters in the block vector.
         memory: the block's memory before the step.
         group: its param group.
@@ -92,15 +93,16 @@ class LinearPass:
     momentum: Momentum | None
     entering: tuple[float, float]
     leaving: tuple[float, float]
-    kernel: Callable[..., LinearStep]
+    kernel: Callable[[Sequence[LinearBlock]], LinearStep]
     block: Block
+    gradients: Sequence[Tensor]
     places: Sequence[Lines]
     memory: State
     group: Mapping[str, Any]
     divisor: float
 
-    def __call__(self) -> tuple[LinearStep, State]:
-        """The result, and the block's memory after the step.
+    def operands(self) -> tuple[LinearBlock, State]:
+        """Those of the kernel, and the block's memory after the step, but for the momentum; writes nothing.
 
         Raises:
             NonFiniteStatisticsError: if the learning rate is beyond the range of the block's numbers.
@@ -114,24 +116,36 @@ class LinearPass:
             like = block.parameters[0].new_empty(block.layout.block_shape) if like is None else like
             share = self.momentum.share(memory, like, group)
             average = memory["momentum"]
-        gradients = [parameter.grad for parameter in block.parameters]
-        result = self.kernel(
-            block.parameters,
-            gradients,
-            average,
-            self.places,
-            lr=rate,
-            momentum_rate=share,
-            entering=(self.entering[0] / self.divisor, self.entering[1]),
-            leaving=self.leaving,
+        entering = self.entering[0] / self.divisor, self.entering[1]
+        found = LinearBlock(
+            block.parameters, self.gradients, average, self.places, rate, share, entering, self.leaving
         )
-        if result.momentum is not None:
-            memory["momentum"] = result.momentum
-        return result, memory
+        return found, memory
+
+
+def linear_steps(passes: Sequence[LinearPass]) -> Iterator[tuple[Sequence[LinearPass], list[State], LinearStep]]:
+    """Passes that one kernel computes, the memories of their blocks after the step, and what it has computed; nothing
+    is written.
+
+    Raises:
+        NonFiniteStatisticsError: if a learning rate is beyond the range of the numbers.
+    """
+    for kernel in dict.fromkeys(each.kernel for each in passes):
+        own = [each for each in passes if each.kernel is kernel]
+        operands, memories = [], []
+        for each in own:
+            operand, memory = each.operands()
+            operands.append(operand)
+            memories.append(memory)
+        step = kernel(operands)
+        for memory, (_, momentum) in zip(memories, step.blocks, strict=True):
+            if momentum is not None:
+                memory["momentum"] = momentum
+        yield own, memories, step
 
 
 def fitting_linear_pass(
-    form: LinearForm | None, block: Block, placement: Placement, memory: State, group: Mapping[str, Any], divisor: float
+    form: LinearForm, block: Block, placement: Placement, memory: State, group: Mapping[str, Any], divisor: float
 ) -> LinearPass | None:
     """The pass that computes a block's step; ``None`` where the chain is to do it.
 
@@ -143,8 +157,8 @@ def fitting_linear_pass(
         group: its param group, which has no curvature.
         divisor: what ``.grad`` is to be divided by.
     """
-    factors = None if form is None or placement.divided else form.factors(memory, group)
-    if form is None or factors is None:
+    factors = None if placement.divided else form.factors(memory, group)
+    if factors is None:
         return None
     gradients = [parameter.grad for parameter in block.parameters if parameter.grad is not None]
     average = [memory["momentum"]] if "momentum" in memory else []
@@ -153,4 +167,4 @@ def fitting_linear_pass(
     kernel, places = fitting("linear_step", *block.parameters, *gradients, *average), lines(block.layout)
     if kernel is None or places is None:
         return None
-    return LinearPass(form.momentum, *factors, kernel, block, places, memory, group, divisor)
+    return LinearPass(form.momentum, *factors, kernel, block, gradients, places, memory, group, divisor)

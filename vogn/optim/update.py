@@ -22,7 +22,7 @@ from vogn.linalg.noise import source
 from vogn.optim.blocks import BlockTable, Group, copy_each
 from vogn.optim.evidence import TakingPart, staged_curvature
 from vogn.optim.functional import Evidence, check_finite, evidence_tensors, natural_gradient_step, result_tensors
-from vogn.optim.linear_pass import LinearPass, fitting_linear_pass, linear_form
+from vogn.optim.linear_pass import LinearPass, fitting_linear_pass, linear_form, linear_steps
 from vogn.optim.one_pass import chain_form
 from vogn.optim.plan import plan_of
 from vogn.optim.steps import BlockView, Passed, StepContext
@@ -132,7 +132,8 @@ def _take_part(optimizer: NaturalGradient, table: BlockTable, collector: Collect
             if form is not None and table.without_curvature(group):
                 divisor = _gradient_divisor(optimizer, collector, block, group)
                 linear_pass = fitting_linear_pass(form, block, table.placement[block], memory, group, divisor)
-                linear |= {} if linear_pass is None else {block: linear_pass}
+                if linear_pass is not None:
+                    linear[block] = linear_pass
     gradients = Packed(
         (block for block, _ in blocks if block not in linear),
         lambda block: mean_gradient(optimizer, table, collector, block, table.group(block)),
@@ -364,18 +365,19 @@ def _linear_steps(
     states: dict[Block, dict[str, State]] = {}
     parameters: list[tuple[Tensor, Tensor]] = []
     writes: list[Callable[[], None]] = []
-    for block, linear_pass in taking_part.linear.items():
-        result, memory = linear_pass()
-        if not result.finite:
+    for passes, memories, step in linear_steps(list(taking_part.linear.values())):
+        blocks = [each.block for each in passes]
+        if not step.finite:
+            named = zip(blocks, step.blocks, strict=True)
             check_finite(
-                [(block.name, "updated weight", new) for new in result.means],
-                [(block.name, "gradient", p.grad) for p in block.parameters if p.grad is not None],
+                [(block.name, "updated weight", mean) for block, (means, _) in named for mean in means],
+                [(each.block.name, "gradient", gradient) for each in passes for gradient in each.gradients],
             )
-        states[block] = {"curvature": table.state(block)["curvature"], "memory": memory}
-        if result.write is not None:
-            writes.append(result.write)
-        else:
-            parameters += zip(block.parameters, result.means, strict=True)
+        for block, memory, (means, _) in zip(blocks, memories, step.blocks, strict=True):
+            states[block] = {"curvature": table.state(block)["curvature"], "memory": memory}
+            if step.write is None:
+                parameters += zip(block.parameters, means, strict=True)
+        writes += [] if step.write is None else [step.write]
     return states, parameters, writes
 
 

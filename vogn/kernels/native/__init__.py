@@ -9,16 +9,18 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import struct
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vogn.kernels.native.build import library
-from vogn.kernels.reference import DiagonalStep, LinearOptions, LinearStep, StepOptions
+from vogn.kernels.reference import DiagonalStep, LinearBlock, LinearStep, StepOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -70,20 +72,9 @@ Columns = tuple[Tensor, Tensor]
 """A weight and a bias; as ``(rows, columns)`` and ``(rows,)``, they make a block vector ``(rows, columns + 1)``."""
 
 
-class LinearNumbers(ctypes.Structure):
-    """Those of ``vogn_linear_step``, in its order."""
-
-    NAMES = ("lr", "rate", "entering_gradient", "entering_mean", "leaving_average", "leaving_mean")
-    _fields_ = [(name, ctypes.c_float) for name in NAMES]
-
-
-class LinearPart(ctypes.Structure):
-    """One parameter of ``vogn_linear_step``."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("mean", "gradient")),
-        *((name, ctypes.c_int64) for name in ("count", "start", "columns", "stride")),
-    )
+LINEAR_PART = struct.Struct("3P4q6d")
+"""A ``linear_part`` of ``diagonal.c``: packed in one call, where building a ``ctypes.Structure`` takes several times as
+long as the step of a small block."""
 
 
 @cache
@@ -98,9 +89,7 @@ def _functions() -> Any:
         "vogn_diagonal_write": (*5 * (array,), count, pointer(StepNumbers), ctypes.c_int),
         "vogn_diagonal_look_columns": (pointer(BlockPointers), count, count, pointer(StepNumbers), ctypes.c_int),
         "vogn_diagonal_write_columns": (pointer(BlockPointers), count, count, pointer(StepNumbers), ctypes.c_int),
-        "vogn_linear_step": (
-            pointer(LinearPart), count, array, count, count, pointer(LinearNumbers), ctypes.c_int,
-        ),
+        "vogn_linear_step": (ctypes.c_char_p, count, count, count, ctypes.c_int),
         "vogn_displace": (*3 * (array,), count, number, number),
         "vogn_draw": (*5 * (array,), *3 * (count,), ctypes.c_uint64, number, number),
         "vogn_price": (*4 * (array,), count, number, number),
@@ -323,56 +312,55 @@ def _step_numbers(factor: float, options: StepOptions) -> tuple[Any, int]:
     return ctypes.byref(numbers), kind
 
 
-def linear_step(
-    means: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    momentum: Tensor | None,
-    places: Sequence[tuple[int, int, int]],
-    **options: Unpack[LinearOptions],
-) -> LinearStep:
+def linear_step(blocks: Sequence[LinearBlock]) -> LinearStep:
     """See :func:`vogn.kernels.reference.linear_step`; all tensors as :func:`takes` says.
 
-    It only looks whether the result is finite. If it is, means and momentum are the operands, which hold the result
+    It only looks whether the result is finite. If it is, parameters and momenta are the operands, which hold the result
     once :attr:`LinearStep.write` has been called: no new memory.
     """
-    numbers = LinearNumbers(options["lr"], options["momentum_rate"], *options["entering"], *options["leaving"])
-    parts = _linear_parts(means, gradients, places)
-    if not _over_linear_parts(parts, momentum, numbers, write=False):
-        new, average = [mean.detach().clone() for mean in means], None if momentum is None else momentum.clone()
-        _over_linear_parts(_linear_parts(new, gradients, places), average, numbers, write=True)
-        return LinearStep(new, average, finite=False)
+    parts = _linear_parts(blocks)
+    if not _over_linear_parts(*parts, write=False):
+        copies = [block._replace(means=_copies(block.means), momentum=_copy(block.momentum)) for block in blocks]
+        _over_linear_parts(*_linear_parts(copies), write=True)
+        return LinearStep([(copy.means, copy.momentum) for copy in copies], finite=False)
 
     def write() -> None:
-        _over_linear_parts(parts, momentum, numbers, write=True)
-        torch.autograd.graph.increment_version([*means, *([] if momentum is None else [momentum])])
+        _over_linear_parts(*parts, write=True)
+        written = [*chain.from_iterable(block.means for block in blocks), *(block.momentum for block in blocks)]
+        torch.autograd.graph.increment_version([tensor for tensor in written if tensor is not None])
 
-    return LinearStep(means, momentum, finite=True, write=write)
-
-
-def _linear_parts(
-    means: Sequence[Tensor], gradients: Sequence[Tensor], places: Sequence[tuple[int, int, int]]
-) -> ctypes.Array[LinearPart]:
-    """The parameters of a block for ``vogn_linear_step``."""
-    counts = [mean.numel() for mean in means]
-    return (LinearPart * len(means))(
-        *(
-            LinearPart(mean.data_ptr(), gradient.data_ptr(), count, start, count // rows, stride)
-            for mean, gradient, count, (start, rows, stride) in zip(means, gradients, counts, places, strict=True)
-        )
-    )
+    return LinearStep([(block.means, block.momentum) for block in blocks], finite=True, write=write)
 
 
-def _over_linear_parts(
-    parts: ctypes.Array[LinearPart], momentum: Tensor | None, numbers: LinearNumbers, *, write: bool
-) -> bool:
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+def _linear_parts(blocks: Sequence[LinearBlock]) -> tuple[bytes, int]:
+    """The parameters of the blocks for ``vogn_linear_step``, and how many numbers they have."""
+    found, total = [], 0
+    for means, gradients, momentum, places, lr, rate, entering, leaving in blocks:
+        average = 0 if momentum is None else momentum.data_ptr()
+        for mean, gradient, (start, rows, stride) in zip(means, gradients, places, strict=True):
+            count, ends = mean.numel(), (mean.data_ptr(), gradient.data_ptr(), average)
+            found.append(LINEAR_PART.pack(*ends, count, start, count // rows, stride, lr, rate, *entering, *leaving))
+            total += count
+    return b"".join(found), total
+
+
+def _over_linear_parts(parts: bytes, total: int, *, write: bool) -> bool:
     """Whether the result is finite; with ``write`` it is written over what it is computed from."""
-    step, average = _functions().vogn_linear_step, None if momentum is None else momentum.data_ptr()
+    step, number = _functions().vogn_linear_step, len(parts) // LINEAR_PART.size
     finite: list[int] = []
 
     def part(first: int, last: int) -> None:
-        finite.append(step(parts, len(parts), average, first, last, numbers, write))
+        finite.append(step(parts, number, first, last, write))
 
-    in_parts(sum(own.count for own in parts), part)
+    in_parts(total, part)
     return all(finite)
 
 

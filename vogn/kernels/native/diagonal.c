@@ -173,7 +173,7 @@ int64_t vogn_diagonal_write_columns(const block *given, int64_t first, int64_t l
 }
 
 typedef struct {
-    float lr, rate, entering_gradient, entering_mean, leaving_average, leaving_mean;
+    double lr, rate, entering_gradient, entering_mean, leaving_average, leaving_mean;
 } linear_numbers;
 
 enum { NO_AVERAGE = 0, SMALL_RATE = 1, LARGE_RATE = 2 };
@@ -182,18 +182,20 @@ enum { NO_AVERAGE = 0, SMALL_RATE = 1, LARGE_RATE = 2 };
 INLINE int linear(float *restrict mean, const float *restrict gradient, float *restrict momentum, int64_t count,
                   const linear_numbers *given, const int write, const int kind)
 {
-    const linear_numbers n = *given;
+    const float lr = given->lr, rate = given->rate, kept = 1.0 - given->rate;
+    const float of_gradient = given->entering_gradient, of_mean = given->entering_mean;
+    const float of_average = given->leaving_average, of_mean_after = given->leaving_mean;
     int infinite = 0;
     INDEPENDENT
     for (int64_t i = 0; i < count; i++) {
-        float m = mean[i], u = n.entering_gradient * gradient[i] + n.entering_mean * m;
+        float m = mean[i], u = of_gradient * gradient[i] + of_mean * m;
         if (kind != NO_AVERAGE) {
             float old = momentum[i], change = u - old;
-            u = kind == SMALL_RATE ? old + n.rate * change : u - (1.0f - n.rate) * change;
+            u = kind == SMALL_RATE ? old + rate * change : u - kept * change;
             if (write)
                 momentum[i] = u;
         }
-        m = m - n.lr * (n.leaving_average * u + n.leaving_mean * m);
+        m = m - lr * (of_average * u + of_mean_after * m);
         if (write)
             mean[i] = m;
         infinite |= !(fabsf(m) <= FLT_MAX) | !(fabsf(u) <= FLT_MAX);
@@ -201,24 +203,25 @@ INLINE int linear(float *restrict mean, const float *restrict gradient, float *r
     return infinite;
 }
 
-/* One parameter of a block. In the momentum its numbers begin at `start`, and its rows are `stride` apart. */
+/* One parameter. In its block's momentum its numbers begin at `start`, and its rows are `stride` apart. */
 typedef struct {
     float *mean;
     const float *gradient;
+    float *momentum;
     int64_t count, start, columns, stride;
+    linear_numbers numbers;
 } linear_part;
 
 /* The numbers first .. last - 1 of a parameter. */
-INLINE int linear_rows(const linear_part *part, float *momentum, int64_t first, int64_t last,
-                       const linear_numbers *given, const int write, const int kind)
+INLINE int linear_rows(const linear_part *part, int64_t first, int64_t last, const int write, const int kind)
 {
     int infinite = 0;
     int64_t row = first / part->columns, column = first % part->columns;
     while (first < last) {
         int64_t place = part->start + row * part->stride + column, count = part->columns - column;
         count = count < last - first ? count : last - first;
-        infinite |= linear(part->mean + first, part->gradient + first, kind ? momentum + place : 0, count, given, write,
-                           kind);
+        infinite |= linear(part->mean + first, part->gradient + first, kind ? part->momentum + place : 0, count,
+                           &part->numbers, write, kind);
         first += count;
         row += 1;
         column = 0;
@@ -226,20 +229,21 @@ INLINE int linear_rows(const linear_part *part, float *momentum, int64_t first, 
     return infinite;
 }
 
-/* The numbers first .. last - 1 of a block, parameter after parameter: whether all of the result is finite. It is
+/* The numbers first .. last - 1 of all parameters, one after the other: whether all of the result is finite. It is
    written over what it is computed from, or nowhere. */
-int vogn_linear_step(const linear_part *parts, int64_t parameters, float *momentum, int64_t first, int64_t last,
-                     const linear_numbers *given, int write)
+int vogn_linear_step(const linear_part *parts, int64_t parameters, int64_t first, int64_t last, int write)
 {
     int infinite = 0;
-    for (int64_t k = 0; k < parameters; k++) {
-        int64_t from = first > 0 ? first : 0, to = last < parts[k].count ? last : parts[k].count;
-#define ROWS(write, kind) linear_rows(parts + k, momentum, from, to, given, write, kind)
+    for (int64_t k = 0; k < parameters && last > 0; k++) {
+        const linear_part *part = parts + k;
+        int64_t from = first > 0 ? first : 0, to = last < part->count ? last : part->count;
+        int small = part->numbers.rate < 0.5;
+#define ROWS(write, kind) linear_rows(part, from, to, write, kind)
 #define OF_RATE(write)                                                                                                 \
-    (momentum == 0 ? ROWS(write, NO_AVERAGE) : given->rate < 0.5f ? ROWS(write, SMALL_RATE) : ROWS(write, LARGE_RATE))
+    (!part->momentum ? ROWS(write, NO_AVERAGE) : small ? ROWS(write, SMALL_RATE) : ROWS(write, LARGE_RATE))
         infinite |= write ? OF_RATE(1) : OF_RATE(0);
-        first -= parts[k].count;
-        last -= parts[k].count;
+        first -= part->count;
+        last -= part->count;
     }
     return !infinite;
 }
