@@ -11,7 +11,9 @@ from torch import nn
 from vogn import KFAC, METHODS
 from vogn.errors import NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.likelihoods import Categorical, Gaussian
+from vogn.optim import NaturalGradient
 from vogn.optim.functional import check_finite
+from vogn.structures import Diagonal
 
 ALL = sorted(METHODS)
 MODES = [True, False]
@@ -106,6 +108,22 @@ def test_a_step_that_a_gradient_scaler_skips_leaves_no_trace(tools, method, vari
             scaler.update(4.0)
         runs.append(tools.everything(opt, model))
     tools.assert_same(*runs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)  # one pass in C, or structure and chain
+@pytest.mark.parametrize("negative", ["clamp", "abs", "retract"])
+def test_negative_evidence_without_bound_is_refused_whatever_becomes_of_negative_evidence(negative, dtype):
+    model = nn.Linear(3, 2).to(dtype)
+    options = {"ess": 10.0, "weight_decay": 1.0, "initial_curvature": 1e3, "lr": 1e-30}
+    opt = NaturalGradient(model, Diagonal(negative=negative), "price", **options)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with opt.sampled_params():
+        Categorical()(model(torch.ones(4, 3, dtype=dtype)), torch.zeros(4, dtype=torch.int64)).backward()
+        for parameter, mean in zip(model.parameters(), before, strict=True):
+            parameter.grad.copy_((mean - parameter).sign() * (torch.finfo(dtype).max / 2))
+    with pytest.raises(NonFiniteStatisticsError, match="block 'weight': the .* holds NaN or infinity"):
+        opt.step()
+    assert all(torch.equal(new, old) for new, old in zip(model.parameters(), before, strict=True))
 
 
 class Overflow(Categorical):

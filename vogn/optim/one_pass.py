@@ -157,8 +157,10 @@ class OnePass:
         if factor != 1.0 and (forced or "earlier" in state or not self.looks):
             h, factor = h * factor, 1.0
         h = with_earlier(h, state, "earlier")
-        if forced:  # to be positive
-            h = h.abs() if self.structure.negative == "abs" else h.clamp_min(0.0)
+        if forced and self.structure.negative == "abs":
+            h = h.abs()
+        elif forced:  # to be positive, but for what is not finite: nobody else looks at it
+            h = torch.where(h > -torch.inf, h.clamp_min(0.0), torch.nan)
         average, share = None, 1.0
         if form.momentum.averages(self.old_memory, group):
             memory = dict(self.old_memory)
