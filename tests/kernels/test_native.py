@@ -242,6 +242,25 @@ class TestDiagonal:
         assert offset is None or torch.equal(offset, (block + expected)[:, columns])
         assert [x._version for x in (weight, offset) if x is not None] > versions
 
+    @pytest.mark.parametrize("shape", [(5, 7), (3, 600), (300, 2), (1, 1), (2, 1027)])
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_a_sample_is_the_mean_moved_by_a_draw(self, shape, bias, threads, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        monkeypatch.setattr(native, "PART", 300)
+        rows, columns = shape
+        source = torch.Generator().manual_seed(1)
+        block, c = (torch.rand(rows, columns + bias, generator=source) for _ in range(2))
+        mean = block[:, :columns].clone(), block[:, columns].clone() if bias else None
+        out = tuple(None if x is None else torch.full((2, *x.shape), torch.nan) for x in mean)
+        native.sample(mean, c, out, seeds=[9, 4], shift=0.1, scale=0.03)
+        for k, seed in enumerate([9, 4]):
+            weights = tuple(None if x is None else x.clone() for x in mean)
+            native.draw(weights, c, torch.empty_like(c), torch.empty_like(c), seed=seed, shift=0.1, scale=0.03)
+            assert torch.equal(out[0][k], weights[0])
+            assert not bias or torch.equal(out[1][k], weights[1])
+        assert torch.equal(mean[0], block[:, :columns])
+
     def test_evidence_may_take_the_place_of_the_displacement(self):
         noise, c, response = operands()[0], operands()[1], operands()[3]
         expected = native.price(noise, c, response, shift=0.1, ess=50.0)

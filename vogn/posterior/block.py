@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from vogn.errors import NotPositiveDefiniteError, UnsupportedObservationError, in_block
-from vogn.linalg.layout import Layout, layout_from_dict
-from vogn.linalg.noise import normal
+from vogn.kernels import native
+from vogn.linalg.layout import Layout, columns, layout_from_dict
+from vogn.linalg.noise import fill_normals, key
 from vogn.structures import Kronecker, structure_from_dict, structure_to_dict
 from vogn.structures.base import Structure
 from vogn.types import State
@@ -114,27 +115,38 @@ class PosteriorBlock:
     def cast(self, dtype: torch.dtype, device: torch.device | str | None) -> PosteriorBlock:
         """A block with its own copy of the state: floating point tensors in ``dtype``, the others as they are."""
         state = {}
-        for key, tensor in self.state.items():
+        for name, tensor in self.state.items():
             target = dtype if tensor.is_floating_point() else tensor.dtype
-            state[key] = tensor.detach().to(device=device, dtype=target, copy=True).contiguous()
+            state[name] = tensor.detach().to(device=device, dtype=target, copy=True).contiguous()
         return replace(self, state=state)
 
     def noise(self, n: int, *, seed: int, start: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Standard normal noise ``(n, *block_shape)`` of the draws ``start, ..., start + n - 1``."""
-        draws = [
-            normal(
-                self.layout.block_shape,
-                seed=seed,
-                stream="posterior",
-                step=0,
-                sample=k,
-                name=self.name,
-                dtype=dtype,
-                device=device,
-            )
-            for k in range(start, start + n)
-        ]
-        return torch.stack(draws)
+        room = torch.empty((n, *self.layout.block_shape), dtype=dtype, device=device)
+        fill_normals(room, [self.numel] * n, self._keys(n, seed, start))
+        return room
+
+    def _keys(self, n: int, seed: int, start: int) -> list[int]:
+        return [key(seed, "posterior", 0, k, self.name, 0) for k in range(start, start + n)]
+
+    def drawn(self, means: Mapping[str, Tensor], n: int, *, seed: int, start: int) -> dict[str, Tensor] | None:
+        """The weights of the draws with :meth:`noise`, ``{name: (n, *shape)}``, in one pass over the numbers; ``None``
+        where :meth:`root` is to do it.
+
+        Args:
+            means: by parameter.
+            n, seed, start: see :meth:`noise`.
+        """
+        curvature = self.structure.plain_diagonal(self.state, self.shift)
+        mean = columns(self.layout, [means[name] for name in self.layout.names])
+        if curvature is None or mean is None or not native.fit(*(x for x in mean if x is not None)):
+            return None
+        out = {name: means[name].new_empty((n, *means[name].shape)) for name in self.layout.names}
+        weight, bias = (*out.values(), None)[:2]
+        assert weight is not None
+        seeds = self._keys(n, seed, start)
+        native.sample(mean, curvature, (weight, bias), seeds=seeds, shift=self.shift, scale=self.ess**-0.5)
+        return out
 
     def root(self, noise: Tensor) -> Tensor:
         """``S noise`` with ``S S^T = Sigma``, for block vectors ``(*batch, *block_shape)``."""

@@ -102,16 +102,30 @@ class GaussianPosterior(SavedPosterior):
             raise ValueError(f"sample needs n >= 1 and start >= 0, got n={n} and start={start}")
         if noise not in NOISES:
             raise ValueError(f"unknown noise {noise!r}; known: {', '.join(NOISES)}")
-        blocks = self.sampled_blocks
-        like = [self._means[block.layout.names[0]] for block in blocks]
-        return self._from_noise(NOISES[noise](blocks, like, n, seed, start), n)
-
-    def _from_noise(self, noise: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
-        """``m + S noise`` for noise ``{block name: (n, *block_shape)}``."""
-        out = {name: mean.expand(n, *mean.shape).clone() for name, mean in self._means.items()}
+        drawn: dict[str, Tensor] = {}
+        others = []
         for block in self.sampled_blocks:
-            for name, displacement in block.layout.unpack(block.root(noise[block.name])).items():
-                out[name] += displacement
+            found = block.drawn(self._means, n, seed=seed, start=start) if noise == "independent" else None
+            if found is None:
+                others.append(block)
+            else:
+                drawn.update(found)
+        like = [self._means[block.layout.names[0]] for block in others]
+        return self._from_noise(NOISES[noise](others, like, n, seed, start), n, drawn)
+
+    def _from_noise(
+        self, noise: Mapping[str, Tensor], n: int, drawn: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """``m + S noise`` for noise ``{block name: (n, *block_shape)}``; parameters in ``drawn`` are those there."""
+        there = {} if drawn is None else drawn
+        out = {
+            name: there[name] if name in there else mean.expand(n, *mean.shape).clone()
+            for name, mean in self._means.items()
+        }
+        for block in self.sampled_blocks:
+            if block.name in noise:
+                for name, displacement in block.layout.unpack(block.root(noise[block.name])).items():
+                    out[name] += displacement
         return out
 
     def variance(self) -> dict[str, Tensor]:

@@ -30,9 +30,9 @@ class Moments:
         if self.count == 1:
             self.mean, self._squares = value.clone(), torch.zeros_like(value)
             return
-        difference = value - self.mean
-        self.mean += difference / self.count
-        self._squares += difference * (value - self.mean)
+        difference, share = value - self.mean, 1.0 / self.count
+        self.mean.add_(difference, alpha=share)
+        self._squares.addcmul_(difference, difference, value=1.0 - share)  # value - mean is (1 - share) difference now
 
     @property
     def variance(self) -> Tensor:
@@ -76,10 +76,10 @@ class Average:
         if self.count == 1:
             self._within, self.aleatoric, self.energy = variance.clone(), aleatoric.clone(), energy
             return
-        self._within += (variance - self._within) / self.count
-        self.aleatoric += (aleatoric - self.aleatoric) / self.count
+        self._within.lerp_(variance, 1.0 / self.count)
+        self.aleatoric.lerp_(aleatoric, 1.0 / self.count)
         if energy is not None and self.energy is not None:
-            self.energy = self.energy + (energy - self.energy) / self.count
+            self.energy = self.energy.lerp(energy, 1.0 / self.count)
 
     def _add_to_pair(self, mean: Tensor) -> None:
         if self._first is None:

@@ -92,6 +92,7 @@ def _functions() -> Any:
         "vogn_linear_step": (ctypes.c_char_p, count, count, count, ctypes.c_int),
         "vogn_displace": (*3 * (array,), count, number, number),
         "vogn_draw": (*5 * (array,), *3 * (count,), ctypes.c_uint64, number, number),
+        "vogn_sample": (*5 * (array,), *3 * (count,), ctypes.c_uint64, number, number),
         "vogn_price": (*4 * (array,), count, number, number),
     }
     for name, types in arguments.items():
@@ -177,6 +178,38 @@ def draw(
 
     in_parts(curvature.numel(), part)
     torch.autograd.graph.increment_version(weight if bias is None else (weight, bias))
+
+
+def sample(
+    mean: tuple[Tensor, Tensor | None],
+    curvature: Tensor,
+    out: tuple[Tensor, Tensor | None],
+    *,
+    seeds: Sequence[int],
+    shift: float,
+    scale: float,
+) -> None:
+    """Weight samples of a block about its mean: ``mean + noise / sqrt(curvature + shift) * scale``.
+
+    Args:
+        mean: as the weights of :func:`draw`.
+        curvature: see :func:`draw`.
+        out: written; of the mean's shapes, with a first dimension for the samples.
+        seeds: of the stream of every sample's noise, see :func:`fill_normal`.
+        shift: of the curvature.
+        scale: factor.
+    """
+    width = curvature.numel() if mean[1] is None else curvature.shape[-1]
+    starts = [0 if tensor is None else tensor.data_ptr() for tensor in (*mean, *out)]
+    sizes = [0 if tensor is None else 4 * tensor.numel() for tensor in mean]
+    function = _functions().vogn_sample
+    for k, seed in enumerate(seeds):
+        ends = [start + k * size if start else 0 for start, size in zip(starts[2:], sizes, strict=True)]
+
+        def part(first: int, last: int, ends: Sequence[int] = ends, seed: int = seed) -> None:
+            function(curvature.data_ptr(), *starts[:2], *ends, width, first, last, seed, shift, scale)
+
+        in_parts(curvature.numel(), part)
 
 
 def displace(noise: Tensor, curvature: Tensor, *, shift: float, ess: float) -> Tensor:

@@ -14,6 +14,7 @@
 #include <immintrin.h>
 #endif
 
+#define INLINE static inline __attribute__((always_inline))
 #define LANES 64
 #define TILE (4 * LANES)
 
@@ -188,19 +189,23 @@ static inline void put_away(float *restrict to, const float *restrict from, int6
         to[i] = from[i];
 }
 
-/* kept = weight; weight += offset. */
-static inline void move(float *restrict weight, const float *restrict offset, float *restrict kept, int64_t count)
+/* kept = weight; weight += offset. Without kept: weight = mean + offset. */
+INLINE void move(float *restrict weight, const float *restrict mean, const float *restrict offset,
+                 float *restrict kept, int64_t count)
 {
-    put_away(kept, weight, count);
+    if (kept)
+        put_away(kept, weight, count);
     for (int64_t i = 0; i < count; i++)
-        weight[i] += offset[i];
+        weight[i] = (kept ? weight[i] : mean[i]) + offset[i];
 }
 
 /* The numbers first .. last - 1 of a block: displacement = noise / sqrt(curvature + shift) * scale, with the noise of
-   the stream `seed`; kept = what the weights were; then the displacement is added to them. Rows of the block are `width`
-   long; if there is a bias, it is their last column, and the weight has the others. `first` is a multiple of TILE. */
-void vogn_draw(const float *restrict curvature, float *restrict displacement, float *restrict kept, float *weight,
-               float *bias, int64_t width, int64_t first, int64_t last, uint64_t seed, float shift, float scale)
+   the stream `seed`, is added to the weights, which are kept, or to the mean, and then nothing is kept. Rows of the block
+   are `width` long; if there is a bias, it is their last column, and the weight has the others. `first` is a multiple of
+   TILE. */
+INLINE void drawn(const float *restrict curvature, float *restrict displacement, float *restrict kept,
+                  const float *mean, const float *mean_bias, float *weight, float *bias, int64_t width, int64_t first,
+                  int64_t last, uint64_t seed, float shift, float scale)
 {
     float noise[TILE];
     int64_t row = first / width, column = first % width, inner = width - 1;
@@ -209,27 +214,42 @@ void vogn_draw(const float *restrict curvature, float *restrict displacement, fl
         normal_tile(seed, (uint64_t)(start / TILE), noise);
         for (int64_t i = 0; i < count; i++)
             noise[i] = noise[i] * (1.0f / sqrtf(curvature[start + i] + shift)) * scale;
-        put_away(displacement + start, noise, count);
+        if (displacement)
+            put_away(displacement + start, noise, count);
         if (!bias) {
-            move(weight + start, noise, kept + start, count);
+            move(weight + start, mean ? mean + start : 0, noise, kept ? kept + start : 0, count);
             continue;
         }
         for (int64_t i = 0; i < count;) {
-            int64_t place = start + i;
+            float *kept_here = kept ? kept + start + i : 0;
             if (column == inner) {
-                move(bias + row, noise + i, kept + place, 1);
+                move(bias + row, mean ? mean_bias + row : 0, noise + i, kept_here, 1);
                 i++;
                 row++;
                 column = 0;
                 continue;
             }
-            int64_t piece = inner - column < count - i ? inner - column : count - i;
-            move(weight + row * inner + column, noise + i, kept + place, piece);
+            int64_t piece = inner - column < count - i ? inner - column : count - i, place = row * inner + column;
+            move(weight + place, mean ? mean + place : 0, noise + i, kept_here, piece);
             i += piece;
             column += piece;
         }
     }
+}
+
+/* The weights of a block move to a sample; displacement and what they were are kept as block vectors. */
+void vogn_draw(const float *curvature, float *displacement, float *kept, float *weight, float *bias, int64_t width,
+               int64_t first, int64_t last, uint64_t seed, float shift, float scale)
+{
+    drawn(curvature, displacement, kept, 0, 0, weight, bias, width, first, last, seed, shift, scale);
 #ifdef __AVX512F__
     _mm_sfence();
 #endif
+}
+
+/* A sample of the weights about a mean. */
+void vogn_sample(const float *curvature, const float *mean, const float *mean_bias, float *weight, float *bias,
+                 int64_t width, int64_t first, int64_t last, uint64_t seed, float shift, float scale)
+{
+    drawn(curvature, 0, 0, mean, mean_bias, weight, bias, width, first, last, seed, shift, scale);
 }
