@@ -12,8 +12,11 @@ from vogn.predict.averaging import LOOK_EVERY
 from vogn.predict.evaluation import weights_for
 from vogn.predict.policies import StatisticsOf
 
-DRAW_BYTES = 1 << 24
+DRAW_BYTES = 1 << 23
 """Small models draw several weight samples at once, up to this many bytes; large ones hold one sample at a time."""
+
+ONE_BY_ONE_BYTES = 1 << 20
+"""The same, once it is known that each sample is evaluated on its own: more at once only saves Python's time."""
 
 Weights = Mapping[str, Tensor]
 Statistics = Mapping[str, Tensor]
@@ -51,8 +54,8 @@ def outputs_of_draws(
     if tolerance is not None:
         chunk = min(chunk, LOOK_EVERY)
     options = {} if noise == "independent" else {"noise": noise}  # which not every posterior takes
-    vectorised = True
-    for start in range(0, samples, chunk):
+    vectorised, start = True, 0
+    while start < samples:
         count = min(chunk, samples - start)
         draws = weights_for(model, posterior.sample(count, seed=seed, start=start, **options), batch=1)
         weights, statistics = [], []
@@ -62,7 +65,9 @@ def outputs_of_draws(
         together = evaluation.several(draws, statistics) if vectorised and count > 1 else None
         if together is not None:
             yield from together
-            continue
-        vectorised = False
-        for i in range(count):
-            yield evaluation.one(weights[i], statistics[i], start + i)
+        else:
+            vectorised, chunk = False, max(1, min(chunk, ONE_BY_ONE_BYTES // max(1, size)))
+            for i in range(count):
+                yield evaluation.one(weights[i], statistics[i], start + i)
+        del draws, weights, statistics, together  # before the next ones are drawn
+        start += count
