@@ -140,13 +140,14 @@ _WARMER = grid(
     {"temperature": 0.1, "prior": 30.0},
     {"temperature": 0.003, "prior": 300.0},
 )
+_COLDER = grid({"lr": 0.1}, {"prior": 1000.0, "temperature": 0.003}, {"prior": 3000.0, "temperature": 0.001})
 _KRON = {
     "default": grid(
         {"lr": 0.1, "prior": 100.0, "temperature": 0.01}, {}, {"temperature": 0.003}, {"temperature": 0.03}, {"lr": 0.3}
     ),
     "mnist": _PRIORS,
     "cifar10": _PRIORS,
-    "mnist-full": _WARMER,
+    "mnist-full": (*_WARMER, *_COLDER),
     "cifar10-full": _WARMER,
 }
 _BOUNDED = {

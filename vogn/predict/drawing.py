@@ -15,7 +15,7 @@ from vogn.predict.policies import StatisticsOf
 DRAW_BYTES = 1 << 23
 """Small models draw several weight samples at once, up to this many bytes; large ones hold one sample at a time."""
 
-ONE_BY_ONE_BYTES = 1 << 20
+ONE_BY_ONE_BYTES = 1 << 22
 """The same, once it is known that each sample is evaluated on its own: more at once only saves Python's time."""
 
 Weights = Mapping[str, Tensor]
