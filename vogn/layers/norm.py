@@ -44,12 +44,14 @@ class NormRule(LayerRule):
         parts = []
         for attribute in attributes:
             if attribute == "weight":
-                x = saved[0].to(dtype).unsqueeze(0)
-                normalised = self.positions(module, self.normalise(module, x, saved[1:])).squeeze(0)
-                parts.append(torch.einsum("kntc,ntc->knc", g, normalised))
+                parts.append(self.of_scale(module, g, saved[0].to(dtype).unsqueeze(0), saved[1:]))
             else:
                 parts.append(g.sum(2))
         return stack_rows(torch.stack(parts, -1))
+
+    def of_scale(self, module: nn.Module, g: Tensor, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
+        """``sum_t g_nt xhat_nt``, ``(K, N, channels)``; ``g`` is of :meth:`positions`, see :meth:`normalise`."""
+        return _inner(g, self.positions(module, self.normalise(module, x, statistics)))
 
     @abstractmethod
     def normalise(self, module: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
@@ -58,6 +60,14 @@ class NormRule(LayerRule):
     @abstractmethod
     def positions(self, module: nn.Module, x: Tensor) -> Tensor:
         """``(K, *output.shape)`` as ``(K, N, T, channels)``."""
+
+
+def _inner(g: Tensor, x: Tensor) -> Tensor:
+    """``sum_t g_knt x_nt``: ``(K, N, T, channels)`` and ``(1, N, T, channels)`` to ``(K, N, channels)``.
+
+    A product and a sum: einsum makes many tiny matrix products of them, which take five to ten times as long on a CPU.
+    """
+    return torch.stack([(column * x[0]).sum(1) for column in g])
 
 
 def standardise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
@@ -93,10 +103,22 @@ class BatchNormRule(NormRule):
 
     def normalise(self, module: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
         """See :meth:`NormRule.normalise`."""
+        centred, scale = self._parts(module, x, statistics)
+        return centred * scale.view(-1, *(1,) * (x.ndim - 3))
+
+    def of_scale(self, module: nn.Module, g: Tensor, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
+        """See :meth:`NormRule.of_scale`; one pass over the numbers less."""
+        centred, scale = self._parts(module, x, statistics)
+        return _inner(g, self.positions(module, centred)) * scale
+
+    def _parts(self, module: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """``x - mean``, and ``1 / sqrt(var + eps)`` of every channel."""
         assert isinstance(module, _BatchNorm)
-        mean, variance = (statistic.to(x.dtype) for statistic in statistics) if statistics else (None, None)
-        x = x.squeeze(0)
-        return torch.native_batch_norm(x, None, None, mean, variance, not statistics, 0.0, module.eps)[0].unsqueeze(0)
+        dims = (0, 1, *range(3, x.ndim))
+        mean = statistics[0].to(x.dtype) if statistics else x.mean(dims)
+        centred = x - mean.view(-1, *(1,) * (x.ndim - 3))
+        variance = statistics[1].to(x.dtype) if statistics else centred.square().mean(dims)
+        return centred, (variance + module.eps).rsqrt()
 
     def positions(self, module: nn.Module, x: Tensor) -> Tensor:
         """See :meth:`NormRule.positions`."""
