@@ -64,12 +64,12 @@ RANK = (
     " MLP half of a step is the update, the other parts are solves and draws"
 )
 DRAWS = (
-    "normal numbers alone take 0.19 of the forward passes (a batch of 128 is small for 1.9 million weights), scaling them "
-    "and writing the weights as much again; the rest is products with weights that are in no cache"
+    "normal numbers alone take 0.19 of the forward passes (a batch of 128 is small for 1.9 million weights), scaling "
+    "them and writing the weights as much again; the rest is products with weights that are in no cache"
 )
 POINT = (
-    "one pass that draws all weights, 0.05 of the forward passes over only 1024 positions, 0.02 of it normal numbers; and "
-    "entropies and averages of the predictions, 0.03"
+    "one pass that draws all weights, 0.05 of the forward passes over only 1024 positions, 0.02 of it normal numbers; "
+    "and entropies and averages of the predictions, 0.03"
 )
 LATER = ("step_time_noise", "step_time_quarter")
 """Files of results that go before ``step_time`` where they have the row: measured later, in more rounds."""
