@@ -89,6 +89,14 @@ NUMBERS = {
 }  # fmt: skip
 
 
+def in_columns(shape, bias):
+    """A block vector, a curvature, and the weight and bias whose columns the block is made of."""
+    rows, columns = shape
+    source = torch.Generator().manual_seed(1)
+    block, c = (torch.rand(rows, columns + bias, generator=source) for _ in range(2))
+    return block, c, (block[:, :columns].clone(), block[:, columns].clone() if bias else None)
+
+
 def operands(count=1003, seed=0):
     source = torch.Generator().manual_seed(seed)
     mean, momentum, gradient = (torch.randn(count, generator=source) for _ in range(3))
@@ -228,10 +236,8 @@ class TestDiagonal:
     def test_a_draw_is_noise_displacement_and_sum(self, shape, bias, threads, monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
         monkeypatch.setattr(native, "PART", 300)
-        rows, columns = shape
-        source = torch.Generator().manual_seed(1)
-        block, c = (torch.rand(rows, columns + bias, generator=source) for _ in range(2))
-        weight, offset = block[:, :columns].clone(), block[:, columns].clone() if bias else None
+        columns = shape[1]
+        block, c, (weight, offset) = in_columns(shape, bias)
         displacement, kept = torch.empty_like(c), torch.empty_like(c)
         versions = [x._version for x in (weight, offset) if x is not None]
         native.draw((weight, offset), c, displacement, kept, seed=9, shift=0.1, scale=-0.03)
@@ -248,18 +254,13 @@ class TestDiagonal:
     def test_a_sample_is_the_mean_moved_by_a_draw(self, shape, bias, threads, monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
         monkeypatch.setattr(native, "PART", 300)
-        rows, columns = shape
-        source = torch.Generator().manual_seed(1)
-        block, c = (torch.rand(rows, columns + bias, generator=source) for _ in range(2))
-        mean = block[:, :columns].clone(), block[:, columns].clone() if bias else None
-        out = tuple(None if x is None else torch.full((2, *x.shape), torch.nan) for x in mean)
-        native.sample(mean, c, out, seeds=[9, 4], shift=0.1, scale=0.03)
-        for k, seed in enumerate([9, 4]):
-            weights = tuple(None if x is None else x.clone() for x in mean)
-            native.draw(weights, c, torch.empty_like(c), torch.empty_like(c), seed=seed, shift=0.1, scale=0.03)
-            assert torch.equal(out[0][k], weights[0])
-            assert not bias or torch.equal(out[1][k], weights[1])
-        assert torch.equal(mean[0], block[:, :columns])
+        block, c, mean = in_columns(shape, bias)
+        _, _, moved = in_columns(shape, bias)
+        out = tuple(None if x is None else torch.full_like(x, torch.nan) for x in mean)
+        native.sample(mean, c, out, seed=9, shift=0.1, scale=0.03)
+        native.draw(moved, c, torch.empty_like(c), torch.empty_like(c), seed=9, shift=0.1, scale=0.03)
+        assert torch.equal(out[0], moved[0]) and (not bias or torch.equal(out[1], moved[1]))
+        assert torch.equal(mean[0], block[:, : shape[1]]) and not torch.equal(out[0], mean[0])
 
     def test_evidence_may_take_the_place_of_the_displacement(self):
         noise, c, response = operands()[0], operands()[1], operands()[3]

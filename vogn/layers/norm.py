@@ -72,16 +72,22 @@ def _inner(g: Tensor, x: Tensor) -> Tensor:
 
 def standardise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     """``(x - mean) / sqrt(var + eps)`` over ``dims``, with the biased variance."""
-    variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
-    return (x - mean) * (variance + eps).rsqrt()
+    centred, scale = _centred(x, dims, eps)
+    return centred * scale
 
 
-def _standardise_by(x: Tensor, statistics: tuple[Tensor, ...], eps: float, channel: int) -> Tensor:
+def _centred(x: Tensor, dims: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
+    """``x - mean`` and ``1 / sqrt(var + eps)``; in two passes, which are faster than ``torch.var_mean`` on a CPU."""
+    centred = x - x.mean(dims, keepdim=True)
+    return centred, (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+
+
+def _centred_by(x: Tensor, statistics: tuple[Tensor, ...], eps: float, channel: int) -> tuple[Tensor, Tensor]:
     """The same with given ``(mean, variance)`` per channel; ``channel`` is the channels' dimension."""
     shape = [1] * x.ndim
     shape[channel] = -1
     mean, variance = (statistic.to(x.dtype).view(shape) for statistic in statistics)
-    return (x - mean) * (variance + eps).rsqrt()
+    return x - mean, (variance + eps).rsqrt()
 
 
 def _channels_second(x: Tensor) -> Tensor:
@@ -104,21 +110,19 @@ class BatchNormRule(NormRule):
     def normalise(self, module: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
         """See :meth:`NormRule.normalise`."""
         centred, scale = self._parts(module, x, statistics)
-        return centred * scale.view(-1, *(1,) * (x.ndim - 3))
+        return centred * scale
 
     def of_scale(self, module: nn.Module, g: Tensor, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
         """See :meth:`NormRule.of_scale`; one pass over the numbers less."""
         centred, scale = self._parts(module, x, statistics)
-        return _inner(g, self.positions(module, centred)) * scale
+        return _inner(g, self.positions(module, centred)) * scale.flatten()
 
     def _parts(self, module: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """``x - mean``, and ``1 / sqrt(var + eps)`` of every channel."""
+        """``x - mean`` and ``1 / sqrt(var + eps)`` of every channel."""
         assert isinstance(module, _BatchNorm)
-        dims = (0, 1, *range(3, x.ndim))
-        mean = statistics[0].to(x.dtype) if statistics else x.mean(dims)
-        centred = x - mean.view(-1, *(1,) * (x.ndim - 3))
-        variance = statistics[1].to(x.dtype) if statistics else centred.square().mean(dims)
-        return centred, (variance + module.eps).rsqrt()
+        if statistics:
+            return _centred_by(x, statistics, module.eps, 2)
+        return _centred(x, (0, 1, *range(3, x.ndim)), module.eps)
 
     def positions(self, module: nn.Module, x: Tensor) -> Tensor:
         """See :meth:`NormRule.positions`."""
@@ -166,7 +170,8 @@ class InstanceNormRule(NormRule):
         assert isinstance(module, _InstanceNorm)
         channel = x.ndim - self._space(module) - 1
         if statistics:
-            return _standardise_by(x, statistics, module.eps, channel)
+            centred, scale = _centred_by(x, statistics, module.eps, channel)
+            return centred * scale
         return standardise(x, tuple(range(channel + 1, x.ndim)), module.eps)
 
     def positions(self, module: nn.Module, x: Tensor) -> Tensor:

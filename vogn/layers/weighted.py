@@ -45,9 +45,7 @@ def find_weighted(module: nn.Module) -> WeightedForward | None:
 
 def _weigh(weights: Weights, grad: Tensor) -> Tensor:
     c = weights(grad)
-    if c is None:
-        return grad
-    return grad * (c.unsqueeze(1) if grad.ndim == 2 else c.view(-1, *(1,) * (grad.ndim - 1)))
+    return grad if c is None else grad * c.view(-1, *(1,) * (grad.ndim - 1))
 
 
 def _autocast(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -70,10 +68,8 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         grad_x = grad @ weight if needs_x else None
-        flat = _weigh(ctx.weights, grad)
-        if grad.ndim > 2:
-            flat, x = flat.flatten(0, -2), x.flatten(0, -2)
-        grad_weight = flat.T @ x if needs_weight else None
+        flat = _weigh(ctx.weights, grad).flatten(0, -2)
+        grad_weight = flat.T @ x.flatten(0, -2) if needs_weight else None
         return grad_x, grad_weight, flat.sum(0) if needs_bias else None, None
 
 

@@ -252,8 +252,7 @@ class NaturalGradient(torch.optim.Optimizer):
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def _reshard(self) -> None:
-        if self._table is None or self._table.sharded:
-            reshard(self._model, self._parameters())
+        reshard(self._model, self._parameters())
 
     def coverage(self) -> Coverage:
         """What happens to every parameter: block, structure, statistic, bytes, cost, and why a fallback is used.
@@ -412,8 +411,7 @@ class NaturalGradient(torch.optim.Optimizer):
         After an error nothing has changed: weights, curvature and momentum are those before the step.
         """
         loss = run_closure(self, self._parameters(), closure) if closure is not None else None
-        if self._contexts.open:
-            self.restore_()
+        self.restore_()
         with torch.no_grad():
             update(self, closure if isinstance(closure, Objective) else None)
             self._watch.after_step(self)

@@ -79,7 +79,6 @@ class BlockTable:
         self._group_of = {block: group for block, group in self.items}
         self.tracked = frozenset(parameter for block in self.blocks for parameter in block.parameters)
         self._frozen = [p for group in self._groups for p in group["params"] if p not in self.tracked]
-        self.sharded = any(is_sharded(parameter) for group in self._groups for parameter in group["params"])
         self.placement: dict[Block, Placement] = placements(self.blocks, replicas, chain)
         """Which part of each block this process holds."""
         self.divided = any(place.divided for place in self.placement.values())

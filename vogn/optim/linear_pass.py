@@ -60,7 +60,7 @@ def linear_form(chain: Sequence[Step]) -> LinearForm | None:
     """The form of a chain; ``None`` where a step is never linear or wants to be called."""
     momentum, at = None, len(chain)
     for k, step in enumerate(chain):
-        if isinstance(step, Momentum) and type(step) is Momentum and momentum is None:
+        if type(step) is Momentum and momentum is None:
             momentum, at = step, k
         elif not _may_be_linear(type(step)):
             return None

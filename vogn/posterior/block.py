@@ -142,10 +142,10 @@ class PosteriorBlock:
         if curvature is None or mean is None or not native.fit(*(x for x in mean if x is not None)):
             return None
         out = {name: means[name].new_empty((n, *means[name].shape)) for name in self.layout.names}
-        weight, bias = (*out.values(), None)[:2]
-        assert weight is not None
-        seeds = self._keys(n, seed, start)
-        native.sample(mean, curvature, (weight, bias), seeds=seeds, shift=self.shift, scale=self.ess**-0.5)
+        for k, own in enumerate(self._keys(n, seed, start)):
+            sample = columns(self.layout, [draws[k] for draws in out.values()])
+            assert sample is not None  # as for the mean
+            native.sample(mean, curvature, sample, seed=own, shift=self.shift, scale=self.ess**-0.5)
         return out
 
     def root(self, noise: Tensor) -> Tensor:

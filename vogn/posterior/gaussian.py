@@ -117,7 +117,7 @@ class GaussianPosterior(SavedPosterior):
         self, noise: Mapping[str, Tensor], n: int, drawn: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """``m + S noise`` for noise ``{block name: (n, *block_shape)}``; parameters in ``drawn`` are those there."""
-        there = {} if drawn is None else drawn
+        there = drawn or {}
         out = {
             name: there[name] if name in there else mean.expand(n, *mean.shape).clone()
             for name, mean in self._means.items()

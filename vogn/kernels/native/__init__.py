@@ -73,8 +73,7 @@ Columns = tuple[Tensor, Tensor]
 
 
 LINEAR_PART = struct.Struct("3P4q6d")
-"""A ``linear_part`` of ``diagonal.c``: packed in one call, where building a ``ctypes.Structure`` takes several times as
-long as the step of a small block."""
+"""A ``linear_part`` of ``diagonal.c``, packed in one call."""
 
 
 @cache
@@ -185,31 +184,26 @@ def sample(
     curvature: Tensor,
     out: tuple[Tensor, Tensor | None],
     *,
-    seeds: Sequence[int],
+    seed: int,
     shift: float,
     scale: float,
 ) -> None:
-    """Weight samples of a block about its mean: ``mean + noise / sqrt(curvature + shift) * scale``.
+    """A weight sample of a block about its mean: ``mean + noise / sqrt(curvature + shift) * scale``.
 
     Args:
         mean: as the weights of :func:`draw`.
         curvature: see :func:`draw`.
-        out: written; of the mean's shapes, with a first dimension for the samples.
-        seeds: of the stream of every sample's noise, see :func:`fill_normal`.
-        shift: of the curvature.
-        scale: factor.
+        out: written; of the mean's shapes.
+        seed, shift, scale: see :func:`draw`.
     """
     width = curvature.numel() if mean[1] is None else curvature.shape[-1]
-    starts = [0 if tensor is None else tensor.data_ptr() for tensor in (*mean, *out)]
-    sizes = [0 if tensor is None else 4 * tensor.numel() for tensor in mean]
+    pointers = [0 if tensor is None else tensor.data_ptr() for tensor in (curvature, *mean, *out)]
     function = _functions().vogn_sample
-    for k, seed in enumerate(seeds):
-        ends = [start + k * size if start else 0 for start, size in zip(starts[2:], sizes, strict=True)]
 
-        def part(first: int, last: int, ends: Sequence[int] = ends, seed: int = seed) -> None:
-            function(curvature.data_ptr(), *starts[:2], *ends, width, first, last, seed, shift, scale)
+    def part(first: int, last: int) -> None:
+        function(*pointers, width, first, last, seed, shift, scale)
 
-        in_parts(curvature.numel(), part)
+    in_parts(curvature.numel(), part)
 
 
 def displace(noise: Tensor, curvature: Tensor, *, shift: float, ess: float) -> Tensor:
@@ -353,7 +347,13 @@ def linear_step(blocks: Sequence[LinearBlock]) -> LinearStep:
     """
     parts = _linear_parts(blocks)
     if not _over_linear_parts(*parts, write=False):
-        copies = [block._replace(means=_copies(block.means), momentum=_copy(block.momentum)) for block in blocks]
+        copies = [
+            block._replace(
+                means=[mean.detach().clone() for mean in block.means],
+                momentum=None if block.momentum is None else block.momentum.clone(),
+            )
+            for block in blocks
+        ]
         _over_linear_parts(*_linear_parts(copies), write=True)
         return LinearStep([(copy.means, copy.momentum) for copy in copies], finite=False)
 
@@ -363,14 +363,6 @@ def linear_step(blocks: Sequence[LinearBlock]) -> LinearStep:
         torch.autograd.graph.increment_version([tensor for tensor in written if tensor is not None])
 
     return LinearStep([(block.means, block.momentum) for block in blocks], finite=True, write=write)
-
-
-def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().clone()
-
-
-def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor.detach().clone() for tensor in tensors]
 
 
 def _linear_parts(blocks: Sequence[LinearBlock]) -> tuple[bytes, int]:
