@@ -1,7 +1,8 @@
 """What does a posterior prediction with 32 weight samples cost, beside 32 plain forward passes?
 
-Time in turn, in one process; memory in a process for each: the most that it held, minus what it held before the
-prediction. Outputs are softmaxed and averaged in both.
+Two rows are parts of it: the draws of the diagonal posterior alone, and as many normal numbers alone. Time in turn, in
+one process; memory in a process for each: the most that it held, minus what it held before the prediction. Outputs are
+softmaxed and averaged in both.
 
     python -m benchmarks.speed.predictive
 """
@@ -30,6 +31,7 @@ from benchmarks.speed.measuring import (
 from benchmarks.speed.questions import over_cases
 from benchmarks.speed.report import table
 from vogn.likelihoods import Categorical
+from vogn.linalg.noise import fill_normal
 
 PLAIN = "32 forward passes"
 SAMPLES = 32
@@ -54,22 +56,49 @@ def plain(case: Case) -> Work:
     return work
 
 
-def ours(case: Case, method: str) -> Work:
-    """:func:`vogn.predict` with the posterior of a method after one step."""
+def posterior_of(case: Case, method: str) -> tuple[Any, vogn.posterior.GaussianPosterior]:
+    """The model, and the posterior of a method after one step."""
     model, (x, y) = case.model(), case.batch()
     opt = vogn.METHODS[method].build(model, lr=1e-5, ess=5e6, variational=False)
-    likelihood = Categorical()
     with opt.sampled_params():
-        likelihood(model(x), y).backward()
+        Categorical()(model(x), y).backward()
     opt.step()
     posterior = opt.posterior()
     opt.close()
     opt.zero_grad()
+    return model, posterior
+
+
+def ours(case: Case, method: str) -> Work:
+    """:func:`vogn.predict` with the posterior of a method."""
+    (model, posterior), (x, _) = posterior_of(case, method), case.batch()
 
     def work() -> vogn.Predictive:
         return vogn.predict(
-            model, posterior, x, samples=SAMPLES, likelihood=likelihood, batchnorm="mean", keep_samples=False
+            model, posterior, x, samples=SAMPLES, likelihood=Categorical(), batchnorm="mean", keep_samples=False
         )
+
+    return work
+
+
+def draws(case: Case) -> Work:
+    """The weight samples alone, one after the other."""
+    posterior = posterior_of(case, "vogn")[1]
+
+    def work() -> None:
+        for k in range(SAMPLES):
+            posterior.sample(1, start=k)
+
+    return work
+
+
+def numbers(case: Case) -> Work:
+    """As many normal numbers, into the same memory."""
+    room = torch.empty(sum(parameter.numel() for parameter in case.model().parameters()))
+
+    def work() -> None:
+        for k in range(SAMPLES):
+            fill_normal(room, seed=0, stream="weights", step=0, sample=k)
 
     return work
 
@@ -79,6 +108,8 @@ def builders_of(case: Case) -> dict[str, Callable[[], Work]]:
     return {
         PLAIN: lambda: plain(case),
         **{title: (lambda method=method: ours(case, method)) for method, title in METHODS.items()},
+        "draws, diagonal": lambda: draws(case),
+        "normal numbers": lambda: numbers(case),
     }
 
 
