@@ -47,6 +47,16 @@ def test_row_squares_in_chunks_equal_those_in_one_piece(monkeypatch, shape, budg
     torch.testing.assert_close(kernel("row_squares")(a, g), rows.square().sum((-4, -3)))
 
 
+@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape[3] > 1])
+@pytest.mark.parametrize("budget", [1, 40, 100])
+def test_row_squares_add_up_the_rows_too(monkeypatch, name, budget):
+    a, g, rows = operands(SHAPES[name])
+    total, start = torch.ones_like(rows.sum((-4, -3))), 1.0
+    monkeypatch.setattr(reference, "CACHED_ELEMENTS", budget)
+    torch.testing.assert_close(kernel("row_squares")(a, g, total), rows.square().sum((-4, -3)))
+    torch.testing.assert_close(total, start + rows.sum((-4, -3)))
+
+
 def test_chunks_respect_the_budget_in_one_buffer(monkeypatch):
     a, g, _ = operands(SHAPES["positions"])  # 3 columns of 3 x 2: 18 numbers per example
     sizes, places = [], []

@@ -9,7 +9,7 @@ from vogn.kernels import reference
 from vogn.linalg import factors
 from vogn.linalg.patch_rows import PatchRows
 from vogn.linalg.patches import Patches
-from vogn.linalg.rows import Rows
+from vogn.linalg.rows import Rows, Total
 
 GEOMETRIES = {
     "line": {"space": (9,), "kernel": (3,)},
@@ -82,6 +82,22 @@ def test_pieces_are_the_whole(monkeypatch, name):
         monkeypatch.setattr(reference, "CHUNK_ELEMENTS", elements)
         torch.testing.assert_close(rows.squares(), squares)
         torch.testing.assert_close(factors.input_factor(rows, "expand"), factor)
+
+
+@pytest.mark.parametrize("convolves", [True, False])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_squares_leave_the_sum_of_the_rows(monkeypatch, name, convolves):
+    monkeypatch.setattr(PatchRows, "_convolves", convolves)
+    rows = build(name)
+    expected = rows.rmatvec(torch.ones(rows.columns, rows.count, dtype=torch.float64))
+    for elements in (1, 2 * rows.columns * rows.squares().numel(), 10**6):
+        monkeypatch.setattr(reference, "CHUNK_ELEMENTS", elements)
+        total = Total()
+        torch.testing.assert_close(rows.changed(total=total).squares(), rows.squares())
+        if total.value is None:  # one position: no row is formed
+            assert rows.g.shape[-2] == 1 and not convolves
+            continue
+        torch.testing.assert_close(total.value, expected)
 
 
 @pytest.mark.parametrize("d_out", [2, 40])

@@ -86,9 +86,14 @@ def layer_gradients(
         for column in (columns if targets else ())
     ]
     found = list(zip(*per_column, strict=True))
-    reached = [None if any(grad is None for grad in grads) else torch.stack(grads) for grads in found[: len(edges)]]
+    reached = [None if any(grad is None for grad in grads) else _columns(grads) for grads in found[: len(edges)]]
     used = [member for member, grads in zip(tracked, found[len(edges) :], strict=False) if grads[0] is not None]
     return reached, used
+
+
+def _columns(grads: Sequence[Tensor]) -> Tensor:
+    """As one tensor with the columns first; a single one is not copied."""
+    return grads[0].unsqueeze(0) if len(grads) == 1 else torch.stack(list(grads))
 
 
 def parameter_gradients(outputs: Tensor, columns: Tensor, bare: Sequence[Member]) -> dict[Member, Rows]:

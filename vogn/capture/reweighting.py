@@ -12,20 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vogn.capture.own_backward import OwnBackwards
 from vogn.capture.partition import Block, Member
 from vogn.capture.places import Places
 from vogn.capture.replication import sharded_block
 from vogn.capture.taps import Call, Taps, is_muted, join_calls
 from vogn.distributed import Replicas
 from vogn.errors import UnsupportedObservationError
-from vogn.layers.weighted import Weights, find_weighted
+from vogn.layers.weighted import Weights
 
 
 @dataclass(frozen=True)
@@ -50,51 +49,6 @@ class ExampleWeights:
         return torch.where(places < size, self.table[places.clamp_max(size - 1)], self.rest)
 
 
-_WEIGHTS = "_example_weights"
-
-
-class _Bound:
-    """The weights of a bound module. A copy of the module is another model, which nobody weighs."""
-
-    def __init__(self, weights: Weights | None = None) -> None:
-        self.weights = weights
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_Bound, ())
-
-
-def forward(module: nn.Module, x: Tensor) -> Any:
-    """The weighted forward; without gradients, or in a copy, the stock one.
-
-    Its name is ``forward`` because bound methods are pickled by name: the stock one is then found.
-    """
-    bound = vars(module).get(_WEIGHTS)
-    if bound is None or bound.weights is None:
-        _unbind(module)
-    if bound is None or bound.weights is None or not torch.is_grad_enabled():
-        return type(module).forward(module, x)
-    weighted = find_weighted(module)
-    assert weighted is not None
-    return weighted(module, x, bound.weights)
-
-
-@cache
-def _uncompiled() -> Callable[..., Any]:
-    """:func:`forward`, which compiled models call as it is; not a decorator, as that imports the compiler."""
-    disabled: Callable[..., Any] = torch.compiler.disable(forward)
-    return disabled
-
-
-def _bind(module: nn.Module, weights: Weights) -> None:
-    vars(module)[_WEIGHTS] = _Bound(weights)
-    vars(module)["forward"] = MethodType(_uncompiled(), module)
-
-
-def _unbind(module: nn.Module) -> None:
-    vars(module).pop(_WEIGHTS, None)
-    vars(module).pop("forward", None)
-
-
 class Reweighting:
     """Weighs the examples of the user's backward passes.
 
@@ -109,12 +63,11 @@ class Reweighting:
         self._notice = notice
         self._replicas = replicas
         self._late: dict[Member, ExampleWeights] = {}
-        self._whole: dict[Member, bool] = {}
+        self._own = OwnBackwards()
         self._places = Places()
         self._taps: Taps | None = None
         self._calls: dict[Member, list[Call]] = {}
         self._sums: dict[Member, dict[str, Tensor]] = {}
-        self._bound: list[nn.Module] = []
         self._hooks: list[Any] = []
         self._noticed = False
 
@@ -136,9 +89,7 @@ class Reweighting:
                 continue
             c = weights[block.name]
             for member in block.members:
-                if member.module is not None and self._has_weighted_forward(member):
-                    _bind(member.module, self._weights_of(c, places))
-                    self._bound.append(member.module)
+                if self._own.bind(member, self._weights_of(c, places)):
                     continue
                 if sharded_block([block]):
                     raise UnsupportedObservationError(
@@ -161,13 +112,11 @@ class Reweighting:
 
     def detach(self) -> None:
         """The context is over."""
-        for module in self._bound:
-            _unbind(module)
+        self._own.unbind()
         for hook in self._hooks:
             hook.remove()
         if self._taps is not None:
             self._taps.detach()
-        self._bound.clear()
         self._hooks.clear()
         self._taps = None
         self._late.clear()
@@ -234,12 +183,6 @@ class Reweighting:
                 self._sums[member] = member.layout.unpack(total)
         return self._sums[member]
 
-    def _has_weighted_forward(self, member: Member) -> bool:
-        """Whether the member is all there is of a layer with a weighted forward that nobody has replaced."""
-        if member not in self._whole:
-            self._whole[member] = _is_whole_layer(member)
-        return self._whole[member] and "forward" not in vars(member.module)
-
     def _check_not_averaged(self, block: Block, member: Member) -> None:
         if self._replicas.size > 1:
             raise UnsupportedObservationError(
@@ -254,14 +197,3 @@ class Reweighting:
         if call in self._taps.calls:
             self._taps.calls.remove(call)
         self._calls.setdefault(call.member, []).append(call)
-
-
-def _is_whole_layer(member: Member) -> bool:
-    """Whether the member is all there is of a layer whose type has a weighted forward."""
-    module = member.module
-    if member.rule is None or module is None or member.uses or member.site or member.axes != "examples":
-        return False
-    if find_weighted(module) is None:
-        return False
-    own = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return all(any(parameter is mine for mine in member.parameters) for parameter in own)

@@ -24,7 +24,7 @@ from vogn.errors import UnsupportedObservationError
 from vogn.layers.bare import parameter_rows
 from vogn.layers.base import positional_arguments
 from vogn.layers.sites import examples_first
-from vogn.linalg.rows import IndexedRows, Rows
+from vogn.linalg.rows import IndexedRows, Rows, Total
 
 _mute_depth = 0
 
@@ -59,6 +59,7 @@ class Call:
         grad: gradient columns once a backward has passed.
         key: of the layer in a compiled graph; ``None`` for a call that Python has seen.
         output: the layer's output, for the few structures that read it.
+        total: where the sum of the rows shall be left, if somebody forms them.
     """
 
     member: Member
@@ -71,6 +72,7 @@ class Call:
     consumed: bool = False
     key: int | None = None
     output: Tensor | None = None
+    total: Total | None = None
 
     def keep(self, saved: tuple[Tensor, ...]) -> None:
         """Take what the rule will need."""
@@ -78,7 +80,7 @@ class Call:
 
     def forget(self) -> None:
         """Let go of the graph: a hook on the graph holds this call, so keeping the edge would keep both alive."""
-        self.saved, self.edge, self.grad, self.output, self.consumed = (), None, None, None, True
+        self.saved, self.edge, self.grad, self.output, self.total, self.consumed = (), None, None, None, None, True
 
     def rows(self) -> Rows | IndexedRows:
         """Rows of this call."""
@@ -91,6 +93,8 @@ class Call:
             )
         grad = examples_first(self.grad.reshape(len(self.grad), *self.shape), use.axes, 1)
         rows = use.rule.rows(use.module, use.attributes, self.saved, grad)
+        if self.total is not None:
+            rows = rows.changed(total=self.total)
         if self.output is None:
             return rows
         output = examples_first(self.output.unsqueeze(0), use.axes, 1)  # in the shape and order of a gradient

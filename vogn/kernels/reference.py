@@ -39,15 +39,18 @@ def row_dense(a: Tensor, g: Tensor) -> Tensor:
     return g.transpose(-1, -2) @ a.unsqueeze(-4)
 
 
-def row_squares(a: Tensor, g: Tensor) -> Tensor:
-    """Sum over ``k`` and ``n`` of the elementwise squares of the rows, ``(*lead, d_out, d_in)``."""
+def row_squares(a: Tensor, g: Tensor, total: Tensor | None = None) -> Tensor:
+    """Sum over ``k`` and ``n`` of the elementwise squares of the rows, ``(*lead, d_out, d_in)``.
+
+    The sum of the rows themselves is added to ``total``, which needs more than one position.
+    """
     if a.shape[-2] == 1:  # one position: (g a^T)^2 = g^2 (a^2)^T
         left, right = g.squeeze(-2).square().sum(-3).transpose(-1, -2), a.squeeze(-2).square()
         if not (rooms.plain(left, right) and left.ndim == right.ndim == 2):
             return left @ right
         return torch.mm(left, right, out=rooms.empty((len(left), right.shape[-1]), dtype=a.dtype, device=a.device))
-    total = a.new_zeros((*a.shape[:-3], g.shape[-1], a.shape[-1]))
-    per_example = g.shape[-4] * max(1, total.numel())
+    squares = a.new_zeros((*a.shape[:-3], g.shape[-1], a.shape[-1]))
+    per_example = g.shape[-4] * max(1, squares.numel())
     chunk = max(1, chunk_elements(a, cached=True) // per_example)
     rows = a.new_empty(0)
     for start in range(0, a.shape[-3], chunk):
@@ -56,10 +59,15 @@ def row_squares(a: Tensor, g: Tensor) -> Tensor:
             rows = a.new_empty(0)  # a buffer of another size
         rows = torch.matmul(g[..., part, :, :].mT, a[..., part, :, :].unsqueeze(-4), out=rows)
         if rows.shape[-4] == rows.shape[-3] == 1:
-            total.addcmul_(rows[..., 0, 0, :, :], rows[..., 0, 0, :, :])
-        else:
-            total += rows.square_().sum((-4, -3))
-    return total
+            row = rows[..., 0, 0, :, :]
+            squares.addcmul_(row, row)
+            if total is not None:
+                total += row
+            continue
+        if total is not None:
+            total += rows.sum((-4, -3))
+        squares += rows.square_().sum((-4, -3))
+    return squares
 
 
 def row_matvec(a: Tensor, g: Tensor, v: Tensor) -> Tensor:

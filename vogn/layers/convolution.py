@@ -57,6 +57,7 @@ class ConvolutionRule(LayerRule):
             tuple(module.dilation),
             module.groups,
             bias="bias" in attributes,
+            zeros=tuple(padding_pairs(module)) if module.padding_mode == "zeros" else (),
         )
         return PatchRows(patches, g)
 

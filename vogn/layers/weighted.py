@@ -1,7 +1,8 @@
 """Layers whose weight gradient is ``sum_n c_n u_n`` instead of ``sum_n u_n``; what they pass on is untouched.
 
 The numbers ``c (N,)`` multiply the output gradient on its way to the parameters only, so that a backward pass costs one
-elementwise product more than an ordinary one. Adding a layer is one decorated function.
+elementwise product more than an ordinary one. Where somebody has the gradients already, linear layers and convolutions
+take them instead. Adding a layer is one decorated function.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from torch.nn.modules.conv import _ConvNd
 from vogn.layers.base import nearest
 from vogn.layers.convolution import padding_pairs
 
-Weights = Callable[[Tensor], Tensor | None]
-"""From an output gradient ``(N, ...)`` to ``c (N,)`` in its type; ``None`` for ones."""
+ParameterGradients = tuple[Tensor, Tensor | None]
+"""The gradients of weight and bias; of a bias that has one."""
+Weights = Callable[[Tensor], Tensor | ParameterGradients | None]
+"""From an output gradient ``(N, ...)`` to ``c (N,)`` in its type; ``None`` for ones; or, for linear layers and
+convolutions, the finished gradients."""
 WeightedForward = Callable[[Any, Tensor, Weights], Tensor]
 """``output = forward(module, input, weights)``."""
 
@@ -43,9 +47,14 @@ def find_weighted(module: nn.Module) -> WeightedForward | None:
     return nearest(WEIGHTED, module)
 
 
-def _weigh(weights: Weights, grad: Tensor) -> Tensor:
-    c = weights(grad)
+def _weigh(c: Tensor | None, grad: Tensor) -> Tensor:
     return grad if c is None else grad * c.view(-1, *(1,) * (grad.ndim - 1))
+
+
+def _weigh_norm(weights: Weights, grad: Tensor) -> Tensor:
+    c = weights(grad)
+    assert not isinstance(c, tuple)
+    return _weigh(c, grad)
 
 
 def _autocast(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -68,7 +77,10 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         grad_x = grad @ weight if needs_x else None
-        flat = _weigh(ctx.weights, grad).flatten(0, -2)
+        found = ctx.weights(grad)
+        if isinstance(found, tuple):
+            return grad_x, *found, None
+        flat = _weigh(found, grad).flatten(0, -2)
         grad_weight = flat.T @ x.flatten(0, -2) if needs_weight else None
         return grad_x, grad_weight, flat.sum(0) if needs_bias else None, None
 
@@ -101,9 +113,12 @@ class _Convolution(torch.autograd.Function):
         if needs_x:
             mask = [True, False, False]
             grads[0] = torch.ops.aten.convolution_backward(grad, x, weight, sizes, *ctx.options, mask)[0]
-        if needs_weight or needs_bias:
+        found = ctx.weights(grad) if needs_weight or needs_bias else None
+        if isinstance(found, tuple):
+            grads[1:] = found
+        elif needs_weight or needs_bias:
             mask = [False, needs_weight, needs_bias]
-            weighted = _weigh(ctx.weights, grad)
+            weighted = _weigh(found, grad)
             grads[1:] = torch.ops.aten.convolution_backward(weighted, x, weight, sizes, *ctx.options, mask)[1:]
         return (*grads, None, None)
 
@@ -157,7 +172,7 @@ class _BatchNorm(torch.autograd.Function):
         grad_x = gradients(grad, [True, False, False])[0] if needs_x else None
         others: tuple[Tensor | None, ...] = (None, None)
         if needs_weight or needs_bias:
-            others = gradients(_weigh(ctx.weights, grad), [False, needs_weight, needs_bias])[1:]
+            others = gradients(_weigh_norm(ctx.weights, grad), [False, needs_weight, needs_bias])[1:]
         return (grad_x, *others, None, None, None, None, None)
 
 
@@ -201,7 +216,7 @@ class _LayerNorm(torch.autograd.Function):
             grad_x = backward(grad, x, ctx.shape, mean, scale, weight, bias, [True, False, False])[0]
         if needs_weight or needs_bias:
             mask = [False, needs_weight, needs_bias]
-            weighted = _weigh(ctx.weights, grad)
+            weighted = _weigh_norm(ctx.weights, grad)
             others = backward(weighted, x, ctx.shape, mean, scale, weight, bias, mask)[1:]
         return (grad_x, *others, None, None, None)
 

@@ -6,12 +6,15 @@ from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vogn.kernels.reference import chunk_elements
 from vogn.linalg.factors import input_factor
 from vogn.linalg.patches import Patches
-from vogn.linalg.rows import Rows
+from vogn.linalg.rows import Rows, Total
+from vogn.linalg.self_correlation import pays, ranges_of
+from vogn.linalg.self_correlation import second_moment as second_moment_of_patches
 from vogn.linalg.sides import second_moment
 from vogn.types import Shape
 
@@ -25,7 +28,7 @@ class PatchRows(Rows):
 
     Args:
         patches: the input and the geometry.
-        g, mask, outputs, places: as for :class:`Rows`.
+        g, mask, outputs, places, total: as for :class:`Rows`.
     """
 
     def __init__(
@@ -35,8 +38,9 @@ class PatchRows(Rows):
         mask: Tensor | None = None,
         outputs: Tensor | None = None,
         places: Tensor | None = None,
+        total: Total | None = None,
     ) -> None:
-        vars(self).update(patches=patches, g=g, mask=mask, outputs=outputs, places=places)
+        vars(self).update(patches=patches, g=g, mask=mask, outputs=outputs, places=places, total=total)
 
     patches: Patches
 
@@ -59,7 +63,7 @@ class PatchRows(Rows):
         """See :meth:`Rows.changed`."""
         if "a" in changes:
             return Rows(**({field.name: getattr(self, field.name) for field in fields(Rows)} | changes))
-        kept = {name: getattr(self, name) for name in ("patches", "g", "mask", "outputs", "places")}
+        kept = {name: getattr(self, name) for name in ("patches", "g", "mask", "outputs", "places", "total")}
         return PatchRows(**(kept | changes))
 
     def dense(self) -> Tensor:
@@ -73,13 +77,18 @@ class PatchRows(Rows):
         """See :meth:`Rows.squares`."""
         if not self._convolves:
             return super().squares()
-        total = self.g.new_zeros(self.shape)
-        chunk = max(1, chunk_elements(self.g) // max(1, self.columns * total.numel()))
+        squares = self.g.new_zeros(self.shape)
+        total = None if self.total is None else torch.zeros_like(squares)
+        chunk = max(1, chunk_elements(self.g) // max(1, self.columns * squares.numel()))
         for start in range(0, self.count, chunk):
             stop = start + chunk
             rows = self.patches.part(start, stop).example_gradients(self.g[..., start:stop, :, :])
-            total += rows.square_().sum((-4, -3))
-        return total
+            if total is not None:
+                total += rows.sum((-4, -3))
+            squares += rows.square_().sum((-4, -3))
+        if self.total is not None:
+            self.total.value = total
+        return squares
 
     def matvec(self, v: Tensor) -> Tensor:
         """See :meth:`Rows.matvec`."""
@@ -111,6 +120,9 @@ def _(rows: PatchRows, sharing: str, diagonal: bool = False) -> Tensor:
     in_place = None if diagonal else patches.factor_in_place()
     if in_place is not None:
         return in_place
+    ranges = [] if diagonal else ranges_of(patches)
+    if pays(patches, ranges):
+        return second_moment_of_patches(patches, ranges)
     per_example = rows.g.shape[-2] * max(1, patches.groups) * patches.d_in
     chunk = max(1, chunk_elements(rows.g) // max(1, per_example))
     total = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,12 @@ from vogn.kernels.operations import MOST_POSITIONS
 from vogn.types import Shape
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_WEIGHT_GRADIENTS: dict[int, Callable[..., Tensor]] = {
+WEIGHT_GRADIENTS: dict[int, Callable[..., Tensor]] = {
     1: grad.conv1d_weight,
     2: grad.conv2d_weight,
     3: grad.conv3d_weight,
 }
+"""By the number of dimensions."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Patches:
         kernel, stride, dilation: of each dimension.
         groups: of channels; more than one are leading dimensions ``lead = (groups,)``.
         bias: whether a one follows every patch.
+        zeros: for each dimension how many of its first and of its last positions are known to be zero; empty if nothing
+            is known.
     """
 
     x: Tensor
@@ -40,6 +43,7 @@ class Patches:
     dilation: tuple[int, ...]
     groups: int
     bias: bool
+    zeros: tuple[tuple[int, int], ...] = ()
 
     @property
     def count(self) -> int:
@@ -69,14 +73,14 @@ class Patches:
 
     def part(self, start: int, stop: int) -> Patches:
         """The patches of some examples."""
-        return Patches(self.x[start:stop], self.kernel, self.stride, self.dilation, self.groups, self.bias)
+        return replace(self, x=self.x[start:stop])
 
     def channels(self, start: int, stop: int) -> Patches:
         """The part of every patch that some input channels of each group are; the one only behind the last."""
         of_groups = self.x.unflatten(1, (self.groups, -1))
         last = stop == of_groups.shape[2]
         x = of_groups[:, :, start:stop].flatten(1, 2)
-        return Patches(x, self.kernel, self.stride, self.dilation, self.groups, self.bias and last)
+        return replace(self, x=x, bias=self.bias and last)
 
     def matrix(self) -> Tensor:
         """All of them, ``(*lead, N, T, d_in)``; a view of the input where the kernel is a point."""
@@ -150,7 +154,7 @@ class Patches:
     def _weight_gradient(self, x: Tensor, maps: Tensor, copies: int) -> Tensor:
         """Of a convolution whose groups are ``copies`` of the groups."""
         size = (maps.shape[1], self.x.shape[1] // self.groups, *self.kernel)
-        backward = _WEIGHT_GRADIENTS[len(self.kernel)]
+        backward = WEIGHT_GRADIENTS[len(self.kernel)]
         return backward(x, size, maps, self.stride, 0, self.dilation, copies * self.groups)
 
 

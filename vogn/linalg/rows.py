@@ -20,6 +20,17 @@ from vogn.kernels import kernel
 from vogn.types import Shape
 
 
+@dataclass(eq=False)
+class Total:
+    """Where whoever goes through rows one by one leaves their sum.
+
+    Args:
+        value: the sum over columns and examples, ``(*lead, d_out, d_in)``; ``None`` as long as nobody has formed it.
+    """
+
+    value: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Rows:
     """Implicit rows ``J[k, n] = sum_t g[k, n, t] a[n, t]^T`` of one block.
@@ -33,6 +44,7 @@ class Rows:
             ``None`` if every position counts.
         outputs: layer outputs ``(*lead, N, T, d_out)`` for the few structures that read them.
         places: where the examples stand in the data set, integers ``(N,)``; ``None`` if nobody has said.
+        total: asks :meth:`squares` to leave the sum of the rows there too, if it forms them.
 
     ``lead`` holds independent sub-blocks (groups of a convolution, channels of a norm).
 
@@ -49,6 +61,7 @@ class Rows:
     mask: Tensor | None = None
     outputs: Tensor | None = None
     places: Tensor | None = None
+    total: Total | None = None
 
     def changed(self, **changes: Any) -> Rows:
         """The same rows with other fields."""
@@ -77,7 +90,10 @@ class Rows:
 
     def squares(self) -> Tensor:
         """``sum_{k,n} J[k, n]^2`` elementwise, ``(*lead, d_out, d_in)``."""
-        return kernel("row_squares")(self.a, self.g)
+        if self.total is None or self.a.shape[-2] == 1:  # one position: no row is formed
+            return kernel("row_squares")(self.a, self.g)
+        self.total.value = self.g.new_zeros(self.shape)
+        return kernel("row_squares")(self.a, self.g, self.total.value)
 
     def gram(self) -> Tensor:
         """``J J^T``, ``(K N, K N)`` with ``k`` slow and ``n`` fast."""

@@ -49,6 +49,7 @@ class Structure(ABC):
             observation are block vectors (with batch dimensions in front) or single numbers, every method but
             :meth:`observe` works on them element by element, and :meth:`observe` reads no numbers of the state.
             Processes that hold shards of the parameters then hold these shards of the state.
+        FORMS_ROWS: whether :meth:`observe` takes the squares of rows, which forms them where positions share weights.
         READ_BY_OBSERVE: state keys whose numbers :meth:`observe` reads; of the others it may read the shape. A process
             that owns the block sends them to all.
         EARLIER: state keys that :meth:`with_earlier` adds; empty for families that cannot have earlier data.
@@ -61,6 +62,7 @@ class Structure(ABC):
     REFRESHED: ClassVar[tuple[str, ...]] = ()
     GROWS: ClassVar[dict[str, int]] = {}
     ELEMENTWISE: ClassVar[bool] = False
+    FORMS_ROWS: ClassVar[bool] = False
     READ_BY_OBSERVE: ClassVar[tuple[str, ...]] = ()
     EARLIER: ClassVar[tuple[str, ...]] = ()
 

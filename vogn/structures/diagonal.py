@@ -41,6 +41,7 @@ class Diagonal(Structure):
     )
     DEGREE: ClassVar[dict[str, int]] = {"rows": 2, "probe": 1}
     ELEMENTWISE: ClassVar[bool] = True
+    FORMS_ROWS: ClassVar[bool] = True
     EARLIER: ClassVar[tuple[str, ...]] = ("earlier",)
 
     def __post_init__(self) -> None:

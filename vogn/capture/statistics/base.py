@@ -44,6 +44,11 @@ class Statistic(ABC):
         """Columns of output gradients per example, or 1 and what one column stands for (``"output"``)."""
         return 1.0, ""
 
+    @property
+    def reads_user_rows(self) -> bool:
+        """Whether structures observe all rows of the user's backward, as they are."""
+        return False
+
     def on_entry(self, collector: Collector) -> None:  # noqa: B027
         """A sampled context begins."""
 

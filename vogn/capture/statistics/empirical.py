@@ -33,6 +33,11 @@ class Empirical(Statistic):
     def __init__(self, examples: int | None = None) -> None:
         self.examples = check_examples_option(examples)
 
+    @property
+    def reads_user_rows(self) -> bool:
+        """See :attr:`Statistic.reads_user_rows`."""
+        return self.examples is None
+
     def on_rows(self, collector: Collector, block: Block, rows: AnyRows) -> None:
         """See :meth:`Statistic.on_rows`."""
         collector.note_sum(block, rows)
