@@ -228,3 +228,27 @@ def test_autocast_rounds_as_it_does_without(taken):
     for found, stock in zip((p.grad for p in model.parameters()), expected, strict=True):
         assert found.dtype == stock.dtype == torch.float32
         torch.testing.assert_close(found, stock, rtol=2e-2, atol=2e-2)
+
+
+def test_passes_for_bare_parameters_stay_vectorised(monkeypatch):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.scale, self.linear = nn.Conv2d(2, 4, 3), nn.Parameter(torch.ones(4, 1, 1)), nn.Linear(9, 5)
+
+        def forward(self, x):
+            return self.linear((self.scale * torch.relu(self.conv(x))).flatten(2)).mean(1)
+
+    model = network(Scaled)
+    opt = vogn.VOGN(model, ess=N, variational=False)
+    batched, grad = [], torch.autograd.grad
+
+    def counted(*args, **options):
+        found = grad(*args, **options)
+        batched.append(options.get("is_grads_batched"))
+        return found
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    with opt.sampled_params():
+        Gaussian(noise=0.5)(model(normal(N, 2, 5, 5)), normal(N, 5, seed=1)).backward()
+    assert batched == [True]

@@ -63,6 +63,14 @@ def test_gradients_of_parameters_are_weighted_sums_over_examples(module, shape):
         torch.testing.assert_close(one, other)
 
 
+@every_case
+def test_outputs_may_be_changed_in_place(module, shape):
+    module, x = drawn(module), normal(*shape)
+    output = WEIGHTED[type(module)](module, x, lambda grad: None).relu_()
+    found = torch.autograd.grad(output.sum(), list(module.parameters()))
+    torch.testing.assert_close(found, torch.autograd.grad(module(x).relu().sum(), list(module.parameters())))
+
+
 NORMS = {"1d": (nn.BatchNorm1d, (N, 3)), "2d": (nn.BatchNorm2d, (N, 3, 2, 2)), "3d": (nn.BatchNorm3d, (N, 3, 2, 2, 2))}
 every_norm = pytest.mark.parametrize(("kind", "shape"), NORMS.values(), ids=NORMS.keys())
 

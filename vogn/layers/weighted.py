@@ -70,7 +70,13 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, weights: Weights) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.weights = weights
-        return F.linear(x, weight, bias)
+        output = x.new_empty((*x.shape[:-1], weight.shape[0]))  # a view could not be changed in place afterwards
+        rows = output.view(-1, weight.shape[0])
+        if bias is None:
+            torch.mm(x.flatten(0, -2), weight.T, out=rows)
+        else:
+            torch.addmm(bias, x.flatten(0, -2), weight.T, out=rows)
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -80,8 +86,8 @@ class _Linear(torch.autograd.Function):
         found = ctx.weights(grad)
         if isinstance(found, tuple):
             return grad_x, *found, None
-        flat = _weigh(found, grad).flatten(0, -2)
-        grad_weight = flat.T @ x.flatten(0, -2) if needs_weight else None
+        flat = _weigh(found, grad).reshape(-1, grad.shape[-1])  # flatten has no rule for vectorised backward passes
+        grad_weight = flat.T @ x.reshape(-1, x.shape[-1]) if needs_weight else None
         return grad_x, grad_weight, flat.sum(0) if needs_bias else None, None
 
 
