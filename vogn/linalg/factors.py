@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import singledispatch
 from typing import Literal
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from vogn.errors import UnsupportedObservationError
-from vogn.kernels import kernel
 from vogn.kernels.reference import chunk_elements
 from vogn.linalg.rows import AnyRows, GradientRow, IndexedRows, JoinedRows, Rows
 from vogn.linalg.sides import is_diagonal, second_moment, to_basis
@@ -122,11 +120,7 @@ def _(rows: Rows, diagonal: Diagonals = (False, False)) -> tuple[Tensor, Tensor]
             second_moment(inputs * strength.unsqueeze(-1), inputs, diagonal=diagonal[1]),
             second_moment(left, outputs.flatten(-3, -2), diagonal=diagonal[0]),
         )
-    per_example = rows.columns * math.prod(rows.shape)
-    chunk = max(1, chunk_elements(rows.g) // max(1, per_example))
-    parts = [slice(start, start + chunk) for start in range(0, max(1, rows.count), chunk)]
-    dense = kernel("row_dense")
-    return _add([_contract(dense(rows.a[..., part, :, :], rows.g[..., part, :, :]), diagonal) for part in parts])
+    return _add([_contract(piece, diagonal) for piece in rows.pieces()])
 
 
 @contractions.register
@@ -173,9 +167,23 @@ def rotated_squares(rows: AnyRows, qs: Tensor, qa: Tensor) -> Tensor:
 
 @rotated_squares.register
 def _(rows: Rows, qs: Tensor, qa: Tensor) -> Tensor:
+    if _turns_rows(rows, qs, qa):
+        total = rows.g.new_zeros(rows.shape)
+        for piece in rows.pieces():
+            total += to_basis(piece.movedim((-4, -3), (0, 1)), qs, qa).square_().sum((0, 1))
+        return total
     a = rows.a if is_diagonal(qa) else rows.a @ qa.unsqueeze(-3)
     g = rows.g if is_diagonal(qs) else rows.g @ qs.unsqueeze(-3).unsqueeze(-4)
     return Rows(a, g).squares()
+
+
+def _turns_rows(rows: Rows, qs: Tensor, qa: Tensor) -> bool:
+    """Whether explicit rows are turned with fewer multiply-adds than the pairs behind them."""
+    (*_, positions, d_out), d_in = rows.g.shape, rows.shape[-1]
+    by_side = [(d_in, is_diagonal(qa), d_out), (d_out, is_diagonal(qs), d_in)]
+    pairs = sum(positions * size**2 for size, axes, _ in by_side if not axes)
+    turned = sum(size**2 * other for size, axes, other in by_side if not axes)
+    return positions > 1 and turned < pairs
 
 
 @rotated_squares.register

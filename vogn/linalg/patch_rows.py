@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from functools import cached_property
 from typing import Any
@@ -73,16 +74,21 @@ class PatchRows(Rows):
         rows = self.patches.example_gradients(self.g)
         return rows.movedim(0, 2) if self.patches.lead else rows
 
+    def pieces(self) -> Iterator[Tensor]:
+        """See :meth:`Rows.pieces`."""
+        if not self._convolves:
+            yield from super().pieces()
+            return
+        for start, stop in self._parts():
+            yield self.patches.part(start, stop).example_gradients(self.g[..., start:stop, :, :])
+
     def squares(self) -> Tensor:
         """See :meth:`Rows.squares`."""
         if not self._convolves:
             return super().squares()
         squares = self.g.new_zeros(self.shape)
         total = None if self.total is None else torch.zeros_like(squares)
-        chunk = max(1, chunk_elements(self.g) // max(1, self.columns * squares.numel()))
-        for start in range(0, self.count, chunk):
-            stop = start + chunk
-            rows = self.patches.part(start, stop).example_gradients(self.g[..., start:stop, :, :])
+        for rows in self.pieces():
             if total is not None:
                 total += rows.sum((-4, -3))
             squares += rows.square_().sum((-4, -3))

@@ -8,6 +8,7 @@ long vector).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from vogn.errors import UnsupportedObservationError
 from vogn.kernels import kernel
+from vogn.kernels.reference import chunk_elements
 from vogn.types import Shape
 
 
@@ -87,6 +89,17 @@ class Rows:
         rows = kernel("row_dense")(self.a, self.g)
         lead = rows.ndim - 4
         return rows.permute(lead, lead + 1, *range(lead), lead + 2, lead + 3)
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Explicit rows of a few examples after the other, ``(*lead, K, n, d_out, d_in)``."""
+        for start, stop in self._parts():
+            yield kernel("row_dense")(self.a[..., start:stop, :, :], self.g[..., start:stop, :, :])
+
+    def _parts(self) -> Iterator[tuple[int, int]]:
+        """Examples whose explicit rows fit into the budget of the kernels; one part if there are none."""
+        chunk = max(1, chunk_elements(self.g) // max(1, self.columns * math.prod(self.shape)))
+        for start in range(0, max(1, self.count), chunk):
+            yield start, start + chunk
 
     def squares(self) -> Tensor:
         """``sum_{k,n} J[k, n]^2`` elementwise, ``(*lead, d_out, d_in)``."""
