@@ -30,14 +30,29 @@ def test_contractions_do_not_depend_on_the_chunk(monkeypatch, rows, elements):
     torch.testing.assert_close(left, (dense @ dense.mT).sum(0))
 
 
+@pytest.mark.parametrize("elements", [1, 40, 1 << 22])
+@pytest.mark.parametrize("turns_rows", [True, False])
 @pytest.mark.parametrize("rows", [rows_of(), rows_of(3), look_ups()], ids=["rows", "groups", "look-ups"])
-def test_rotated_squares_are_squares_of_rotated_rows(rows):
+def test_rotated_squares_are_squares_of_rotated_rows(monkeypatch, rows, turns_rows, elements):
+    monkeypatch.setattr(factors, "_turns_rows", lambda *operands: turns_rows)
+    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", elements)
     source = torch.Generator().manual_seed(2)
     *lead, o, i = rows.shape
     qs = torch.linalg.qr(torch.randn(*lead, o, o, generator=source, dtype=torch.float64))[0]
     qa = torch.linalg.qr(torch.randn(*lead, i, i, generator=source, dtype=torch.float64))[0]
     expected = (qs.mT @ rows.dense() @ qa).square().sum((0, 1))
     torch.testing.assert_close(factors.rotated_squares(rows, qs, qa), expected)
+
+
+def test_rows_are_turned_where_positions_are_many():
+    def turns(positions, d_out, d_in, *, axes=False):
+        rows = Rows(torch.ones(2, positions, d_in), torch.ones(1, 2, positions, d_out))
+        return factors._turns_rows(rows, torch.eye(d_out), torch.ones(1, d_in) if axes else torch.eye(d_in))
+
+    assert turns(1024, 16, 144)  # 16 * 144 * (16 + 144) = 3.7e5 beside 1024 * (16^2 + 144^2) = 2.2e7 multiply-adds
+    assert not turns(64, 256, 256) and turns(600, 256, 256)
+    assert not turns(1, 1, 1)
+    assert turns(20, 4, 16, axes=True) and not turns(10, 4, 16, axes=True)  # 4^2 * 16 beside positions * 4^2
 
 
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])

@@ -68,6 +68,8 @@ def test_every_product_is_that_of_written_patches(monkeypatch, name, bias, convo
     torch.testing.assert_close(rows.gram(), plain.gram())
     torch.testing.assert_close(rows.matvec(v), plain.matvec(v))
     torch.testing.assert_close(rows.rmatvec(c), plain.rmatvec(c))
+    for found, expected in zip(factors.contractions(rows), factors.contractions(plain), strict=True):
+        torch.testing.assert_close(found, expected)
     for sharing in ("expand", "reduce"):
         for diagonal in (False, True):
             found = factors.input_factor(rows, sharing, diagonal)
@@ -81,6 +83,7 @@ def test_pieces_are_the_whole(monkeypatch, name):
     for elements in (1, 3 * rows.a[..., 0, :, :].numel(), 2 * rows.columns * squares.numel()):
         monkeypatch.setattr(reference, "CHUNK_ELEMENTS", elements)
         torch.testing.assert_close(rows.squares(), squares)
+        torch.testing.assert_close(torch.cat(list(rows.pieces()), -3).movedim((-4, -3), (0, 1)), rows.dense())
         torch.testing.assert_close(factors.input_factor(rows, "expand"), factor)
 
 
