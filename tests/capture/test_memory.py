@@ -66,6 +66,7 @@ def test_a_micro_batch_is_freed_when_its_backward_ends(name: str) -> None:
 
 def most_bytes(run: Callable[[], None]) -> int:
     """The most that all tensors hold together during a call, above what they hold before it."""
+    gc.collect()  # what other tests have left would be freed within the call, and be missing from what it holds
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         run()
     assert record.profiler is not None and record.profiler.kineto_results is not None
