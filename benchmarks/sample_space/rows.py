@@ -132,34 +132,40 @@ def _pairs(*pairs: tuple[float, float]) -> tuple[dict[str, Any], ...]:
     return tuple({"lr": lr, "damping": damping} for lr, damping in pairs)
 
 
-_KRON = _pairs((0.1, 1e-3), (0.3, 1e-2), (0.3, 1e-1))
+_KRON = _pairs((0.1, 1e-3), (0.3, 1e-3), (0.3, 1e-2), (0.3, 1e-1))
+_FNGD = {
+    "all": _pairs((0.3, 10.0), (0.3, 100.0), (1.0, 10.0), (1.0, 100.0)),
+    "multi30k": _pairs((1.0, 10.0), (3.0, 10.0), (3.0, 100.0), (10.0, 100.0)),
+}
+"""Around the rates of SGD, ten times as large because momentum here averages instead of adding up."""
+_RATES = {
+    "all": grid({}, {"lr": 0.01}, {"lr": 0.03}, {"lr": 0.1}, {"lr": 0.3}),
+    "multi30k": grid({}, {"lr": 0.03}, {"lr": 0.1}, {"lr": 0.3}, {"lr": 1.0}),
+}
 ROWS: dict[str, Row] = {
     "fngd": Row(
         _fngd,
-        {"all": _pairs((0.3, 1.0), (1.0, 1.0), (1.0, 10.0), (3.0, 10.0), (1.0, 100.0))},
+        _FNGD,
         "fngd",
         indexed=True,
         timed={"coefficients measured": {"freeze_after": None}, "coefficients kept": {"freeze_after": 1}},
     ),
-    "fngd-measured": Row(
-        _natural("fngd", freeze_after=None),
-        {"all": _pairs((1.0, 1.0), (1.0, 10.0), (1.0, 100.0))},
-        "fngd",
-        indexed=True,
-    ),
+    "fngd-measured": Row(_natural("fngd", freeze_after=None), _FNGD, "fngd", indexed=True),
     "kfac": Row(_kronecker("kfac", Kronecker, damping="factored"), {"all": _KRON}, "kfac", period=EVERY),
-    "adamw": Row(_adamw, {"all": grid({"weight_decay": 1e-2}, {"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2})}),
-    "sgd": Row(_sgd, {"all": grid({}, {"lr": 0.03}, {"lr": 0.1}, {"lr": 0.3})}),
-    "smw": Row(_smw, {"all": _pairs((0.3, 0.1), (1.0, 1.0))}, "smw"),
-    "seng": Row(_seng, {"all": _pairs((0.1, 0.3), (1.0, 2.0))}, "seng", period=EVERY),
+    "adamw": Row(_adamw, {"all": grid({"weight_decay": 1e-2}, *({"lr": lr} for lr in (1e-3, 3e-3, 1e-2, 3e-2)))}),
+    "sgd": Row(_sgd, _RATES),
+    "smw": Row(_smw, {"all": _pairs((0.3, 0.1), (1.0, 1.0), (3.0, 1.0), (3.0, 10.0))}, "smw"),
+    "seng": Row(_seng, {"all": _pairs((0.1, 0.3), (1.0, 0.5), (1.0, 2.0), (3.0, 2.0))}, "seng", period=EVERY),
     "sngd": Row(
         _natural("sngd", refresh_every=EVERY, momentum=0.9),
-        {"all": _pairs((0.1, 0.1), (0.1, 1.0))},
+        {"all": _pairs((0.1, 0.01), (0.1, 0.1), (0.1, 1.0), (0.3, 0.1))},
         "sngd",
         period=EVERY,
     ),
-    "ekfac": Row(_kronecker("ekfac", EigenKronecker), {"all": _KRON[1:]}, "ekfac", period=EVERY),
-    "mfac": Row(_natural("mfac", momentum=0.9), {"all": _pairs((0.1, 1e-2), (0.1, 1e-1))}, "mfac"),
+    "ekfac": Row(_kronecker("ekfac", EigenKronecker), {"all": _KRON}, "ekfac", period=EVERY),
+    "mfac": Row(
+        _natural("mfac", momentum=0.9), {"all": _pairs((0.1, 1e-3), (0.1, 1e-2), (0.1, 1e-1), (0.3, 1e-1))}, "mfac"
+    ),
 }
 FIRST = ("fngd", "kfac", "adamw", "sgd")
 """Rows whose cells are run before those of the others."""

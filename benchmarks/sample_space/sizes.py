@@ -60,9 +60,9 @@ FORMS = {
     ),
     "reduced": Form(
         {
-            "mnist": Size(1500, 1000, 2000, 4, 64, 400),
-            "cifar10": Size(1500, 500, 1000, 4, 32, 16),
-            "multi30k": Size(2000, 300, 300, 5, 32, 64, tokens=16, vocabulary=1500),
+            "mnist": Size(3200, 1000, 10000, 5, 64, 400),
+            "cifar10": Size(3000, 500, 2000, 4, 32, 16),
+            "multi30k": Size(4000, 300, 500, 5, 32, 64, tokens=16, vocabulary=1500),
         },
         seeds=5,
         rounds=20,
