@@ -19,6 +19,7 @@ from vogn.capture.bundles import Bundle, Bundles
 from vogn.capture.context import SampleContext
 from vogn.capture.context_gradients import ContextGradients
 from vogn.capture.gather import check_examples, gather, with_places, without_padding
+from vogn.capture.gradients_from_rows import GradientsFromRows
 from vogn.capture.ledger import Announcement, Ledger, Source
 from vogn.capture.loss_factor import LossFactor
 from vogn.capture.normalisation import Leaf, Normalisation
@@ -28,7 +29,6 @@ from vogn.capture.pooling import agreement_of, pool
 from vogn.capture.replication import check_noise, check_not_sharded, check_own_pass
 from vogn.capture.reweighting import Reweighting
 from vogn.capture.row_sums import RowSums
-from vogn.capture.row_totals import RowTotals
 from vogn.capture.statistics.base import Statistic
 from vogn.capture.taps import Call, Taps, is_muted, join_calls, passed_twice
 from vogn.distributed import Placement, Replicas
@@ -88,7 +88,7 @@ class Collector:
         self._spent: list[weakref.ref[Tensor]] = []
         self._gradients = ContextGradients(gradient_of, self.replicas)
         self._row_sums = RowSums(blocks)
-        self._row_totals = RowTotals(blocks, self.statistics)
+        self._from_rows = GradientsFromRows(blocks, self.statistics)
         self._reweighting = Reweighting(blocks, self._in_backward, self.replicas)
         self.seen: set[Member] = set()
         """Members whose rows have ever been observed."""
@@ -140,7 +140,7 @@ class Collector:
             for statistic in self.statistics:
                 statistic.on_entry(self)
             self._taps.attach()
-            self._row_totals.attach()
+            self._from_rows.attach()
             self._gradients.watch(filter(self._needs_own_gradient, self.blocks))
         start_listening(self.on_likelihood)
 
@@ -169,7 +169,7 @@ class Collector:
             self._spent.clear()
             self._queued = False
             self._taps.detach()
-            self._row_totals.detach()
+            self._from_rows.detach()
             self._reweighting.detach()
             self._gradients.end()
             self.context = None
@@ -221,7 +221,7 @@ class Collector:
         open_calls = [other for other in self._taps.calls if other.member is call.member]
         if len(open_calls) == 1 and call.key is None and not block.joined:
             self._taps.calls.remove(call)
-            self._row_totals.begin(call)
+            self._from_rows.begin(call)
             self._deliver(block, {call.member: [call]})
             return
         self._waiting.append(call)

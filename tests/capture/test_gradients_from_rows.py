@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import vogn
-from vogn.capture import row_totals
+from vogn.capture import gradients_from_rows
 from vogn.capture.statistics import Empirical
 from vogn.likelihoods import Gaussian
 from vogn.structures import Diagonal
@@ -46,7 +46,7 @@ every_layer = pytest.mark.parametrize(("build", "shape"), LAYERS.values(), ids=L
 def taken(monkeypatch):
     """How many gradients have been taken from rows, and how many backward passes had asked for one."""
     counts = {"asked": 0, "taken": 0}
-    call = row_totals._LayerTotal.__call__
+    call = gradients_from_rows._LayerTotal.__call__
 
     def counted(self, grad):
         found = call(self, grad)
@@ -54,7 +54,7 @@ def taken(monkeypatch):
         counts["taken"] += found is not None
         return found
 
-    monkeypatch.setattr(row_totals._LayerTotal, "__call__", counted)
+    monkeypatch.setattr(gradients_from_rows._LayerTotal, "__call__", counted)
     return counts
 
 

@@ -72,7 +72,7 @@ def _same_memory(expected: Tensor, grad: Tensor) -> bool:
     )
 
 
-class RowTotals:
+class GradientsFromRows:
     """The layers of one optimizer whose gradients are sums of their rows.
 
     Args:
