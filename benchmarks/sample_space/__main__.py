@@ -12,7 +12,7 @@ from pathlib import Path
 import benchmarks.sample_space
 from benchmarks.cells import deadline_of, read_cell, run_cells, study_parser
 from benchmarks.sample_space.one_run import MODULE, run_cell
-from benchmarks.sample_space.report import chosen, report
+from benchmarks.sample_space.report import REFERENCE, chosen, report
 from benchmarks.sample_space.rows import FIRST, ROWS
 from benchmarks.sample_space.sizes import FORMS, RESULTS, TASKS, folder
 from benchmarks.sample_space.step_time import run_step_time
@@ -131,6 +131,7 @@ def main() -> int:
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated")
     parser.add_argument("--methods", default="", help="comma-separated subset of the rows")
     parser.add_argument("--seeds", type=int, default=0, help="number of seeds; 0 takes the form's")
+    parser.add_argument("--reference", choices=list(ROWS), default=REFERENCE, help="what the report compares with")
     parser.add_argument("--curves", action="store_true", help="report every epoch")
     parser.add_argument("--task", choices=TASKS)
     parser.add_argument("--method", choices=list(ROWS))

@@ -17,6 +17,7 @@ from benchmarks.sample_space.rows import ROWS
 from benchmarks.sample_space.sizes import folder
 
 REFERENCE = "adamw"
+"""What all rows are compared with unless another one is asked for."""
 Record = Mapping[str, Any]
 
 
@@ -48,10 +49,10 @@ def at_time(record: Record, seconds: float) -> float:
     return min((point["loss"] for point in record["curve"] if point["cpu_seconds"] <= seconds), default=math.nan)
 
 
-def summarise(root: Path) -> dict[str, Any]:
-    """Figures of one task."""
+def summarise(root: Path, against: str = REFERENCE) -> dict[str, Any]:
+    """Figures of one task, with differences to the row ``against``, paired by seed."""
     cells, steps = finished(root), read_cell(root / "step_time.json")
-    reference = cells.get(REFERENCE, {})
+    reference = cells.get(against, {})
     budget = float(np.mean([r["cpu_seconds"] for r in reference.values()])) if reference else math.nan
     lines = []
     for method, records in cells.items():
@@ -66,12 +67,12 @@ def summarise(root: Path) -> dict[str, Any]:
             "failures": sum(bool(r["failure"]) for r in runs),
             "loss": mean_error([r["test"]["loss"] for r in runs]),
             metric: mean_error([r["test"][metric] for r in runs]),
-            "validation loss in the CPU time of adamw": mean_error([at_time(r, 1.02 * budget) for r in runs]),
+            f"validation loss in the CPU time of {against}": mean_error([at_time(r, 1.02 * budget) for r in runs]),
         }
         shared = sorted(set(records) & set(reference))
-        if method != REFERENCE and shared:
+        if method != against and shared:
             for name in ("loss", metric):
-                line[f"{name} minus adamw"] = mean_error(
+                line[f"{name} minus {against}"] = mean_error(
                     [records[s]["test"][name] - reference[s]["test"][name] for s in shared]
                 )
         line["curve"] = [
@@ -87,24 +88,29 @@ def report(arguments: argparse.Namespace, tasks: Sequence[str]) -> None:
     shown = 0
     for task in tasks:
         root = folder(arguments, task)
-        summary = summarise(root)
+        summary = summarise(root, arguments.reference)
         if not summary["lines"]:
             continue
         shown += 1
-        write_cell(root / "summary.json", summary)
-        (print_curves if arguments.curves else print_table)(task, summary)
+        if arguments.reference == REFERENCE:
+            write_cell(root / "summary.json", summary)
+        if arguments.curves:
+            print_curves(task, summary)
+        else:
+            print_table(task, summary, arguments.reference)
     if not shown:
         sys.exit(f"no finished cells in {arguments.results}; run the study first")
 
 
-def print_table(task: str, summary: Mapping[str, Any]) -> None:
+def print_table(task: str, summary: Mapping[str, Any], against: str = REFERENCE) -> None:
     """Test figures and step times of one task."""
     lines = summary["lines"]
     metric = "bleu" if "bleu" in lines[0] else "accuracy"
     factor = 1.0 if metric == "bleu" else 100.0
     name = "BLEU" if metric == "bleu" else "accuracy %"
     titles = ["method", "kept configuration", "runs", "CPU s", "test loss", name]
-    titles += ["loss minus AdamW", f"{name} minus AdamW", "validation loss in AdamW's time"]
+    other = "AdamW" if against == REFERENCE else against
+    titles += [f"loss minus {other}", f"{name} minus {other}", f"validation loss in {other}'s time"]
     print(f"\n{task}, {lines[0]['epochs']} epochs\n")
     _row(titles)
     _row(["---"] * len(titles))
@@ -113,10 +119,10 @@ def print_table(task: str, summary: Mapping[str, Any]) -> None:
         runs = str(line["n"]) + (f" ({line['failures']} failed)" if line["failures"] else "")
         texts = [line["method"], options, runs, f"{line['cpu_seconds'][0]:.1f}", _text(line["loss"], 4)]
         texts.append(_text(line[metric], 2, factor))
-        versus = [line.get(f"{key} minus adamw") for key in ("loss", metric)]
+        versus = [line.get(f"{key} minus {against}") for key in ("loss", metric)]
         texts.append(_text(versus[0], 4, sign="+") if versus[0] else "")
         texts.append(_text(versus[1], 2, factor, sign="+") if versus[1] else "")
-        early = line["validation loss in the CPU time of adamw"]
+        early = line[f"validation loss in the CPU time of {against}"]
         texts.append(_text(early, 4) if math.isfinite(early[0]) else "no epoch finished")
         _row(texts)
     steps = summary["step_time"]

@@ -113,7 +113,7 @@ def test_report_takes_the_configuration_with_the_lowest_validation_loss(data, tm
     lines = {line["method"]: line for line in summarise(root)["lines"]}
     assert lines["adamw"]["loss"][0] == best["test"]["loss"]
     assert lines["sgd"]["loss minus adamw"][0] == pytest.approx(lines["sgd"]["loss"][0] - best["test"]["loss"])
-    report(argparse.Namespace(results=tmp_path, form="smoke", curves=False), ["mnist"])
+    report(argparse.Namespace(results=tmp_path, form="smoke", curves=False, reference="adamw"), ["mnist"])
     assert "accuracy % minus AdamW" in capsys.readouterr().out
 
 

@@ -63,23 +63,6 @@ def network(build, *more):
     return nn.Sequential(build(), *more).double()
 
 
-def gradients_of(model, x, y, *, method=vogn.VOGN, change=None, passes=1, **options):
-    """Gradients in a context of an optimizer, and autograd's without."""
-    opt = method(model, ess=N, variational=False, **options)
-    with opt.sampled_params():
-        for _ in range(passes):
-            loss(model, x, y, change).backward()
-    assert all("forward" not in vars(module) for module in model.modules())
-    found = [parameter.grad.clone() for parameter in model.parameters()]
-    opt.step()
-    opt.zero_grad()
-    twin = copy.deepcopy(model)
-    twin.load_state_dict(gradients_of.before)
-    for _ in range(passes):
-        loss(twin, x, y, change).backward()
-    return found, [parameter.grad for parameter in twin.parameters()]
-
-
 def loss(model, x, y, change):
     outputs = model[0](x)
     if change is not None:
@@ -89,12 +72,21 @@ def loss(model, x, y, change):
     return Gaussian(noise=0.5)(outputs, y)
 
 
-def compare(model, x, **options):
-    gradients_of.before = copy.deepcopy(model.state_dict())
+def compare(model, x, *, method=vogn.VOGN, change=None, passes=1, **options):
+    """Gradients in a context of an optimizer are those that autograd finds in a copy of the model."""
+    twin = copy.deepcopy(model)
     with torch.no_grad():
-        y = torch.randn_like(model(x))
-    found, expected = gradients_of(model, x, y, **options)
+        y = torch.randn_like(twin(x))
+    opt = method(model, ess=N, variational=False, **options)
+    with opt.sampled_params():
+        for _ in range(passes):
+            loss(model, x, y, change).backward()
+    assert all("forward" not in vars(module) for module in model.modules())
+    for _ in range(passes):
+        loss(twin, x, y, change).backward()
+    found, expected = ([parameter.grad.clone() for parameter in each.parameters()] for each in (model, twin))
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+    opt.step()
 
 
 @every_layer

@@ -14,7 +14,7 @@ from vogn.layers import find_rule
 from vogn.linalg import patch_rows, self_correlation
 from vogn.linalg.factors import input_factor
 from vogn.linalg.patches import Patches
-from vogn.linalg.self_correlation import pays, ranges_of, second_moment
+from vogn.linalg.self_correlation import pays, ranges_of, second_moment_of_patches
 
 
 def by_hand(patches):
@@ -51,9 +51,8 @@ def draw(seed, dims):
 @pytest.mark.parametrize("seed", range(12))
 def test_every_geometry(seed, dims):
     patches = draw(seed, dims)
-    ranges = ranges_of(patches)
-    assert len(ranges) == dims
-    found = second_moment(patches, ranges)
+    assert len(ranges_of(patches)) == dims
+    found = second_moment_of_patches(patches)
     torch.testing.assert_close(found, by_hand(patches), rtol=1e-11, atol=1e-11)
     assert torch.equal(found, found.mT)
 
@@ -65,7 +64,7 @@ def test_positions_known_to_be_zero_are_left_out():
     )
     assert ranges_of(known) == [[(1, 2), (2, 6), (6, 7)], [(1, 2), (2, 5), (5, 6)]]
     assert ranges_of(unknown)[0] == [(0, 1), (1, 2), (2, 6), (6, 7), (7, 8)]
-    torch.testing.assert_close(second_moment(known, ranges_of(known)), second_moment(unknown, ranges_of(unknown)))
+    torch.testing.assert_close(second_moment_of_patches(known), second_moment_of_patches(unknown))
 
 
 def test_a_map_without_positions_that_every_tap_reaches_has_no_ranges():
@@ -78,7 +77,7 @@ def test_pieces_are_the_whole_and_as_near_to_it_as_a_product(monkeypatch):
     expected = by_hand(replace(patches, x=x.double()))
     for piece in (1, 18 * 18 * 7, 10**9):
         monkeypatch.setattr(self_correlation, "PIECE", piece)
-        found = second_moment(patches, ranges_of(patches)).double()
+        found = second_moment_of_patches(patches).double()
         assert ((found - expected).abs().max() / expected.max()) < (1e-5 if piece == 10**9 else 2e-6)
 
 
@@ -91,7 +90,7 @@ def test_a_large_layer_takes_them(monkeypatch, padding, padding_mode):
     rows = find_rule(module).rows(module, ("weight", "bias"), (x,), torch.randn(1, *module(x).shape))
     called = []
     monkeypatch.setattr(
-        patch_rows, "second_moment_of_patches", lambda *operands: called.append(1) or second_moment(*operands)
+        patch_rows, "second_moment_of_patches", lambda found: called.append(1) or second_moment_of_patches(found)
     )
     monkeypatch.setattr(self_correlation, "WORTH", 10**5)
     found = input_factor(rows, "expand")
@@ -106,7 +105,7 @@ def test_where_written_patches_are_better():
         return Patches(x, kernel, stride, (1, 1), 1, False, ((1, 1), (1, 1)))
 
     large = patches()
-    assert pays(large, ranges_of(large))
+    assert pays(large)
     for other in (
         patches(stride=(2, 2)),
         patches(kernel=(1, 1)),
@@ -114,4 +113,4 @@ def test_where_written_patches_are_better():
         patches(torch.randn(64, 16, 32, 32, dtype=torch.float64)),
         patches(torch.randn(64, 16, 4, 4)),
     ):
-        assert not pays(other, ranges_of(other))
+        assert not pays(other)

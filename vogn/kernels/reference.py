@@ -58,16 +58,21 @@ def row_squares(a: Tensor, g: Tensor, total: Tensor | None = None) -> Tensor:
         if part.stop - start < chunk:
             rows = a.new_empty(0)  # a buffer of another size
         rows = torch.matmul(g[..., part, :, :].mT, a[..., part, :, :].unsqueeze(-4), out=rows)
-        if rows.shape[-4] == rows.shape[-3] == 1:
-            row = rows[..., 0, 0, :, :]
-            squares.addcmul_(row, row)
-            if total is not None:
-                total += row
-            continue
-        if total is not None:
-            total += rows.sum((-4, -3))
-        squares += rows.square_().sum((-4, -3))
+        add_squares(rows, squares, total)
     return squares
+
+
+def add_squares(rows: Tensor, squares: Tensor, total: Tensor | None) -> None:
+    """Add the squares of explicit rows ``(*lead, K, n, d_out, d_in)``, which are used up, and the rows to ``total``."""
+    if rows.shape[-4] == rows.shape[-3] == 1:
+        row = rows[..., 0, 0, :, :]
+        squares.addcmul_(row, row)
+        if total is not None:
+            total += row
+        return
+    if total is not None:
+        total += rows.sum((-4, -3))
+    squares += rows.square_().sum((-4, -3))
 
 
 def row_matvec(a: Tensor, g: Tensor, v: Tensor) -> Tensor:

@@ -19,11 +19,10 @@ from torch.nn.modules.conv import _ConvNd
 from vogn.layers.base import nearest
 from vogn.layers.convolution import padding_pairs
 
-ParameterGradients = tuple[Tensor, Tensor | None]
-"""The gradients of weight and bias; of a bias that has one."""
+ParameterGradients = tuple[Tensor | None, ...]
+"""The gradients of weight and bias, where they are wanted."""
 Weights = Callable[[Tensor], Tensor | ParameterGradients | None]
-"""From an output gradient ``(N, ...)`` to ``c (N,)`` in its type; ``None`` for ones; or, for linear layers and
-convolutions, the finished gradients."""
+"""From an output gradient ``(N, ...)`` to ``c (N,)`` in its type; ``None`` for ones; or to the finished gradients."""
 WeightedForward = Callable[[Any, Tensor, Weights], Tensor]
 """``output = forward(module, input, weights)``."""
 
@@ -47,14 +46,19 @@ def find_weighted(module: nn.Module) -> WeightedForward | None:
     return nearest(WEIGHTED, module)
 
 
-def _weigh(c: Tensor | None, grad: Tensor) -> Tensor:
-    return grad if c is None else grad * c.view(-1, *(1,) * (grad.ndim - 1))
-
-
-def _weigh_norm(weights: Weights, grad: Tensor) -> Tensor:
-    c = weights(grad)
-    assert not isinstance(c, tuple)
-    return _weigh(c, grad)
+def _gradients(
+    ctx: Any, grad: Tensor, backward: Callable[[Tensor, list[bool]], tuple[Tensor | None, ...]]
+) -> tuple[Tensor | None, ...]:
+    """Those of input, weight and bias, from the layer's ``backward(grad, which of them are wanted)``."""
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    grad_x = backward(grad, [True, False, False])[0] if needs_x else None
+    if not (needs_weight or needs_bias):
+        return grad_x, None, None
+    found = ctx.weights(grad)
+    if isinstance(found, tuple):
+        return grad_x, *found
+    weighted = grad if found is None else grad * found.view(-1, *(1,) * (grad.ndim - 1))
+    return grad_x, *backward(weighted, [False, needs_weight, needs_bias])[1:]
 
 
 def _autocast(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -81,14 +85,16 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        grad_x = grad @ weight if needs_x else None
-        found = ctx.weights(grad)
-        if isinstance(found, tuple):
-            return grad_x, *found, None
-        flat = _weigh(found, grad).reshape(-1, grad.shape[-1])  # flatten has no rule for vectorised backward passes
-        grad_weight = flat.T @ x.reshape(-1, x.shape[-1]) if needs_weight else None
-        return grad_x, grad_weight, flat.sum(0) if needs_bias else None, None
+
+        def gradients(grad: Tensor, mask: list[bool]) -> tuple[Tensor | None, ...]:
+            flat = grad.reshape(-1, grad.shape[-1])  # flatten has no rule for vectorised backward passes
+            return (
+                grad @ weight if mask[0] else None,
+                flat.T @ x.reshape(-1, x.shape[-1]) if mask[1] else None,
+                flat.sum(0) if mask[2] else None,
+            )
+
+        return *_gradients(ctx, grad, gradients), None
 
 
 @register_weighted(nn.Linear)
@@ -113,20 +119,13 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grads: list[Tensor | None] = [None, None, None]
-        sizes = [weight.shape[0]]
-        if needs_x:
-            mask = [True, False, False]
-            grads[0] = torch.ops.aten.convolution_backward(grad, x, weight, sizes, *ctx.options, mask)[0]
-        found = ctx.weights(grad) if needs_weight or needs_bias else None
-        if isinstance(found, tuple):
-            grads[1:] = found
-        elif needs_weight or needs_bias:
-            mask = [False, needs_weight, needs_bias]
-            weighted = _weigh(found, grad)
-            grads[1:] = torch.ops.aten.convolution_backward(weighted, x, weight, sizes, *ctx.options, mask)[1:]
-        return (*grads, None, None)
+
+        def gradients(grad: Tensor, mask: list[bool]) -> tuple[Tensor | None, ...]:
+            operands = (grad, x, weight, [weight.shape[0]], *ctx.options, mask)
+            found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(*operands)
+            return found
+
+        return *_gradients(ctx, grad, gradients), None, None
 
 
 @register_weighted(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -174,12 +173,7 @@ class _BatchNorm(torch.autograd.Function):
             found: tuple[Tensor | None, ...] = torch.ops.aten.native_batch_norm_backward(*operands)
             return found
 
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_x = gradients(grad, [True, False, False])[0] if needs_x else None
-        others: tuple[Tensor | None, ...] = (None, None)
-        if needs_weight or needs_bias:
-            others = gradients(_weigh_norm(ctx.weights, grad), [False, needs_weight, needs_bias])[1:]
-        return (grad_x, *others, None, None, None, None, None)
+        return *_gradients(ctx, grad, gradients), None, None, None, None, None
 
 
 @register_weighted(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -215,16 +209,13 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, scale = ctx.saved_tensors
-        backward = torch.ops.aten.native_layer_norm_backward
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_x, others = None, (None, None)
-        if needs_x:
-            grad_x = backward(grad, x, ctx.shape, mean, scale, weight, bias, [True, False, False])[0]
-        if needs_weight or needs_bias:
-            mask = [False, needs_weight, needs_bias]
-            weighted = _weigh_norm(ctx.weights, grad)
-            others = backward(weighted, x, ctx.shape, mean, scale, weight, bias, mask)[1:]
-        return (grad_x, *others, None, None, None)
+
+        def gradients(grad: Tensor, mask: list[bool]) -> tuple[Tensor | None, ...]:
+            operands = (grad, x, ctx.shape, mean, scale, weight, bias, mask)
+            found: tuple[Tensor | None, ...] = torch.ops.aten.native_layer_norm_backward(*operands)
+            return found
+
+        return *_gradients(ctx, grad, gradients), None, None, None
 
 
 @register_weighted(nn.LayerNorm)

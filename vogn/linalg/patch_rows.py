@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vogn.kernels.reference import chunk_elements
+from vogn.kernels.reference import add_squares, chunk_elements
 from vogn.linalg.factors import input_factor
 from vogn.linalg.patches import Patches
 from vogn.linalg.rows import Rows, Total
-from vogn.linalg.self_correlation import pays, ranges_of
-from vogn.linalg.self_correlation import second_moment as second_moment_of_patches
+from vogn.linalg.self_correlation import pays, second_moment_of_patches
 from vogn.linalg.sides import second_moment
 from vogn.types import Shape
 
@@ -89,9 +88,7 @@ class PatchRows(Rows):
         squares = self.g.new_zeros(self.shape)
         total = None if self.total is None else torch.zeros_like(squares)
         for rows in self.pieces():
-            if total is not None:
-                total += rows.sum((-4, -3))
-            squares += rows.square_().sum((-4, -3))
+            add_squares(rows, squares, total)
         if self.total is not None:
             self.total.value = total
         return squares
@@ -126,9 +123,8 @@ def _(rows: PatchRows, sharing: str, diagonal: bool = False) -> Tensor:
     in_place = None if diagonal else patches.factor_in_place()
     if in_place is not None:
         return in_place
-    ranges = [] if diagonal else ranges_of(patches)
-    if pays(patches, ranges):
-        return second_moment_of_patches(patches, ranges)
+    if not diagonal and pays(patches):
+        return second_moment_of_patches(patches)
     per_example = rows.g.shape[-2] * max(1, patches.groups) * patches.d_in
     chunk = max(1, chunk_elements(rows.g) // max(1, per_example))
     total = None

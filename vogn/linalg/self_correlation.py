@@ -48,30 +48,27 @@ def ranges_of(patches: Patches) -> list[list[Range]]:
     return found
 
 
-def pays(patches: Patches, ranges: Sequence[Sequence[Range]]) -> bool:
-    """Whether :func:`second_moment` can be had and is faster than a product with written patches.
+def pays(patches: Patches) -> bool:
+    """Whether :func:`second_moment_of_patches` can be had and is faster than a product with written patches.
 
     Weight gradients in double precision, and those of small layers, are not.
     """
-    if not ranges or patches.is_point or any(step != 1 for step in patches.stride):
+    if patches.is_point or any(step != 1 for step in patches.stride):
         return False
     if patches.x.dtype != torch.float32 or patches.x.device.type != "cpu":
         return False
+    ranges = ranges_of(patches)
     cost = patches.count * math.prod(patches.out) * patches.groups * patches.d_in**2
-    return cost >= WORTH * math.prod(map(len, ranges))
+    return bool(ranges) and cost >= WORTH * math.prod(map(len, ranges))
 
 
-def second_moment(patches: Patches, ranges: Sequence[Sequence[Range]]) -> Tensor:
-    """``sum_nt patch[n, t] patch[n, t]^T`` of a convolution with stride 1, ``(*lead, d_in, d_in)``, symmetric.
-
-    Args:
-        patches: the input and the geometry.
-        ranges: their :func:`ranges_of`.
-    """
+def second_moment_of_patches(patches: Patches) -> Tensor:
+    """``sum_nt patch[n, t] patch[n, t]^T`` of a convolution with stride 1 that has :func:`ranges_of`,
+    ``(*lead, d_in, d_in)``, symmetric."""
     kernel, groups, channels = patches.kernel, patches.groups, patches.x.shape[1]
     width, taps = channels // groups, list(itertools.product(*map(range, kernel)))
     sums = {k: patches.x.new_zeros((kernel[0] - k[0], *kernel[1:], channels, width)) for k in taps}  # with l_0 >= k_0
-    for region in itertools.product(*ranges):
+    for region in itertools.product(*ranges_of(patches)):
         found, least = _correlation(patches, region)
         for k, shifts, partners in _pairs(patches, region, least, found.shape[:-2]):
             sums[k][partners] += found[shifts]
