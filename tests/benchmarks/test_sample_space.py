@@ -115,6 +115,10 @@ def test_report_takes_the_configuration_with_the_lowest_validation_loss(data, tm
     assert lines["sgd"]["loss minus adamw"][0] == pytest.approx(lines["sgd"]["loss"][0] - best["test"]["loss"])
     report(argparse.Namespace(results=tmp_path, form="smoke", curves=False, reference="adamw"), ["mnist"])
     assert "accuracy % minus AdamW" in capsys.readouterr().out
+    written = (root / "summary.json").read_text()
+    report(argparse.Namespace(results=tmp_path, form="smoke", curves=False, reference="sgd"), ["mnist"])
+    assert "accuracy % minus sgd" in capsys.readouterr().out
+    assert (root / "summary.json").read_text() == written
 
 
 def test_a_run_that_diverges_is_recorded(data, tmp_path, monkeypatch):
