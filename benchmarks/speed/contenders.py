@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vogn
 from benchmarks.speed.cases import Case
-from benchmarks.speed.measuring import UnaffordableError, elapsed_seconds, processor_seconds
+from benchmarks.speed.measuring import UnaffordableError, call_seconds, elapsed_seconds
 from benchmarks.speed.peers import PEERS
 from vogn.capture.statistics import Price
 from vogn.likelihoods import Categorical
@@ -180,7 +180,7 @@ class Runner:
             for group in self.optimizer.param_groups:
                 group.update(self.kinds[kind][1])
         if self.device.type == "cpu":
-            return processor_seconds(self.step, steps)
+            return call_seconds(self.step, steps)
         return elapsed_seconds(self.step, steps, torch.cuda.synchronize)
 
     def seconds(self, steps: int) -> float:

@@ -27,19 +27,19 @@ import vogn
 from benchmarks.speed.cases import Case
 from benchmarks.speed.measuring import (
     arguments_of,
+    call_seconds,
     in_turn,
     limit_memory,
     lines_of,
-    processor_seconds,
     quartiles,
     short,
 )
 from benchmarks.speed.peers import load
 from benchmarks.speed.questions import over_cases, ready
 from benchmarks.speed.report import table
+from benchmarks.speed.targets import GRADIENT, HALVES_NUMBER
 from vogn.likelihoods import Categorical
 
-GRADIENT = "forward and backward"
 Work = Callable[[], Any]
 
 
@@ -186,7 +186,7 @@ def measure(case: Case, arguments: Any) -> dict[str, Any]:
         "curvlinops": lambda: curvlinops(case),
     }
     works, refused = ready(builders, 60.0)
-    timers = {name: (lambda work=work: processor_seconds(work)) for name, work in works.items()}
+    timers = {name: (lambda work=work: call_seconds(work)) for name, work in works.items()}
     times = in_turn(timers, arguments.rounds, dict.fromkeys(timers, 3.0 * arguments.row_seconds))
     for name in ("factors, empirical", "factors, mc"):
         if name in times:
@@ -200,7 +200,7 @@ def measure(case: Case, arguments: Any) -> dict[str, Any]:
     }
     seconds = 1e-3 * lines[GRADIENT]["ms"]
     bound = 0.5 * operations / numbers["operations per second, 1024 x 1024"] / seconds
-    numbers["symmetric products at that rate, x gradient"] = short(bound)
+    numbers[HALVES_NUMBER] = short(bound)
     lines = {name: lines[name] if name in lines else {"skipped": refused[name]} for name in builders}
     return {"lines": lines, "baseline": GRADIENT, "numbers": numbers}
 

@@ -1,4 +1,4 @@
-"""Measuring in processor time: one thread (or a stated number), variants in turn, limits on memory and time."""
+"""Measuring in processor time, with several threads in elapsed time: variants in turn, limits on memory and time."""
 
 from __future__ import annotations
 
@@ -172,12 +172,18 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def processor_seconds(body: Callable[[], Any], repeats: int = 1) -> float:
-    """Seconds of processor time of a call, averaged over the repeats."""
-    start = time.process_time()
+def clock() -> str:
+    """What a call is measured in: with several threads, which wait for each other at work, elapsed time."""
+    return "processor time" if os.environ.get("OMP_NUM_THREADS") == "1" else "elapsed time"
+
+
+def call_seconds(body: Callable[[], Any], repeats: int = 1) -> float:
+    """Seconds of a call by the :func:`clock`, averaged over the repeats."""
+    now = time.process_time if clock() == "processor time" else time.perf_counter
+    start = now()
     for _ in range(repeats):
         body()
-    return (time.process_time() - start) / repeats
+    return (now() - start) / repeats
 
 
 def elapsed_seconds(body: Callable[[], Any], repeats: int, finish: Callable[[], Any]) -> float:
@@ -198,7 +204,7 @@ def in_turn(
 ) -> dict[str, list[float | None]]:
     """Every timer once per round, each round beginning with another one.
 
-    A timer that has used more processor time than its ``row_seconds`` sits out the other rounds.
+    A timer that has used more processor time than its ``row_seconds``, of all threads, sits out the other rounds.
 
     Returns:
         What each timer returned, ``None`` for rounds that it sat out.
@@ -276,7 +282,7 @@ def machine() -> dict[str, Any]:
         "processor": model,
         "cores": os.cpu_count(),
         "load": short(os.getloadavg()[0]),
-        "clock": "processor time",
+        "clock": clock(),
     }
 
 

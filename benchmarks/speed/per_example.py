@@ -21,10 +21,10 @@ import vogn
 from benchmarks.speed.cases import Case
 from benchmarks.speed.measuring import (
     arguments_of,
+    call_seconds,
     in_turn,
     limit_memory,
     lines_of,
-    processor_seconds,
 )
 from benchmarks.speed.peers import load
 from benchmarks.speed.questions import over_cases, ready
@@ -128,8 +128,8 @@ def measure(case: Case, arguments: Any) -> dict[str, Any]:
     bodies, refused = ready(
         {name: lambda build=build: build(case.model(), *case.batch()) for name, build in ROWS.items()}, 30.0
     )
-    steps = 1 if arguments.tiny else max(1, round(0.1 / processor_seconds(bodies[PLAIN])))
-    timers = {name: (lambda body=body: processor_seconds(body, steps)) for name, body in bodies.items()}
+    steps = 1 if arguments.tiny else max(1, round(0.1 / call_seconds(bodies[PLAIN])))
+    timers = {name: (lambda body=body: call_seconds(body, steps)) for name, body in bodies.items()}
     times = in_turn(timers, arguments.rounds, dict.fromkeys(timers, 3.0 * arguments.row_seconds))
     lines = lines_of(times, list(timers))
     return {

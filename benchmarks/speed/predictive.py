@@ -18,12 +18,12 @@ import vogn
 from benchmarks.speed.cases import Case
 from benchmarks.speed.measuring import (
     arguments_of,
+    call_seconds,
     in_child,
     in_turn,
     limit_memory,
     lines_of,
     peak,
-    processor_seconds,
     reset_peak,
     resident,
     short,
@@ -129,7 +129,7 @@ def measure(case: Case, arguments: Any) -> dict[str, Any]:
     works = {name: build() for name, build in builders.items()}
     for work in works.values():
         work()
-    timers = {name: (lambda work=work: processor_seconds(work)) for name, work in works.items()}
+    timers = {name: (lambda work=work: call_seconds(work)) for name, work in works.items()}
     times = in_turn(timers, arguments.rounds, dict.fromkeys(timers, 3.0 * arguments.row_seconds))
     lines = lines_of(times, [PLAIN])
     for name, line in lines.items():

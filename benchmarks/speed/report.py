@@ -31,8 +31,10 @@ TITLES = {
     "parts": "Parts of a step",
     "step_time": "Training steps of all methods",
     "step_time_quarter": "K-FAC with statistics of a quarter of the batch",
+    "step_time_two_threads": "Training steps with two threads",
     "step_time_cuda": "Training steps on a GPU",
     "per_example": "Sums of squared per-example gradients",
+    "per_example_two_threads": "Sums of squared per-example gradients with two threads",
     "curvature_refresh": "K-FAC's factors and their factorisation",
     "predictive": "Prediction with 32 weight samples",
     "memory": "Memory",
@@ -122,7 +124,8 @@ def circumstances(record: Mapping[str, Any]) -> list[str]:
     """Machine, versions and command, in words."""
     seen = record["environment"]
     peers = ", ".join(f"{name} {version}" for name, version in seen["peers"].items() if version != "not installed")
-    device = f"{seen['device']} (CUDA {seen['cuda']}), {seen['clock']}; " if "device" in seen else ""
+    device = f"{seen['device']} (CUDA {seen['cuda']}), " if "device" in seen else ""
+    device += f"{seen['clock']}; " if seen["clock"] != "processor time" else ""
     return [
         f"`{record['command']}`: {device}{seen['processor']}, {seen['threads']} thread(s) of {seen['cores']} cores, "
         f"load {seen['load']:g} at the end; Python {seen['python']}, torch {seen['torch']}"
@@ -163,9 +166,10 @@ INTRODUCTION = """# What it costs
 
 Written by `python -m benchmarks.speed.report` from `benchmarks/results/speed/`; each part names the command that
 measures it. The machine was shared with other work while this was measured. Times are processor time of the measuring
-process, which other processes do not add to but can lengthen, through caches and memory; variants ran in turn in one
-process, and a ratio is the median over the rounds of ratios within a round, quartiles in brackets. `n` is the number of
-rounds: with fewer than five, quartiles say little. Rows that use up their time sit out the other rounds.
+process, which other processes do not add to but can lengthen, through caches and memory; with two threads they are
+elapsed time. Variants ran in turn in one process, and a ratio is the median over the rounds of ratios within a round,
+quartiles in brackets. `n` is the number of rounds: with fewer than five, quartiles say little. Rows that use up their
+time sit out the other rounds.
 
 A schedule of a method of ours is charged in proportion: plain, observing and refreshing steps are measured one by one
 and weighted by how often they occur. Peers with a schedule run whole periods. Rows without numbers say why.

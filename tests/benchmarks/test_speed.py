@@ -144,6 +144,26 @@ def test_per_example_and_curvature_have_their_rows(tmp_path):
     assert found["numbers"]["operations of the products"] == 2 * 4 * (7**2 + 5**2 + 6**2 + 3**2)
 
 
+def test_one_thread_is_measured_in_processor_time_and_several_in_elapsed_time(monkeypatch):
+    import time
+
+    from benchmarks.speed.measuring import call_seconds, machine
+
+    for threads, clock, slept in (("1", "processor time", False), ("2", "elapsed time", True)):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        assert machine()["clock"] == clock
+        assert (call_seconds(lambda: time.sleep(0.05), 2) >= 0.05) == slept
+
+
+def test_factors_are_compared_with_half_of_plain_products():
+    from benchmarks.speed.targets import FACTORS, GRADIENT, HALVES, HALVES_NUMBER, TARGETS, measured
+
+    target = next(t for t in TARGETS if t.row == FACTORS and t.reference == HALVES)
+    record = {"lines": {FACTORS: {"ratio": {GRADIENT: [1.2, 1.0, 1.4]}}}, "numbers": {HALVES_NUMBER: 0.4}}
+    found = measured(target, {"curvature_refresh": {target.case: record}})
+    assert found == pytest.approx((3.0, 2.5, 3.5))
+
+
 def test_prediction_has_its_rows(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.speed.predictive.in_child", lambda body, seconds: dict(body()))
     lines = run("predictive", tmp_path)["lines"]
