@@ -23,6 +23,7 @@ STRUCTURES = {
     "kronecker": Kronecker(),
     "kronecker factored": Kronecker(damping="factored"),
     "eigen": EigenKronecker(),
+    "eigen factored": EigenKronecker(damping="factored"),
     "low rank": DiagonalLowRank(rank=3),
 }
 
@@ -59,7 +60,7 @@ def test_every_number_of_every_structure_is_that_of_the_dense_matrices(tools, st
         variance = torch.linalg.inv(precision).diagonal() / group["ess"]
         # MacKay's sum over the eigenvalues; with factored damping C is what is left of C (+) shift
         curvature = precision - group["weight_decay"] * torch.eye(len(precision), dtype=torch.float64)
-        if structure == "kronecker factored":
+        if structure.endswith("factored"):
             known = float((curvature @ torch.linalg.inv(precision)).trace())
         else:
             eigenvalues = torch.linalg.eigvalsh(curvature)

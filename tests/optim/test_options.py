@@ -209,7 +209,7 @@ LEGAL = {
         {"fisher": "ggn"},
         {"curvature_examples": 2},
     ],
-    "ekfac": [{"kl_clip": None}, {"fisher": "empirical"}, {"curvature_examples": 2}],
+    "ekfac": [{"factored": True}, {"kl_clip": None}, {"fisher": "empirical"}, {"curvature_examples": 2}],
     "slang": [{"rank": 1}, {"rank": 100}, {"partition": "layer"}, {"anneal_power": 0.51}, {"fisher": "mc"}],
     "fngd": [
         {"share": "mean"},

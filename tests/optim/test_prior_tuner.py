@@ -109,20 +109,25 @@ def test_every_layer_gets_its_own_precision(start, variational):
     assert found[1] > 20.0
 
 
-@pytest.mark.parametrize("method", sorted(set(vogn.METHODS) - {"kalman", "fngd", "lissa", "seng", "hylo"}))
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [(name, {}) for name in sorted(set(vogn.METHODS) - {"kalman", "fngd", "lissa", "seng", "hylo"})]
+    + [("ekfac", {"factored": True})],
+)
 @pytest.mark.parametrize("variational", [False, True], ids=["deterministic", "variational"])
-def test_every_method_solves_its_equation(method, variational):
+def test_every_method_solves_its_equation(method, options, variational):
     """``D = delta (|m|^2 + tr Sigma)`` for the covariance that the optimizer samples from.
 
-    K-FAC's factored damping adds too much: there it is that of the sum of curvature and prior that it stands for.
+    Factored damping adds too much: there it is that of the sum of curvature and prior that it stands for.
     """
     model = fill(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double())
-    opt = vogn.METHODS[method].build(model, lr=0.05, ess=100, weight_decay=0.01, damping=0.01, variational=variational)
+    common = {"lr": 0.05, "ess": 100, "weight_decay": 0.01, "damping": 0.01, "variational": variational}
+    opt = vogn.METHODS[method].build(model, **(common | options))
     train(opt, model, 8)
     (delta,) = vogn.PriorTuner(opt, every=1).tune().values()
     posterior = opt.posterior()
     blocks = [
-        replace(block, structure=replace(block.structure, damping="exact")) if method == "kfac" else block
+        replace(block, structure=replace(block.structure, damping="exact")) if method in ("kfac", "ekfac") else block
         for block in posterior.blocks
     ]
     posterior = vogn.GaussianPosterior(blocks, posterior.mean())

@@ -46,6 +46,10 @@ CONFIGURATIONS = {
     "KroneckerOneSidedReduce": Kronecker(max_dim=2, sharing="reduce"),
     "KroneckerFactoredTwoDiagonals": Kronecker(max_dim=0, damping="factored"),
     "EigenKronecker": EigenKronecker(),
+    "EigenKroneckerFactored": EigenKronecker(damping="factored"),
+    "EigenKroneckerFactoredOneSided": EigenKronecker(
+        basis="contraction", damping="factored", restart=False, negative="retract", max_dim=3
+    ),
     "EigenKroneckerReduce": EigenKronecker(sharing="reduce"),
     "EigenKroneckerOneSided": EigenKronecker(max_dim=3),
     "EigenKroneckerContractionOneSided": EigenKronecker(

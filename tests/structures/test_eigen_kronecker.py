@@ -66,6 +66,34 @@ def test_restarting_gives_kfac_with_exact_damping():
     torch.testing.assert_close(eigen.to_dense(state, 0.1), kfac.to_dense(twin, 0.1))
 
 
+def test_factored_damping_after_a_restart_is_that_of_kfac():
+    rows, eigen = random_rows(SHAPE, seed=0), EigenKronecker(damping="factored")
+    state = eigen.init(SHAPE, initial=0.0, dtype=torch.float64, device="cpu")
+    state = eigen.refresh(step(eigen, state, rows))
+    kfac = Kronecker(damping="factored")
+    twin = kfac.refresh({"A": state["A"], "S": state["S"]})
+    torch.testing.assert_close(eigen.to_dense(state, 0.1), kfac.to_dense(twin, 0.1))
+    torch.testing.assert_close(eigen.to_dense(state), eigen.to_dense(state, 1e-30), atol=1e-12, rtol=1e-12)
+
+
+def test_factored_damping_of_a_free_spectrum_by_a_plain_loop():
+    rows, eigen = random_rows(SHAPE, seed=0, columns=2), EigenKronecker(damping="factored")
+    state = with_fresh_basis(eigen, rows)
+    s, shift = state["s"], 0.1
+    damped = torch.empty_like(s)
+    for j in range(SHAPE[0]):
+        for i in range(SHAPE[1]):
+            damped[j, i] = s[j, i] + (shift / s.mean()) ** 0.5 * (s[j].mean() + s[:, i].mean()) + shift
+    q = torch.kron(state["QS"], state["QA"])
+    torch.testing.assert_close(eigen.to_dense(state, shift), q @ damped.flatten().diag() @ q.T)
+
+
+def test_factored_damping_without_curvature_is_the_shift():
+    structure = EigenKronecker(damping="factored")
+    state = structure.init(SHAPE, initial=0.0, dtype=torch.float64, device="cpu")
+    torch.testing.assert_close(structure.to_dense(state, 0.1), 0.1 * torch.eye(12, dtype=torch.float64))
+
+
 def test_restarting_on_contractions_keeps_the_trace_of_the_curvature():
     rows, structure = random_rows(SHAPE, seed=0, positions=2), EigenKronecker(basis="contraction")
     state = structure.init(SHAPE, initial=0.0, dtype=torch.float64, device="cpu")

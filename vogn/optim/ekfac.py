@@ -30,6 +30,8 @@ class EKFAC(NaturalGradient):
         ggn_samples: with ``fisher="ggn"``, this many random columns instead of all; ``None`` is exact.
         curvature_examples: measure the curvature on the first so many examples of every batch, which must be in random
             order; ``None`` measures all. Cheaper factors, noisier by the square root of the share.
+        factored: ``True`` damps like K-FAC's factors (pi correction) with the free spectrum in their place; ``False``
+            adds the shift exactly.
         kfac_approx: weight sharing over positions in the factors of the basis: ``"expand"`` or ``"reduce"``.
         structure: a mapping from name patterns or module types to structures, for layers that shall have another one;
             see :class:`NaturalGradient`.
@@ -55,6 +57,7 @@ class EKFAC(NaturalGradient):
         fisher: Literal["mc", "empirical", "ggn"] = "mc",
         ggn_samples: int | None = None,
         curvature_examples: int | None = None,
+        factored: bool = False,
         kfac_approx: Literal["expand", "reduce"] = "expand",
         kl_clip: float | None = 1e-2,
         refresh_every: int = 10,
@@ -66,7 +69,7 @@ class EKFAC(NaturalGradient):
     ) -> None:
         super().__init__(
             params,
-            make_selection(structure, EigenKronecker(sharing=kfac_approx)),
+            make_selection(structure, EigenKronecker(damping="factored" if factored else "exact", sharing=kfac_approx)),
             fisher_statistic(fisher, ggn_samples, curvature_examples),
             lr=lr,
             ess=ess,

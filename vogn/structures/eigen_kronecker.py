@@ -45,6 +45,10 @@ class EigenKronecker(Structure):
         restart: ``True``: :meth:`refresh` restarts ``s`` at the product of the factors' eigenvalues (``"contraction"``
             divides it by the trace, so that it has the scale of ``C``). ``False``: ``s`` is carried over as the
             diagonal of the old ``C`` in the new basis, ``(QS'^T QS)^2 s (QA^T QA')^2``; the trace is unchanged.
+        damping: ``"exact"``: ``C (+) shift = C + shift I``. ``"factored"``: the eigenvalue ``s_ij`` becomes
+            ``s_ij + sqrt(shift / mean(s)) (mean_j s_ij + mean_i s_ij) + shift``. Where ``s`` is a product, after a
+            restart, this is K-FAC's factored damping (:class:`vogn.structures.Kronecker`): directions with a large
+            factor on one side only are damped more. :meth:`to_dense` says so.
         negative: what to do with negative evidence (probes), see :class:`vogn.structures.diagonal.Diagonal`.
         max_dim: largest factor that is kept as a matrix, >= 0. A larger one (a vocabulary) is a diagonal
             ``(*lead, 1, n)``, and that side of the basis stays with the axes; ``s`` is as free as before.
@@ -60,6 +64,7 @@ class EigenKronecker(Structure):
 
     basis: Literal["kfac", "contraction"] = "kfac"
     restart: bool = True
+    damping: Literal["exact", "factored"] = "exact"
     negative: Negative = "raise"
     max_dim: int = 8192
     basis_decay: float | None = None
@@ -76,6 +81,7 @@ class EigenKronecker(Structure):
 
     def __post_init__(self) -> None:
         self._check_option("basis", self.basis, ("kfac", "contraction"))
+        self._check_option("damping", self.damping, ("exact", "factored"))
         self._check_option("negative", self.negative, ("raise", "retract", "clamp", "abs"))
         self._check_option("sharing", self.sharing, ("expand", "reduce"))
         if self.max_dim < 0:
@@ -179,29 +185,29 @@ class EigenKronecker(Structure):
         return state | {"QA": qa, "QS": qs, "s": new + diagonal, "earlier_diagonal": diagonal}
 
     def solve(self, state: State, v: Tensor, shift: Shift, *, exponent: float = 1.0) -> Tensor:
-        """Division in the basis; under a root, negative ``s`` counts as zero."""
+        """Division in the basis; under a root negative ``s`` counts as zero, and the shift is added as it is."""
         if exponent == 1.0:
             kernel = quotient_kernel(v, state["QS"], state["QA"], state["s"])
             if kernel is not None and not isinstance(shift, Tensor) and shift > 0:
-                return kernel(v, state["QS"], state["QA"], state["s"], shift)
+                return kernel(v, state["QS"], state["QA"], self._damped(state["s"], shift), shift)
             return self._scale(state, v, self._eigenvalues(state, shift).reciprocal_())
         values = state["s"].clamp_min(0.0).pow_(exponent) + self._scalar_shift(shift)
         return self._scale(state, v, require_positive_without_shift(values, shift).reciprocal_())
 
     def apply(self, state: State, v: Tensor, shift: Shift) -> Tensor:
         """Multiplication in the basis."""
-        return self._scale(state, v, state["s"] + self._scalar_shift(shift))
+        return self._scale(state, v, self._shifted(state, shift))
 
     def sample(self, state: State, noise: Tensor, shift: Shift) -> Tensor:
         """The symmetric root, ``U f(U^T noise)``."""
         return self._scale(state, noise, self._eigenvalues(state, shift).rsqrt_())
 
     def logdet(self, state: State, shift: Shift) -> Tensor:
-        """``sum log(s + shift)``."""
+        """The sum of the logarithms of the eigenvalues."""
         return self._eigenvalues(state, shift).log_().sum()
 
     def inverse_diagonal(self, state: State, shift: Shift) -> Tensor:
-        """``QS^2 (1 / (s + shift)) (QA^2)^T``."""
+        """``QS^2 (1 / eigenvalues) (QA^2)^T``."""
         return diagonal_from_basis(self._eigenvalues(state, shift).reciprocal_(), state["QS"], state["QA"])
 
     def input_variance(self, state: State, shape: Shape, a: Tensor, shift: Shift, *, diagonal: bool = False) -> Tensor:
@@ -214,15 +220,29 @@ class EigenKronecker(Structure):
         return values.min(), values.max()
 
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
-        """``C + shift I``, block-diagonal over ``lead``."""
-        return dense_from_basis(state["s"] + self._scalar_shift(shift), state["QS"], state["QA"])
+        """``C`` with the damping of this configuration, block-diagonal over ``lead``."""
+        return dense_from_basis(self._shifted(state, shift), state["QS"], state["QA"])
 
     def restriction(self, shape: Shape) -> str:
         """Names the sides whose basis stays with the axes."""
         return diagonal_sides(shape, self.max_dim, type(self).__name__)
 
+    def _damped(self, s: Tensor, shift: float) -> Tensor:
+        """``s`` with all of its damping but the shift itself."""
+        if self.damping == "exact" or not shift > 0:
+            return s
+        level = s.mean((-2, -1), keepdim=True)
+        strength = torch.where(level > 0, (shift / level).sqrt(), 0.0)
+        sides = s.mean(-1, keepdim=True).clamp_min(0.0), s.mean(-2, keepdim=True).clamp_min(0.0)
+        return s + (strength * sides[0] + strength * sides[1])
+
+    def _shifted(self, state: State, shift: Shift) -> Tensor:
+        """The eigenvalues of ``C (+) shift``, a tensor of their own."""
+        shift = self._scalar_shift(shift)
+        return self._damped(state["s"], shift) + shift
+
     def _eigenvalues(self, state: State, shift: Shift) -> Tensor:
-        return require_positive_without_shift(state["s"] + self._scalar_shift(shift), shift)
+        return require_positive_without_shift(self._shifted(state, shift), shift)
 
     def _scale(self, state: State, v: Tensor, factor: Tensor) -> Tensor:
         return from_basis(to_basis(v, state["QS"], state["QA"]).mul_(factor), state["QS"], state["QA"])
