@@ -240,6 +240,8 @@ ROWS: dict[str, Row] = {
     "ekfac": Row(_natural("ekfac", True, **EVERY), _KRON, samples=True),
     "ekfac-det": Row(_natural("ekfac", False, **EVERY), _KRON),
     "kfac-at-size": Row(_natural("kfac", True, **EVERY), _KRON, samples=True, at_size=True),
+    "ekfac-factored": Row(_natural("ekfac", True, factored=True, **EVERY), _KRON, samples=True),
+    "kfac-exact": Row(_natural("kfac", True, factored=False, **EVERY), _KRON, samples=True),
     "adamw": Row(_adamw, _ADAMW),
     "sgd": Row(_sgd, _SGD),
     "ivon-opt": Row(_ivon_opt, _IVON, samples=True),
