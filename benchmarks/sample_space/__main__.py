@@ -64,10 +64,10 @@ def further_seeds(arguments: argparse.Namespace, tasks: Sequence[str], methods: 
 
 
 def best(arguments: argparse.Namespace, task: str, method: str) -> int:
-    """Index of the configuration that tuning takes; all of them have been run."""
-    configurations = ROWS[method].configurations(task)
-    records = [read_cell(path_of(arguments, task, method, k, 0)) for k in range(len(configurations))]
-    return configurations.index(chosen([record for record in records if record])["configuration"])
+    """Index of the configuration that tuning takes; all of them have been run with seed 0."""
+    configurations, seeds = ROWS[method].configurations(task), arguments.seeds or FORMS[arguments.form].seeds
+    paths = [path_of(arguments, task, method, k, seed) for k in range(len(configurations)) for seed in range(seeds)]
+    return configurations.index(chosen([record for record in map(read_cell, paths) if record])["configuration"])
 
 
 def step_times(arguments: argparse.Namespace, tasks: Sequence[str]) -> list[Cell]:
@@ -94,10 +94,12 @@ def run_study(arguments: argparse.Namespace) -> int:
         lambda: further_seeds(arguments, tasks, groups[1]),
     ]
     for stage in stages:
-        _, left = run_cells(MODULE, stage(), jobs=arguments.jobs, deadline=deadline, variables=ALLOCATOR)
-        if left:
-            print(f"{left} cells of this stage left; call again to continue")
-            return 1
+        # where a seed fails another configuration is taken, whose seeds come next
+        while cells := [cell for cell in stage() if not cell[0].exists()]:
+            _, left = run_cells(MODULE, cells, jobs=arguments.jobs, deadline=deadline, variables=ALLOCATOR)
+            if left:
+                print(f"{left} cells of this stage left; call again to continue")
+                return 1
     report(arguments, tasks)
     return 0
 

@@ -22,13 +22,17 @@ Record = Mapping[str, Any]
 
 
 def chosen(records: Sequence[Record]) -> Record:
-    """Of runs with seed 0, the one with the lowest validation loss after the last epoch."""
+    """Of a method's runs with seed 0, the one with the lowest validation loss after the last epoch.
 
-    def score(record: Record) -> float:
+    A configuration that failed with any seed is passed over while there is another one.
+    """
+    failed = [record["configuration"] for record in records if record["failure"]]
+
+    def score(record: Record) -> tuple[bool, float]:
         value = float(record["validation_loss"])
-        return value if math.isfinite(value) else math.inf
+        return record["configuration"] in failed, value if math.isfinite(value) else math.inf
 
-    return min(records, key=score)
+    return min((record for record in records if record["seed"] == 0), key=score)
 
 
 def finished(root: Path) -> dict[str, dict[int, Record]]:
@@ -37,9 +41,8 @@ def finished(root: Path) -> dict[str, dict[int, Record]]:
     found: dict[str, dict[int, Record]] = {}
     for method in ROWS:
         own = [record for record in records if record["method"] == method]
-        first = [record for record in own if record["seed"] == 0]
-        if first:
-            best = chosen(first)["configuration"]
+        if any(record["seed"] == 0 for record in own):
+            best = chosen(own)["configuration"]
             found[method] = {r["seed"]: r for r in own if r["configuration"] == best}
     return found
 

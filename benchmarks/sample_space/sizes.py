@@ -62,7 +62,7 @@ FORMS = {
         {
             "mnist": Size(3200, 1000, 10000, 5, 64, 400),
             "cifar10": Size(3000, 500, 2000, 4, 32, 16),
-            "multi30k": Size(2000, 200, 300, 5, 32, 64, tokens=16, vocabulary=1500),
+            "multi30k": Size(5000, 500, 500, 6, 64, 64, tokens=16, vocabulary=2500),
         },
         seeds=5,
         rounds=20,

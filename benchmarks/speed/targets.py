@@ -63,11 +63,11 @@ RANK = (
     " MLP half of a step is the update, the other parts are solves and draws"
 )
 DRAWS = (
-    "the draws alone take 0.28 of the forward passes, 0.22 of it normal numbers (rows below): a batch of 128 is small "
+    "the draws alone take 0.29 of the forward passes, 0.20 of it normal numbers (rows below): a batch of 128 is small "
     "for 1.9 million weights; the rest is products with weights that no cache holds yet, and averages of predictions"
 )
 POINT = (
-    "the draws alone take 0.04 of the forward passes over only 1024 positions (a row below); the rest is averages of "
+    "the draws alone take 0.05 of the forward passes over only 1024 positions (a row below); the rest is averages of "
     "the predictions, their entropies, and Python"
 )
 IMAGE_DRAWS = "the draws alone take 0.01 of the forward passes (a row below); the rest is Python, once for every sample"

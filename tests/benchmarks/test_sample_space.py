@@ -131,6 +131,33 @@ def test_a_run_that_diverges_is_recorded(data, tmp_path, monkeypatch):
     assert record["validation_loss"] == float("inf")
 
 
+def test_a_configuration_that_fails_with_any_seed_is_passed_over(tmp_path, monkeypatch):
+    from benchmarks.sample_space import __main__ as study
+    from benchmarks.sample_space.report import finished
+    from benchmarks.sample_space.rows import ROWS
+
+    configurations = list(ROWS["sgd"].configurations("mnist"))
+
+    def made(module, cells, **options):
+        for path, words in cells:
+            k, seed = (int(words[words.index(f"--{name}") + 1]) for name in ("configuration", "seed"))
+            failure = "loss nan" if (k, seed) == (2, 3) else ""
+            record = {"method": "sgd", "configuration": configurations[k], "seed": seed, "failure": failure}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record | {"validation_loss": [1.0, 0.5, 0.1, 0.7][k]}))
+        return len(cells), 0
+
+    monkeypatch.setattr(study, "run_cells", made)
+    monkeypatch.setattr(study, "step_times", lambda *arguments: [])
+    monkeypatch.setattr(study, "check_data", lambda *arguments: None)
+    monkeypatch.setattr(study, "report", lambda *arguments: None)
+    options = {"results": tmp_path, "form": "reduced", "tasks": "mnist", "methods": "sgd", "seeds": 0, "jobs": 1}
+    assert study.run_study(argparse.Namespace(**options, data_dir=tmp_path, budget_minutes=0)) == 0
+    taken = finished(tmp_path / "reduced" / "mnist")["sgd"]
+    assert sorted(taken) == list(range(5))
+    assert {json.dumps(record["configuration"]) for record in taken.values()} == {json.dumps(configurations[1])}
+
+
 @pytest.mark.parametrize(("task", "file"), [("mnist", "mnist.npz"), ("multi30k", "multi30k_train.en.txt.gz")])
 def test_missing_data_is_named(tmp_path, task, file):
     from benchmarks.sample_space.tasks import check_data

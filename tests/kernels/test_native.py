@@ -3,6 +3,7 @@
 import ctypes
 import platform
 import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -54,6 +55,33 @@ class TestNumbers:
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
         monkeypatch.setattr(native, "PART", 300)
         assert torch.equal(filled(5000, 7), whole)
+
+    @pytest.mark.parametrize("shared", [True, False])
+    def test_parts_cover_everything_and_run_in_threads_that_torch_has_too(self, shared, monkeypatch):
+        if shared and not native.shares_threads():
+            pytest.skip("the library's threads would be others than torch's here")
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        monkeypatch.setattr(native, "shares_threads", lambda: shared)
+        everybody, ranges, threads = threading.Barrier(3 if shared else 1), [], set()
+
+        def part(first, last):
+            everybody.wait(timeout=20)  # one thread alone would not get past it
+            ranges.append((first, last))
+            threads.add(threading.get_ident())
+
+        native.in_parts(1000, part, least=10)
+        assert sorted(ranges) == ([(0, 256), (256, 512), (512, 1000)] if shared else [(0, 1000)])
+        assert len(threads) == (3 if shared else 1)
+
+    def test_an_error_in_a_part_is_raised(self, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+        def part(first, last):
+            if last == 1000:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            native.in_parts(1000, part, least=10)
 
     @pytest.mark.parametrize("seed", [3, 2**40])
     def test_they_are_normal(self, seed):

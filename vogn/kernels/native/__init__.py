@@ -10,10 +10,10 @@ import ctypes
 import math
 import os
 import struct
-import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 TILE = 256
 """Numbers that are drawn together; a stream can be entered at their multiples."""
-PART = 1 << 18
-"""Numbers for which it is worth to start a thread."""
+PART = 1 << 17
+"""Numbers for which another thread is worth its call."""
 
 
 def available() -> bool:
@@ -76,6 +76,20 @@ LINEAR_PART = struct.Struct("3P4q6d")
 """A ``linear_part`` of ``diagonal.c``, packed in one call."""
 
 
+PART_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64)
+
+
+@cache
+def shares_threads() -> bool:
+    """Whether the library's threads are PyTorch's own: one OpenMP runtime is loaded, and it is GCC's (on Linux)."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return False
+    runtimes = {line.rpartition(" ")[2] for line in lines if "libgomp" in line or "libomp" in line or "libiomp" in line}
+    return len(runtimes) == 1 and all("libgomp" in Path(path).name for path in runtimes)
+
+
 @cache
 def _functions() -> Any:
     found = library()
@@ -93,6 +107,7 @@ def _functions() -> Any:
         "vogn_draw": (*5 * (array,), *3 * (count,), ctypes.c_uint64, number, number),
         "vogn_sample": (*5 * (array,), *3 * (count,), ctypes.c_uint64, number, number),
         "vogn_price": (*4 * (array,), count, number, number),
+        "vogn_in_parts": (PART_FUNCTION, count),
     }
     for name, types in arguments.items():
         function = getattr(found, name)
@@ -402,19 +417,25 @@ def _elementwise(function: Any, tensors: tuple[Tensor, ...], *numbers: Any) -> l
 
 
 def in_parts(count: int, part: Any, *, least: int | None = None, step: int = TILE) -> None:
-    """Call ``part(first, last)`` for ranges that begin at multiples of ``step``, each in a thread of its own.
+    """Call ``part(first, last)`` for ranges that begin at multiples of ``step``, each in one of torch's threads.
 
-    They are as many as torch uses, fewer for ranges shorter than ``least`` (:data:`PART`).
+    They are as many as torch uses, fewer for ranges shorter than ``least`` (:data:`PART`); one where threads would be
+    others than torch's, which keep the processors busy for a while after their work.
     """
     most = count // (PART if least is None else least)
-    threads = min(torch.get_num_threads(), most) if most > 1 else 1
+    threads = min(torch.get_num_threads(), most) if most > 1 and shares_threads() else 1
     if threads == 1:
         part(0, count)
         return
     ends = [count * k // threads // step * step for k in range(threads)] + [count]
-    others = [threading.Thread(target=part, args=ends[k : k + 2]) for k in range(1, threads)]
-    for thread in others:
-        thread.start()
-    part(ends[0], ends[1])
-    for thread in others:
-        thread.join()
+    errors: list[BaseException] = []
+
+    def run(k: int) -> None:
+        try:
+            part(ends[k], ends[k + 1])
+        except BaseException as error:  # noqa: BLE001 - C would go on without it
+            errors.append(error)
+
+    _functions().vogn_in_parts(PART_FUNCTION(run), threads)
+    if errors:
+        raise errors[0]

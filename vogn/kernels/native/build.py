@@ -18,6 +18,8 @@ COMPILER, CACHE = "CC", "VOGN_CACHE_DIR"
 FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 TUNED = "-march=native"
 """Left out where a compiler does not know it: the results are the same bits, only slower."""
+THREADS = "-fopenmp"
+"""Of GCC, whose runtime is that of PyTorch for Linux; left out where there is none: everything runs in one thread."""
 PATIENCE = 60.0
 """Seconds that a compiler may take."""
 
@@ -44,7 +46,9 @@ def compiled(compiler: list[str]) -> Path:
     """The file for this compiler, these sources and this processor, made if it is not there."""
     version = _run([*compiler, "--version"])
     sources = sorted(FOLDER.glob("*.c"))
-    parts = [*compiler, version, " ".join((*FLAGS, TUNED)), _processor(), *(path.read_text() for path in sources)]
+    threads = [THREADS] if "Free Software Foundation" in version else []
+    flags = [*FLAGS, TUNED, *threads]
+    parts = [*compiler, version, " ".join(flags), _processor(), *(path.read_text() for path in sources)]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     path = _folder() / f"kernels-{name}.so"
     if not path.exists():
@@ -52,9 +56,12 @@ def compiled(compiler: list[str]) -> Path:
             made = Path(scratch) / "kernels.so"
             files = [str(source) for source in sources]
             try:
-                _run([*compiler, *FLAGS, TUNED, *files, "-o", str(made), "-lm"])
+                _run([*compiler, *flags, *files, "-o", str(made), "-lm"])
             except subprocess.CalledProcessError:
-                _run([*compiler, *FLAGS, *files, "-o", str(made), "-lm"])
+                try:
+                    _run([*compiler, *FLAGS, TUNED, *files, "-o", str(made), "-lm"])
+                except subprocess.CalledProcessError:
+                    _run([*compiler, *FLAGS, *files, "-o", str(made), "-lm"])
             made.replace(path)  # at once: another process may be doing the same
     return path
 
