@@ -88,6 +88,12 @@ def test_factored_damping_of_a_free_spectrum_by_a_plain_loop():
     torch.testing.assert_close(eigen.to_dense(state, shift), q @ damped.flatten().diag() @ q.T)
 
 
+def test_factored_damping_of_a_vanishing_curvature_is_the_shift():
+    structure = EigenKronecker(damping="factored")
+    state = structure.init(SHAPE, initial=1e-40, dtype=torch.float32, device="cpu")
+    torch.testing.assert_close(structure.to_dense(state, 0.1), 0.1 * torch.eye(12))
+
+
 def test_factored_damping_without_curvature_is_the_shift():
     structure = EigenKronecker(damping="factored")
     state = structure.init(SHAPE, initial=0.0, dtype=torch.float64, device="cpu")

@@ -232,7 +232,7 @@ class EigenKronecker(Structure):
         if self.damping == "exact" or not shift > 0:
             return s
         level = s.mean((-2, -1), keepdim=True)
-        strength = torch.where(level > 0, (shift / level).sqrt(), 0.0)
+        strength = torch.where(level > 0, shift**0.5 / level.sqrt(), 0.0)
         sides = s.mean(-1, keepdim=True).clamp_min(0.0), s.mean(-2, keepdim=True).clamp_min(0.0)
         return s + (strength * sides[0] + strength * sides[1])
 

@@ -13,7 +13,6 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,17 +76,20 @@ LINEAR_PART = struct.Struct("3P4q6d")
 
 
 PART_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64)
+"""What ``vogn_in_parts`` calls."""
 
 
 @cache
 def shares_threads() -> bool:
-    """Whether the library's threads are PyTorch's own: one OpenMP runtime is loaded, and it is GCC's (on Linux)."""
-    try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
+    """Whether the library's threads are PyTorch's own: both call the same function to start them."""
+    found = library()
+    if isinstance(found, str):
         return False
-    runtimes = {line.rpartition(" ")[2] for line in lines if "libgomp" in line or "libomp" in line or "libiomp" in line}
-    return len(runtimes) == 1 and all("libgomp" in Path(path).name for path in runtimes)
+    try:
+        ours, torchs = found.GOMP_parallel, ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except (AttributeError, OSError):
+        return False
+    return ctypes.cast(ours, ctypes.c_void_p).value == ctypes.cast(torchs, ctypes.c_void_p).value
 
 
 @cache

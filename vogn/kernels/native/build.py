@@ -46,22 +46,22 @@ def compiled(compiler: list[str]) -> Path:
     """The file for this compiler, these sources and this processor, made if it is not there."""
     version = _run([*compiler, "--version"])
     sources = sorted(FOLDER.glob("*.c"))
-    threads = [THREADS] if "Free Software Foundation" in version else []
-    flags = [*FLAGS, TUNED, *threads]
-    parts = [*compiler, version, " ".join(flags), _processor(), *(path.read_text() for path in sources)]
+    tuned = [*FLAGS, TUNED]
+    threaded = [*tuned, THREADS] if "Free Software Foundation" in version else tuned
+    parts = [*compiler, version, " ".join(threaded), _processor(), *(path.read_text() for path in sources)]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     path = _folder() / f"kernels-{name}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             made = Path(scratch) / "kernels.so"
             files = [str(source) for source in sources]
-            try:
-                _run([*compiler, *flags, *files, "-o", str(made), "-lm"])
-            except subprocess.CalledProcessError:
+            for flags in (threaded, tuned, FLAGS):
                 try:
-                    _run([*compiler, *FLAGS, TUNED, *files, "-o", str(made), "-lm"])
+                    _run([*compiler, *flags, *files, "-o", str(made), "-lm"])
+                    break
                 except subprocess.CalledProcessError:
-                    _run([*compiler, *FLAGS, *files, "-o", str(made), "-lm"])
+                    if flags is FLAGS:
+                        raise
             made.replace(path)  # at once: another process may be doing the same
     return path
 
