@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vogn
 from benchmarks.speed.cases import Case
-from benchmarks.speed.measuring import UnaffordableError, call_seconds, elapsed_seconds
+from benchmarks.speed.measuring import UnaffordableError, call_seconds
 from benchmarks.speed.peers import PEERS
 from vogn.capture.statistics import Price
 from vogn.likelihoods import Categorical
@@ -179,9 +179,7 @@ class Runner:
         if isinstance(self.optimizer, vogn.NaturalGradient):
             for group in self.optimizer.param_groups:
                 group.update(self.kinds[kind][1])
-        if self.device.type == "cpu":
-            return call_seconds(self.step, steps)
-        return elapsed_seconds(self.step, steps, torch.cuda.synchronize)
+        return call_seconds(self.step, steps, None if self.device.type == "cpu" else torch.cuda.synchronize)
 
     def seconds(self, steps: int) -> float:
         """Time of a step, averaged over the schedule."""

@@ -177,23 +177,19 @@ def clock() -> str:
     return "processor time" if os.environ.get("OMP_NUM_THREADS") == "1" else "elapsed time"
 
 
-def call_seconds(body: Callable[[], Any], repeats: int = 1) -> float:
-    """Seconds of a call by the :func:`clock`, averaged over the repeats."""
-    now = time.process_time if clock() == "processor time" else time.perf_counter
+def call_seconds(body: Callable[[], Any], repeats: int = 1, finish: Callable[[], Any] | None = None) -> float:
+    """Seconds of a call by the :func:`clock`, averaged over the repeats.
+
+    With ``finish``, which waits for a device, elapsed time between two moments at which that is idle.
+    """
+    now = time.process_time if finish is None and clock() == "processor time" else time.perf_counter
+    wait = finish or (lambda: None)
+    wait()
     start = now()
     for _ in range(repeats):
         body()
+    wait()
     return (now() - start) / repeats
-
-
-def elapsed_seconds(body: Callable[[], Any], repeats: int, finish: Callable[[], Any]) -> float:
-    """Seconds between two moments at which the device is idle, averaged over the repeats."""
-    finish()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        body()
-    finish()
-    return (time.perf_counter() - start) / repeats
 
 
 Timer = Callable[[], float | None]

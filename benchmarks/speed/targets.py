@@ -74,9 +74,9 @@ IMAGE_DRAWS = "the draws alone take 0.01 of the forward passes (a row below); th
 BANDS = (
     "the bound is half of the operations of plain products, at the rate of large square ones, and nothing else. torch "
     "has no product that forms one half only; ours goes in bands, 0.63 of the operations, and copies mirror images, a "
-    "quarter of the time on the MLP, where products over 128 rows also run below that rate. The BLAS behind scipy takes"
-    " half of a plain product's time, mirror images not counted; it keeps threads of its own beside torch's, so that it"
-    " is not used"
+    "quarter of the time on the MLP, where products over 128 rows also run below that rate. The BLAS behind scipy took "
+    "half of a plain product's time in a trial, mirror images not counted; it keeps threads of its own beside torch's, "
+    "so that it is not used"
 )
 LATER = ("step_time_noise", "step_time_quarter")
 """Files of results that go before ``step_time`` where they have the row: measured later, in more rounds."""

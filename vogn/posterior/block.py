@@ -14,7 +14,7 @@ from vogn.errors import NotPositiveDefiniteError, UnsupportedObservationError, i
 from vogn.kernels import native
 from vogn.linalg.layout import Layout, columns, layout_from_dict
 from vogn.linalg.noise import fill_normals, key
-from vogn.structures import EigenKronecker, Kronecker, structure_from_dict, structure_to_dict
+from vogn.structures import structure_from_dict, structure_to_dict
 from vogn.structures.base import Structure
 from vogn.types import State
 
@@ -193,6 +193,4 @@ class PosteriorBlock:
 
 def exactly_damped(block: PosteriorBlock) -> PosteriorBlock:
     """The block whose prior is added to the curvature as it is: factored damping only stands for that sum."""
-    if isinstance(block.structure, Kronecker | EigenKronecker) and block.structure.damping != "exact":
-        return replace(block, structure=replace(block.structure, damping="exact"))
-    return block
+    return replace(block, structure=block.structure.exactly_damped())

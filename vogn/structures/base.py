@@ -230,6 +230,10 @@ class Structure(ABC):
         """``E v`` with the curvature of the earlier data; zero without them."""
         return torch.zeros_like(v)
 
+    def exactly_damped(self) -> Structure:
+        """The structure that adds a shift to ``C`` as it is; factored damping only stands for that sum."""
+        return self
+
     def knows_earlier(self, state: State) -> bool:
         """Whether the curvature of the earlier data in a state of :meth:`with_earlier` is more than zero."""
         return any(bool(state[key].any()) for key in self.EARLIER)

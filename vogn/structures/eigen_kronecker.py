@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -222,6 +222,10 @@ class EigenKronecker(Structure):
     def to_dense(self, state: State, shift: Shift = 0.0) -> Tensor:
         """``C`` with the damping of this configuration, block-diagonal over ``lead``."""
         return dense_from_basis(self._shifted(state, shift), state["QS"], state["QA"])
+
+    def exactly_damped(self) -> Structure:
+        """With ``damping="exact"``."""
+        return replace(self, damping="exact")
 
     def restriction(self, shape: Shape) -> str:
         """Names the sides whose basis stays with the axes."""

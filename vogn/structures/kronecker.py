@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -186,6 +186,10 @@ class Kronecker(Structure):
         dense = torch.block_diag(*(torch.kron(left, right) for left, right in pairs))
         dense.diagonal().add_(rest)
         return dense
+
+    def exactly_damped(self) -> Structure:
+        """With ``damping="exact"``."""
+        return replace(self, damping="exact")
 
     def restriction(self, shape: Shape) -> str:
         """Names the factors that are too large for a matrix."""
