@@ -10,7 +10,7 @@ from benchmarks.cells import finish, study_parser
 from benchmarks.classification.sizes import study_name
 from benchmarks.classification.tuning import remove_stale
 from benchmarks.shift_and_ood.images import TASKS, require_files
-from benchmarks.shift_and_ood.one_run import METHODS, cell_path, run_cell, tuned_configuration
+from benchmarks.shift_and_ood.one_run import METHODS, cell_path, run_cell, tuned_configuration, tuned_methods
 
 RESULTS = Path(__file__).parents[1] / "results" / "shift_and_ood"
 SEEDS = 5
@@ -37,9 +37,9 @@ def main() -> int:
         cells = []
         for seed in range(SEEDS):
             for task in [arguments.task] if arguments.task else TASKS:
-                for method in [arguments.method] if arguments.method else METHODS:
+                study = study_name(TASKS[task].data, full=arguments.full)
+                for method in [arguments.method] if arguments.method else tuned_methods(study):
                     path = cell_path(arguments.results, task, method, seed)
-                    study = study_name(TASKS[task].data, full=arguments.full)
                     remove_stale(path, tuned_configuration(method, study, seed))
                     line = ["cell", "--task", task, "--method", method, "--seed", str(seed)]
                     line += ["--full"] if arguments.full else []

@@ -26,17 +26,26 @@ from vogn.likelihoods import Categorical
 from vogn.models import build_model
 from vogn.posterior import Posterior
 
-METHODS = ("adamw", "kfac", "ekfac", "vogn", "ivon")
+METHODS = ("adamw", "kfac", "ekfac", "ekfac-factored", "vogn", "ivon")
 SAMPLES, SHIFT_SAMPLES, VALIDATION_SAMPLES, CALIBRATION = 16, 8, 8, 256
 SEVERITIES = (1, 3, 5)
 
 Predictor = Callable[..., vogn.Predictive]
 
 
+def classification_cell(method: str, data: str, seed: int) -> Path:
+    """The committed final run of the classification study ``data``."""
+    return CLASSIFICATION / data / "final" / f"{method}-{seed}.json"
+
+
+def tuned_methods(data: str) -> list[str]:
+    """Those that the classification study ``data`` has tuned."""
+    return [method for method in METHODS if classification_cell(method, data, 0).exists()]
+
+
 def tuned_configuration(method: str, data: str, seed: int) -> dict[str, Any]:
     """What the classification study ``data`` chose, from its committed cell."""
-    path = CLASSIFICATION / data / "final" / f"{method}-{seed}.json"
-    return dict(json.loads(path.read_text())["configuration"])
+    return dict(json.loads(classification_cell(method, data, seed).read_text())["configuration"])
 
 
 def predictors(

@@ -10,13 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cells import mean_error
+from benchmarks.cells import mean_error, read_cell
+from benchmarks.classification.sizes import study_name
 from benchmarks.shift_and_ood.images import TASKS
-from benchmarks.shift_and_ood.one_run import METHODS, SEVERITIES, cell_path
+from benchmarks.shift_and_ood.one_run import METHODS, SEVERITIES, cell_path, classification_cell
 
 SEEDS = 5
 FIRST, LAST = "<!-- tables: begin -->", "<!-- tables: end -->"
-NAMES = {"adamw": "AdamW", "kfac": "noisy K-FAC", "ekfac": "noisy EK-FAC", "vogn": "VOGN", "ivon": "IVON"}
+NAMES = {
+    "adamw": "AdamW",
+    "kfac": "noisy K-FAC",
+    "ekfac": "noisy EK-FAC",
+    "ekfac-factored": "noisy EK-FAC, factored damping",
+    "vogn": "VOGN",
+    "ivon": "IVON",
+}
 TITLES = {
     "mnist": "MNIST",
     "cifar10": "CIFAR-10",
@@ -66,11 +74,24 @@ def read(results: Path, task: str) -> dict[str, dict[int, dict[str, Any]]]:
             path = cell_path(results, task, method, seed)
             if path.exists():
                 record = json.loads(path.read_text())
+                on_all_images(record, study_name(TASKS[task].data, full=results.name == "full"))
                 for way in ("mean", "posterior"):
                     if way in record:
                         record[way]["way"] = way
                 found.setdefault(method, {})[seed] = record
     return found
+
+
+def on_all_images(record: dict[str, Any], study: str) -> None:
+    """For a network that the classification study has kept: its figures on all test images, instead of some."""
+    kept = record.get("training_cpu_seconds", 0.0) is None
+    cell = read_cell(classification_cell(record["method"], study, record["seed"])) if kept else None
+    if cell is None or cell["configuration"] != record["configuration"]:
+        return
+    record["n"] = {"beside strange ones": record["n"]["test"]} | record["n"] | {"test": cell["held_out"]}
+    for way in ("mean", "posterior"):
+        if way in record:
+            record[way]["test"] = cell[way]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -118,7 +118,7 @@ def reason(error: BaseException, size: int = 160) -> str:
 
 
 def in_child(body: Callable[[], Mapping[str, float]], seconds: float) -> dict[str, float]:
-    """Run the body in a process of its own, a fork of this one, with limits on memory and processor time.
+    """Run the body in a process of its own, a fork of this one, with one thread and limits on memory and time.
 
     Args:
         body: returns numbers.
@@ -127,6 +127,8 @@ def in_child(body: Callable[[], Mapping[str, float]], seconds: float) -> dict[st
     Raises:
         ChildError: if it fails, with its reason.
     """
+    import torch
+
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -134,6 +136,7 @@ def in_child(body: Callable[[], Mapping[str, float]], seconds: float) -> dict[st
     if not child:
         os.close(reading)
         try:
+            torch.set_num_threads(1)  # a fork lacks its parent's other threads and would wait for them for ever
             limit_memory()
             with limit_seconds(seconds):
                 answer = {"found": dict(body())}
@@ -177,19 +180,24 @@ def clock() -> str:
     return "processor time" if os.environ.get("OMP_NUM_THREADS") == "1" else "elapsed time"
 
 
+def now() -> float:
+    """Seconds by that clock, from an arbitrary zero."""
+    return time.process_time() if clock() == "processor time" else time.perf_counter()
+
+
 def call_seconds(body: Callable[[], Any], repeats: int = 1, finish: Callable[[], Any] | None = None) -> float:
     """Seconds of a call by the :func:`clock`, averaged over the repeats.
 
     With ``finish``, which waits for a device, elapsed time between two moments at which that is idle.
     """
-    now = time.process_time if finish is None and clock() == "processor time" else time.perf_counter
+    read = now if finish is None else time.perf_counter
     wait = finish or (lambda: None)
     wait()
-    start = now()
+    start = read()
     for _ in range(repeats):
         body()
     wait()
-    return (now() - start) / repeats
+    return (read() - start) / repeats
 
 
 Timer = Callable[[], float | None]

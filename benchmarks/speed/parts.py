@@ -1,6 +1,7 @@
 """Where does a training step spend its time?
 
-Processor time of parts of a step, by clocks around the functions that do them; medians over steps. What no part holds
+Time of parts of a step (processor time, with several threads elapsed time), by clocks around the functions that do
+them; medians over steps. What no part holds
 (Python, copies, the network's own loss) is the rest. The kinds of steps of a schedule are shown one by one.
 
     python -m benchmarks.speed.parts --cases mlp --rows "ivon (v" "vogn (v"
@@ -9,7 +10,6 @@ Processor time of parts of a step, by clocks around the functions that do them; 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 import vogn
 from benchmarks.speed.cases import Case
 from benchmarks.speed.contenders import Row, Runner, chosen, rows_of
-from benchmarks.speed.measuring import arguments_of, limit_memory, quartiles, short
+from benchmarks.speed.measuring import arguments_of, limit_memory, now, quartiles, short
 from benchmarks.speed.questions import over_cases
 from vogn.kernels import native
 from vogn.optim.contexts import SampledContexts
@@ -51,7 +51,7 @@ METHODS = {
 
 
 class Clock:
-    """Processor seconds by label; a part inside of another is taken from it."""
+    """Seconds by label; a part inside of another is taken from it."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -61,12 +61,12 @@ class Clock:
         """The function, timed."""
 
         def timed(*args: Any, **options: Any) -> Any:
-            start = time.process_time()
+            start = now()
             self._inner.append(0.0)
             try:
                 return function(*args, **options)
             finally:
-                spent = time.process_time() - start
+                spent = now() - start
                 self.seconds[label] = self.seconds.get(label, 0.0) + spent - self._inner.pop()
                 self._inner[-1] += spent
 
@@ -98,9 +98,9 @@ def parts(runner: Runner, kind: str, rounds: int) -> dict[str, Any]:
     found: list[dict[str, float]] = []
     for _ in range(rounds):
         with clocks(runner.optimizer) as clock:
-            start = time.process_time()
+            start = now()
             runner.step()
-            whole = time.process_time() - start
+            whole = now() - start
         found.append(clock.seconds | {"all": whole, "rest": whole - sum(clock.seconds.values())})
     labels = sorted(set().union(*found) - {"all", "rest"}, key=lambda label: -sum(x.get(label, 0.0) for x in found))
     median = {name: short(quartiles([1e3 * x.get(name, 0.0) for x in found])[1]) for name in ("all", *labels, "rest")}

@@ -58,10 +58,10 @@ def test_the_table_marks_rows_by_an_earlier_rule(study, capsys):
 
 
 def test_what_longer_runs_changed_is_counted(tmp_path, capsys):
-    trials = [[0.1, 0.2, 1.0], [0.1, 0.06, 0.9], [1.0, 0.5, 0.8], [1.0, 0.2, 1.1]]
-    for seed, chosen in enumerate((1, 2, 2)):
+    trials = [[0.1, 0.2, 1.0], [0.1, 0.6, 0.9], [0.1, 0.06, 0.9], [1.0, 0.5, 0.8], [1.0, 0.2, 1.1]]
+    for seed, chosen in enumerate((1, 3, 3)):
         damping, rate, _ = trials[chosen]
         auto = {"accuracy": 0.9, "damping": damping, "lr": rate, "finals": trials}
         write_cell(tmp_path / f"digits-vogn-{seed}.json", {"hand": HAND, "auto": auto})
     auto_settings.finals(tmp_path)
-    assert "| digits, vogn | 3 | 1e-01 | 0 | 1 | 2 | 0 |" in capsys.readouterr().out
+    assert "| digits, vogn | 3 | 1e-01 | 0 | 1 | 0 | 2 | 0 | 0 |" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The study of shifted and strange images: cells are read rightly, and its images are what they should be."""
 
+import copy
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from benchmarks.shift_and_ood import images, report
-from benchmarks.shift_and_ood.one_run import METHODS, tuned_configuration
+from benchmarks.shift_and_ood.one_run import METHODS, classification_cell, tuned_configuration, tuned_methods
 
 
 def way(nll, auroc):
@@ -61,9 +62,27 @@ def test_the_tables_go_between_the_marks_of_a_page(results, tmp_path, capsys):
 
 
 def test_configurations_are_those_that_the_classification_study_chose():
-    for data in ("mnist", "cifar10"):
-        for method in METHODS:
+    for data in ("mnist", "cifar10", "mnist-full", "cifar10-full"):
+        methods = tuned_methods(data)
+        assert set(METHODS) - set(methods) <= {"ekfac-factored"} and methods[0] == "adamw"
+        for method in methods:
             assert "lr" in tuned_configuration(method, data, 0)
+
+
+def test_kept_networks_have_the_figures_of_all_test_images():
+    """Those of the classification study's cell, where it is of the same network; else the study's own."""
+    cell = json.loads(classification_cell("ivon", "mnist-full", 3).read_text())
+    record = {"method": "ivon", "seed": 3, "configuration": cell["configuration"], "n": {"train": 12000, "test": 2000}}
+    ways = {"mean": way(0.5, 0.7), "posterior": way(0.5, 0.7)}
+    kept = record | {"training_cpu_seconds": None} | copy.deepcopy(ways)
+    report.on_all_images(kept, "mnist-full")
+    assert kept["posterior"]["test"] == cell["posterior"] and kept["mean"]["test"]["nll"] == cell["mean"]["nll"]
+    assert kept["n"] == {"beside strange ones": 2000, "train": 12000, "test": 10000}
+    assert kept["posterior"]["outside"] == ways["posterior"]["outside"]
+    for other in ({"training_cpu_seconds": 9.0}, {"training_cpu_seconds": None, "configuration": {}}):
+        own = record | copy.deepcopy(ways) | other
+        report.on_all_images(own, "mnist-full")
+        assert own["posterior"] == ways["posterior"] and own["n"] == record["n"]
 
 
 def test_missing_files_are_named(tmp_path):

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from vogn.errors import RangeTestError
 from vogn.optim.base import NaturalGradient
 from vogn.optim.range_choice import STRIDE, Losses, climb
-from vogn.optim.range_test import STEPS, RangeTest, copies, learning_rate_range_test, run_ends
+from vogn.optim.range_test import (
+    CAUTION,
+    STEPS,
+    RangeTest,
+    copies,
+    learning_rate_range_test,
+    newton_rate,
+    run_ends,
+)
 
 FACTOR = 10.0
 """Neighbouring dampings differ by it."""
@@ -63,12 +71,14 @@ def damping_search(
     lowest mean loss decides, without a margin, and both larger and smaller ones are tried. Dampings differ by factors
     of ten, and no more than a thousand from where they began.
 
-    What wins short runs need not win long ones: these stand less, of large rates and of small dampings alike. Up to
-    four finalists, the winner and the damping to begin with, each at its rate and half a decade below it, are
-    therefore compared once more by runs that are ``longer`` times as long, and the lowest mean loss decides.
+    What wins short runs need not win long ones: these stand less, of large rates and of small dampings alike, but have
+    time for small rates. Up to six finalists, the winner and the damping to begin with, each at its rate, a quarter of
+    a decade above it, where it was before a half step back, and half a decade below, are therefore compared once more
+    by runs that are ``longer`` times as long, and the lowest mean loss decides: best ones as long as the run that
+    follows, where that is affordable.
 
     Costs a range test (four to seven times ``steps``) for each damping, three to five of them as a rule, and
-    ``4 * longer * steps`` for the finalists.
+    ``6 * longer * steps`` for the finalists.
 
     Model, optimizer and likelihood are not touched: set ``damping`` and ``lr`` of the groups yourself.
 
@@ -134,10 +144,13 @@ def damping_search(
     if longer:
         steps = round(longer * options.get("steps", STEPS))
         rest = {key: options[key] for key in ("held_out", "indexed", "watch") if key in options}
+        largest = options.get("largest") or newton_rate(optimizer)
         for damping in dict.fromkeys((best, start)):
             test = tests[damping]
-            rates = () if test is None else (test.suggestion, max(test.suggestion / STRIDE, test.rates[0]))
-            for rate in dict.fromkeys(rates):
+            if test is None:
+                continue
+            near = (test.suggestion * factor for factor in (1.0, CAUTION, 1.0 / STRIDE))
+            for rate in dict.fromkeys(min(max(rate, test.rates[0]), largest) for rate in near):
                 losses = run_ends(*at(damping), loader, rate, steps, **rest)
                 finals.append((damping, rate, sum(losses) / len(losses) if losses else math.inf))
         damping, rate, loss = min(finals, key=lambda final: final[2])
