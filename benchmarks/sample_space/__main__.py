@@ -60,6 +60,7 @@ def further_seeds(arguments: argparse.Namespace, tasks: Sequence[str], methods: 
         for seed in range(1, seeds)
         for task in tasks
         for method in methods
+        if ROWS[method].configurations(task)
     ]
 
 

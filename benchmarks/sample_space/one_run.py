@@ -6,6 +6,7 @@ import argparse
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,6 +82,7 @@ def one_step(row: Row, optimizer: Any, task: Task, model: torch.nn.Module, batch
 def run_cell(arguments: argparse.Namespace) -> None:
     """Train and measure one (task, method, configuration, seed)."""
     row, size = ROWS[arguments.method], size_of(arguments, arguments.task)
+    size = replace(size, epochs=row.epochs.get(arguments.task, size.epochs))
     configuration = row.configurations(arguments.task)[arguments.configuration]
     task = make_task(arguments, arguments.task)
     curve, test, failure = train(row, configuration, task, size, arguments.seed)

@@ -110,17 +110,18 @@ def print_table(task: str, summary: Mapping[str, Any], against: str = REFERENCE)
     lines = summary["lines"]
     metric = "bleu" if "bleu" in lines[0] else "accuracy"
     factor = 1.0 if metric == "bleu" else 100.0
-    name = "BLEU" if metric == "bleu" else "accuracy %"
-    titles = ["method", "kept configuration", "runs", "CPU s", "test loss", name]
+    quality = "BLEU" if metric == "bleu" else "accuracy %"
+    titles = ["method", "kept configuration", "runs", "CPU s", "test loss", quality]
     other = "AdamW" if against == REFERENCE else against
-    titles += [f"loss minus {other}", f"{name} minus {other}", f"validation loss in {other}'s time"]
+    titles += [f"loss minus {other}", f"{quality} minus {other}", f"validation loss in {other}'s time"]
     print(f"\n{task}, {lines[0]['epochs']} epochs\n")
     _row(titles)
     _row(["---"] * len(titles))
     for line in lines:
         options = ", ".join(f"{key} {value:g}" for key, value in line["configuration"].items())
         runs = str(line["n"]) + (f" ({line['failures']} failed)" if line["failures"] else "")
-        texts = [line["method"], options, runs, f"{line['cpu_seconds'][0]:.1f}", _text(line["loss"], 4)]
+        name = line["method"] + (f", {line['epochs']} epochs" if line["epochs"] != lines[0]["epochs"] else "")
+        texts = [name, options, runs, f"{line['cpu_seconds'][0]:.1f}", _text(line["loss"], 4)]
         texts.append(_text(line[metric], 2, factor))
         versus = [line.get(f"{key} minus {against}") for key in ("loss", metric)]
         texts.append(_text(versus[0], 4, sign="+") if versus[0] else "")

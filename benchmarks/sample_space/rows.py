@@ -16,6 +16,8 @@ from vogn.structures import EigenKronecker, Gram, Kronecker
 
 EVERY = 10
 """Steps between two measurements, and between two factorisations, of the methods that do this on a schedule."""
+PAPER = 1, 20
+"""The same of K-FAC's paper (Martens, Grosse 2015)."""
 WEIGHT_DECAY = 1e-4
 LARGEST_OUTPUT = 1024
 """K-FAC and EK-FAC keep the diagonal alone of an output factor that is larger (a vocabulary)."""
@@ -44,11 +46,13 @@ class Row:
 
     Args:
         build: from model, run, seed and configuration to the optimizer.
-        grid: the configurations, for each task where it has its own, else those of ``"all"``.
+        grid: the configurations, for each task where it has its own, else those of ``"all"``; without these, the row is
+            of the other tasks alone.
         method: its name in ``vogn.METHODS``; empty for an optimizer of torch.
         indexed: whether it is told which examples are in the batch.
         period: steps after which the work of a step repeats itself.
         timed: name to further options, for every form of the step whose time differs.
+        epochs: of the tasks for which they are others than the study's.
     """
 
     build: Callable[..., torch.optim.Optimizer]
@@ -57,6 +61,7 @@ class Row:
     indexed: bool = False
     period: int = 1
     timed: Mapping[str, Configuration] = field(default_factory=dict)
+    epochs: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def available(self) -> bool:
@@ -65,7 +70,7 @@ class Row:
 
     def configurations(self, task: str) -> tuple[dict[str, Any], ...]:
         """The grid of that task."""
-        return self.grid.get(task, self.grid["all"])
+        return self.grid.get(task, self.grid.get("all", ()))
 
     def context(self, optimizer: Any, indices: Tensor) -> AbstractContextManager[Any]:
         """The context in which forward and backward run."""
@@ -93,8 +98,13 @@ def _fngd(model: nn.Module, run: Run, *, seed: int, **options: Any) -> torch.opt
     return _natural("fngd")(model, run, seed=seed, **(kept | options))
 
 
-def _kronecker(method: str, structure: type[Kronecker] | type[EigenKronecker], **fixed: Any) -> Callable[..., Any]:
-    """K-FAC or EK-FAC with a measurement and a factorisation every :data:`EVERY` steps."""
+def _kronecker(
+    method: str,
+    structure: type[Kronecker] | type[EigenKronecker],
+    every: tuple[int, int] = (EVERY, EVERY),
+    **fixed: Any,
+) -> Callable[..., Any]:
+    """K-FAC or EK-FAC with a measurement and a factorisation every so many steps."""
 
     def build(model: nn.Module, run: Run, *, seed: int, **options: Any) -> torch.optim.Optimizer:
         large = {
@@ -102,7 +112,7 @@ def _kronecker(method: str, structure: type[Kronecker] | type[EigenKronecker], *
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and module.out_features > LARGEST_OUTPUT
         }
-        schedule = {"observe_every": EVERY, "refresh_every": EVERY}
+        schedule = dict(zip(("observe_every", "refresh_every"), every, strict=True))
         return _natural(method, **schedule)(model, run, seed=seed, structure=large or None, **options)
 
     return build
@@ -166,6 +176,12 @@ ROWS: dict[str, Row] = {
     "mfac": Row(
         _natural("mfac", momentum=0.9), {"all": _pairs((0.1, 1e-3), (0.1, 1e-2), (0.1, 1e-1), (0.3, 1e-1))}, "mfac"
     ),
+    "kfac-paper": Row(
+        _kronecker("kfac", Kronecker, PAPER, damping="factored"), {"cifar10": _KRON}, "kfac", period=PAPER[1]
+    ),
+    "fngd-kfac-time": Row(_fngd, {"cifar10": _FNGD["all"]}, "fngd", indexed=True, epochs={"cifar10": 10}),
+    "sgd-kfac-time": Row(_sgd, {"cifar10": _RATES["all"]}, epochs={"cifar10": 13}),
 }
+"""Rows in ``kfac-time`` have as many epochs as fit into the processor time of ``kfac-paper``."""
 FIRST = ("fngd", "kfac", "adamw", "sgd")
 """Rows whose cells are run before those of the others."""

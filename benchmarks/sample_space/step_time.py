@@ -33,7 +33,7 @@ class Runner:
         torch.manual_seed(0)
         self.row, self.task, self.model = row, task, task.model().train()
         self.batches = [found for found in epoch_batches(task.examples, batch, 0, 0) if len(found) == batch]
-        configuration = row.configurations("all")[0] | dict(options)
+        configuration = next(iter(row.grid.values()))[0] | dict(options)
         run = Run(task.examples, batch, len(self.batches))
         self.optimizer = row.build(self.model, run, seed=0, **configuration)
         self.steps = max(row.period, FEWEST)
@@ -71,7 +71,9 @@ def entries(methods: list[str]) -> dict[str, tuple[Row, Mapping[str, Any]]]:
 
 def run_step_time(arguments: argparse.Namespace) -> None:
     """Rounds of all methods in turn; medians and quartiles of the ratios to the baseline within a round."""
-    methods = [name for name, row in ROWS.items() if row.available]
+    methods = [
+        name for name, row in ROWS.items() if row.available and row.configurations(arguments.task) and not row.epochs
+    ]
     task, size = make_task(arguments, arguments.task), size_of(arguments, arguments.task)
     rounds = FORMS[arguments.form].rounds
     with warnings.catch_warnings():

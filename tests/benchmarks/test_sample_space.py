@@ -85,8 +85,10 @@ def test_every_row_has_its_grid():
     from benchmarks.sample_space.rows import FIRST, ROWS
 
     assert set(FIRST) < set(ROWS)
-    for row in ROWS.values():
-        for task in TASKS:
+    for name, row in ROWS.items():
+        tasks = [task for task in TASKS if row.configurations(task)]
+        assert tasks == ["cifar10"] if name == "kfac-paper" or row.epochs else tasks == list(TASKS)
+        for task in tasks:
             configurations = row.configurations(task)
             assert len({json.dumps(found, sort_keys=True) for found in configurations}) == len(configurations) >= 2
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vogn.optim import METHODS
+from vogn.optim.damping_search import damping_search
 
 TINY = ["--model", "mlp", "--batch-size", "30", "--device", "cpu", "--steps", "40"]
 
@@ -60,6 +61,21 @@ def test_a_search_for_the_damping_ends_in_a_command_with_both(vogn, tiny, tmp_pa
     chosen = json.loads((tmp_path / "trained" / "config.json").read_text())["resolved"]["optimizer"]
     assert chosen["damping"] == pytest.approx(search["damping"], rel=0.06)
     assert chosen["lr"] == pytest.approx(search["suggestion"], rel=0.06)
+
+
+@pytest.mark.parametrize("epochs, expected", [(2, 1.0), (60, 3.0), (1000, 6.0)])
+def test_finalists_run_as_long_as_training_within_bounds(vogn, tiny, monkeypatch, epochs, expected):
+    """60 training examples in batches of 30: two steps an epoch; a short run takes 40."""
+    seen = []
+
+    def spy(*subjects, longer, **options):
+        seen.append(longer)
+        return damping_search(*subjects, longer=0.0, **options)
+
+    monkeypatch.setattr("vogn.cli.tuning.damping_search", spy)
+    options = ["--method", "kfac", "--epochs", str(epochs), "--search-damping"]
+    assert vogn("tune", "--data", tiny, *TINY, *options).code == 0
+    assert seen == [expected]
 
 
 def test_it_says_the_same_twice_and_leaves_the_global_generator(vogn, tiny, tmp_path):

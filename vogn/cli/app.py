@@ -113,6 +113,10 @@ def tune(
     model: options.Model = None,
     width: options.Width = None,
     norm: options.Norm = None,
+    epochs: Annotated[
+        int | None,
+        option("Of the training to come, as long as which a search's last runs are.", default="as `vogn train`"),
+    ] = None,
     batch_size: options.BatchSize = None,
     damping: options.Damping = None,
     prior_precision: options.PriorPrecision = None,
@@ -144,6 +148,7 @@ def tune(
         "model": model,
         "width": width,
         "norm": norm,
+        "epochs": epochs,
         "batch_size": batch_size,
         "damping": damping,
         "prior_precision": prior_precision,

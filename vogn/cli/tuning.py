@@ -30,6 +30,8 @@ from vogn.optim.damping_search import DampingSearch, damping_search
 from vogn.optim.range_test import FEWEST_STEPS, RangeTest, learning_rate_range_test
 
 _MOST_STEPS = 1_000_000
+_LONGEST = 6.0
+"""The finalists of a search run as long as training would, but no longer than so many short runs."""
 _AT_ONCE = 256
 """Examples of the validation part in a batch."""
 
@@ -80,7 +82,7 @@ def tune(
     search: DampingSearch | None = None
     with RangeTestBar(console, contender.label, steps) as bar:
         if search_damping:
-            search = damping_search(*subjects, **options, indexed=True, watch=bar)
+            search = damping_search(*subjects, **options, longer=_longer(session, steps), indexed=True, watch=bar)
             chosen = dict(search.tests)[search.damping]
             assert chosen is not None
             found = replace(chosen, suggestion=search.suggestion)
@@ -95,6 +97,13 @@ def tune(
     damping = None if search is None else search.damping
     say(console, f"vogn train {_options(dict(given) | {'lr': found.suggestion}, damping)}")
     return found
+
+
+def _longer(session: Session, steps: int) -> float:
+    """How many short runs the finalists' runs are as long as."""
+    settings = session.settings
+    training = settings.epochs * math.ceil(len(session.data.train) / settings.batch_size)
+    return min(max(training / steps, 1.0), _LONGEST)
 
 
 def _batches(part: Split) -> list[tuple[Tensor, Tensor]]:
