@@ -1,14 +1,14 @@
 """How far is a run that nobody tuned from one that somebody did?
 
-"auto": ``ess`` counted from the data, the command line's temperature and prior of the method (for regression
-temperature 1 and a prior precision of 1 to begin with), learning rate and damping of a search on held-out examples,
-``initial_curvature="auto"``, and the prior from the evidence: of the head alone in residual networks, whose other
-weights stand before norms and have no scale; of every layer in perceptrons, whose dense curvature over all data is
-measured for it; both from the middle of the run on. "by hand": the configuration that the classification study has
-tuned for this method and seed; for regression the best of four (learning rate, prior) on a validation part of the first
-split. Both are variational, see the same batches from the same initial weights and differ in nothing else. Images are
-3000 for training and 3000 for testing, epochs fewer than the configurations were tuned for; perceptrons are trained for
-2000 steps.
+"auto": ``ess`` counted from the data, the command line's prior of the method and its temperature to begin with (for
+regression temperature 1 and a prior precision of 1 to begin with), learning rate and damping of a search on held-out
+examples, for images the temperature too, ``initial_curvature="auto"``, and the prior from the evidence: of the head
+alone in residual networks, whose other weights stand before norms and have no scale; of every layer in perceptrons,
+whose dense curvature over all data is measured for it; both from the middle of the run on. "by hand": the configuration
+that the classification study has tuned for this method and seed; for regression the best of four (learning rate, prior)
+on a validation part of the first split. Both are variational, see the same batches from the same initial weights and
+differ in nothing else. Images are 3000 for training and 3000 for testing, epochs fewer than the configurations were
+tuned for; perceptrons are trained for 2000 steps.
 
     python -m benchmarks.auto_settings run --data-dir DIR --budget-minutes 25
     python -m benchmarks.auto_settings report
@@ -63,8 +63,14 @@ HELD_OUT = 5
 GRID = [{"lr": 0.03, "prior": 1.0}, {"lr": 0.1, "prior": 1.0}, {"lr": 0.3, "prior": 1.0}, {"lr": 0.1, "prior": 10.0}]
 PREDICTION_TEMPERATURE = 0.3
 RULE = "the lowest mean loss, also far from a sweep that chose little, confirmed by runs as long as the training"
-"""The rule of the search. Cells of another rule are run again."""
+IMAGE_RULE = RULE + "; the temperature by runs as long too"
+"""Rules of the searches. Cells of another rule are run again."""
 Found = dict[str, Any]
+
+
+def rule_of(data: str) -> str:
+    """The rule of the searches on these data."""
+    return IMAGE_RULE if data in SIZES else RULE
 
 
 def loop(
@@ -108,9 +114,11 @@ def search(
     seed: int,
     steps: int,
     training_steps: int,
+    temperature: bool = False,
 ) -> Found:
     """Set and return learning rate and damping of a search that trains on four fifths of the data and compares on the
-    rest; the run has all of them again. The longer runs of the search take ``training_steps``."""
+    rest; the run has all of them again. The longer runs of the search take ``training_steps``. On request the
+    temperature too, by a search that follows."""
     torch.manual_seed(seed)
     order = torch.randperm(len(data[0]))
     count = len(order) // HELD_OUT
@@ -125,7 +133,16 @@ def search(
         [damping, None if test is None else {"lr": test.suggestion, "loss": float(np.mean(test.final))}]
         for damping, test in found.tests
     ]
-    return {"lr": found.suggestion, "damping": found.damping, "tests": tests, "finals": found.to_dict()["finals"]}
+    chosen = {"lr": found.suggestion, "damping": found.damping, "tests": tests, "finals": found.to_dict()["finals"]}
+    if temperature:
+        colder = vogn.temperature_search(
+            optimizer, model, likelihood, loader, held_out=held_out, steps=training_steps
+        )
+        for group in optimizer.param_groups:
+            group["ess"] *= colder.factor
+        trials = [[factor, loss if math.isfinite(loss) else None] for factor, loss in colder.trials]
+        chosen |= {"ess_factor": colder.factor, "ess_factors": trials}
+    return chosen
 
 
 def automatic(method: str, model: nn.Module, loader: DataLoader[Any], seed: int) -> vogn.NaturalGradient:
@@ -162,10 +179,14 @@ def classify(name: str, method: str, seed: int, directory: Path) -> dict[str, Fo
         else:
             optimizer = automatic(method, model, loader, seed)
             start_tuning = study.epochs // 2 * epoch
-            tuner = vogn.PriorTuner(
-                optimizer, every=epoch, start=start_tuning, temperature=recipe.temperature, only=["classifier"]
+            training_steps = study.epochs * epoch
+            chosen = search(
+                optimizer, model, Categorical(), (x, y), study.batch, seed, 100, training_steps, temperature=True
             )
-            chosen = search(optimizer, model, Categorical(), (x, y), study.batch, seed, 100, study.epochs * epoch)
+            temperature = recipe.temperature / chosen["ess_factor"]
+            tuner = vogn.PriorTuner(
+                optimizer, every=epoch, start=start_tuning, temperature=temperature, only=["classifier"]
+            )
         before = time.process_time()
         loop(
             model, optimizer, Categorical(), (x, y), epochs=study.epochs, batch=study.batch, seed=seed, tuner=tuner
@@ -259,7 +280,7 @@ def run(arguments: argparse.Namespace) -> int:
     cells = [(d, method, seed) for seed in range(most) for d in names for method in methods if seed < SEEDS[d]]
     for data, method, seed in cells:
         path = arguments.results / f"{data}-{method}-{seed}.json"
-        if (read_cell(path) or {}).get("rule") == RULE:
+        if (read_cell(path) or {}).get("rule") == rule_of(data):
             continue
         if time.monotonic() > deadline:
             print("the time is up; call again to continue")
@@ -276,7 +297,7 @@ def run(arguments: argparse.Namespace) -> int:
             for record in found.values():
                 record["rmse"] *= test.scale
         record = {"data": data, "method": method, "seed": seed, "command": command("benchmarks.auto_settings")}
-        record["rule"] = RULE
+        record["rule"] = rule_of(data)
         write_cell(path, record | found | {"environment": environment()})
         print(path.stem, {way: found[way].get("accuracy", found[way].get("rmse")) for way in found}, flush=True)
     return 0
@@ -378,7 +399,7 @@ def report(results: Path) -> None:
         lrs = [f"{r[0]:.2g}" + (f" to {r[-1]:.2g}" if f"{r[0]:.2g}" != f"{r[-1]:.2g}" else "") for r in rates]
         difference = f"{gap.mean():+.2f} ± {error:.2f} " + ("points" if data in SIZES else "%")
         title = f"{data}, {method}" + (f" ({len(cells)} seeds)" if len(cells) < SEEDS[data] else "")
-        other = sum(cell.get("rule") != RULE for cell in cells)
+        other = sum(cell.get("rule") != rule_of(data) for cell in cells)
         title += f" ({other} of {len(cells)} by an earlier rule)" if other else ""
         digits = 2 if data in SIZES else 3
         print(

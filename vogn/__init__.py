@@ -39,6 +39,7 @@ from vogn.optim.preview import coverage
 from vogn.optim.prior_tuner import PriorTuner, layer_groups
 from vogn.optim.range_test import RangeTest, learning_rate_range_test
 from vogn.optim.sample_size import effective_sample_size
+from vogn.optim.temperature_search import TemperatureSearch, temperature_search
 from vogn.posterior import (
     SWAG,
     Ensemble,
@@ -91,6 +92,7 @@ __all__ = [
     "SNGD",
     "SWAG",
     "TONGA",
+    "TemperatureSearch",
     "VAdam",
     "VOGN",
     "VON",
@@ -113,6 +115,7 @@ __all__ = [
     "plots",
     "predict",
     "simulation_based_calibration",
+    "temperature_search",
     "tune_prior_precision",
     "update_batchnorm",
     "with_prior_precision",

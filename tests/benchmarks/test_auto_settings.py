@@ -38,18 +38,18 @@ def cell(folder, seed, **more):
 
 def test_cells_of_another_rule_are_run_again(study):
     run, folder = study
-    cell(folder, 0, rule=auto_settings.RULE)
+    cell(folder, 0, rule=auto_settings.IMAGE_RULE)
     cell(folder, 1, rule="another")
     assert run() == [("vogn", 1)]
     found = json.loads((folder / "digits-vogn-1.json").read_text())
-    assert found["auto"]["accuracy"] == 0.9 and found["rule"] == auto_settings.RULE
+    assert found["auto"]["accuracy"] == 0.9 and found["rule"] == auto_settings.IMAGE_RULE
     assert run() == []
 
 
 def test_the_table_marks_rows_by_an_earlier_rule(study, capsys):
     run, folder = study
     cell(folder, 0)
-    cell(folder, 1, rule=auto_settings.RULE)
+    cell(folder, 1, rule=auto_settings.IMAGE_RULE)
     auto_settings.report(folder)
     assert "| digits, vogn (1 of 2 by an earlier rule) | 90.00 % | 70.00 % | -20.00" in capsys.readouterr().out
     run()

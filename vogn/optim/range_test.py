@@ -151,7 +151,6 @@ def learning_rate_range_test(
     largest = newton_rate(optimizer) if largest is None else largest
     smallest = 1e-4 * largest if smallest is None else smallest
     _check(optimizer, smallest, largest, steps)
-    optimizer._contexts.require_mean("a range test")
     device = next(model.parameters()).device
     rates = np.geomspace(smallest, largest, steps).tolist()
 
@@ -279,10 +278,16 @@ def _check(optimizer: NaturalGradient, smallest: float, largest: float, steps: i
         raise ValueError(f"smallest={smallest} and largest={largest}: 0 < smallest < largest is needed")
     if steps < FEWEST_STEPS:
         raise ValueError(f"steps={steps} must be at least {FEWEST_STEPS}; about 20 a decade are a good number")
-    if optimizer.replicas.size > 1:
-        raise ValueError("a range test runs in one process: make it before the model is distributed, and pass lr on")
+    require_alone(optimizer, "a range test", "lr")
     if sets_groups(optimizer):
         raise ValueError(f"{type(optimizer).__name__} sets its step sizes itself: there is no learning rate to test")
+
+
+def require_alone(optimizer: NaturalGradient, what: str, found: str) -> None:
+    """Raise unless the optimizer works in one process, outside of sampled contexts."""
+    if optimizer.replicas.size > 1:
+        raise ValueError(f"{what} runs in one process: make it before the model is distributed, and pass {found} on")
+    optimizer._contexts.require_mean(what)
 
 
 def _train(

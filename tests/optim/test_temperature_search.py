@@ -1,0 +1,100 @@
+"""The search for a temperature: what it compares, how it chooses, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import vogn
+from tiny_models import fill, normal
+from vogn.errors import RangeTestError
+from vogn.likelihoods import Categorical
+from vogn.optim.range_choice import STRIDE
+from vogn.optim.range_test import copies, run_ends
+
+
+def data(n, seed):
+    x = normal(n, 4, seed=seed, dtype=torch.float32)
+    return x, (x[:, :3] + 0.1 * normal(n, 3, seed=seed + 1, dtype=torch.float32)).argmax(1)
+
+
+def loader():
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(TensorDataset(*data(120, 0)), batch_size=20, shuffle=True, generator=generator)
+
+
+def optimizer(**options):
+    model = fill(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))).float()
+    settings = {"lr": 0.1, "ess": 100.0, "weight_decay": 1e-2, "damping": 1e-2} | options
+    return model, vogn.VOGN(model, **settings)
+
+
+def test_runs_differ_in_the_noise_alone_and_nothing_changes():
+    model, opt = optimizer()
+    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    held_out = [data(60, 7)]
+    found = vogn.temperature_search(opt, model, Categorical(), loader(), held_out=held_out, steps=40)
+    factors = [factor for factor, _ in found.trials]
+    assert factors == sorted(factors) and len(factors) >= 3 and 1.0 in factors
+    losses = {}
+    for factor, loss in found.trials:
+        twin, network, likelihood = copies(opt, model, Categorical())
+        assert twin.param_groups[0]["ess"] == 100.0 and twin.param_groups[0]["weight_decay"] == 1e-2
+        twin.param_groups[0]["ess"] *= factor
+        losses[factor] = run_ends(twin, network, likelihood, loader(), 0.1, 40, held_out=held_out)
+        assert loss == np.mean(losses[factor])
+    # 100 examples' worth of posterior drown what can be learnt here
+    assert found.factor > 1.0
+    gains = np.array(losses[found.factor / STRIDE]) - np.array(losses[found.factor])
+    assert gains.mean() > gains.std() / math.sqrt(60)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state()) and opt.param_groups[0]["ess"] == 100.0
+
+
+@pytest.mark.parametrize(
+    "means, expected",
+    [
+        ({0: 1.0, 1: 0.9, 2: 0.8, 3: 0.795}, 2),  # 0.005 is less than a standard error
+        ({0: 1.0, 1: 0.995, -1: 1.1}, 0),
+        ({0: 1.0, 1: 1.2, -1: 0.999, -2: 0.998, -3: 1.1}, -2),  # a warmer one needs a lower mean alone
+        ({0: None, 1: 0.9, 2: 1.0}, 1),
+        ({0: 1.0, 1: None, -1: None}, 0),
+    ],
+)
+def test_a_colder_posterior_must_be_better_by_a_standard_error(monkeypatch, means, expected):
+    scatter = 0.1 * torch.randn(100, generator=torch.Generator().manual_seed(0)).double()
+    scatter -= scatter.mean()
+
+    def ends(twin, model, likelihood, batches, rate, steps, **options):
+        step = round(math.log(twin.param_groups[0]["ess"] / 100.0, STRIDE))
+        assert rate == 0.1 and steps == 100
+        mean = means[step]
+        return [] if mean is None else (mean + scatter * (1 + step)).tolist()
+
+    monkeypatch.setattr("vogn.optim.temperature_search.run_ends", ends)
+    model, opt = optimizer()
+    found = vogn.temperature_search(opt, model, Categorical(), loader(), held_out=[data(10, 7)])
+    assert found.factor == pytest.approx(STRIDE**expected)
+    assert len(found.trials) == len(means)
+
+
+def test_what_it_cannot_compare_is_refused(monkeypatch):
+    model, opt = optimizer(variational=False)
+    with pytest.raises(ValueError, match="deterministic optimizer has no temperature"):
+        vogn.temperature_search(opt, model, Categorical(), loader(), held_out=[data(10, 7)])
+    model, opt = optimizer()
+    with pytest.raises(ValueError, match="steps=0"):
+        vogn.temperature_search(opt, model, Categorical(), loader(), held_out=[data(10, 7)], steps=0)
+    with pytest.raises(ValueError, match="held_out has no examples"):
+        vogn.temperature_search(opt, model, Categorical(), loader(), held_out=[], steps=2)
+    with opt.sampled_params(), pytest.raises(RuntimeError, match="a temperature search"):
+        vogn.temperature_search(opt, model, Categorical(), loader(), held_out=[data(10, 7)])
+    monkeypatch.setattr("vogn.optim.temperature_search.run_ends", lambda *_, **__: [])
+    with pytest.raises(RangeTestError, match="training fails at every temperature"):
+        vogn.temperature_search(opt, model, Categorical(), loader(), held_out=[data(10, 7)])
