@@ -140,8 +140,7 @@ def search(
         )
         for group in optimizer.param_groups:
             group["ess"] *= colder.factor
-        trials = [[factor, loss if math.isfinite(loss) else None] for factor, loss in colder.trials]
-        chosen |= {"ess_factor": colder.factor, "ess_factors": trials}
+        chosen |= {"ess_factor": colder.factor, "ess_factors": colder.to_dict()["trials"]}
     return chosen
 
 

@@ -78,6 +78,22 @@ def test_finalists_run_as_long_as_training_within_bounds(vogn, tiny, monkeypatch
     assert seen == [expected]
 
 
+def test_a_search_for_the_temperature_keeps_the_weight_decay(vogn, tiny, tmp_path):
+    options = ["--method", "vogn", "--temperature", "0.3", "--prior-precision", "3", "--epochs", "20"]
+    outcome = vogn("tune", "--data", tiny, *options, *TINY, "--search-temperature", "--output", "run")
+    assert outcome.code == 0, outcome.err
+    record = json.loads((tmp_path / "run" / "range_test.json").read_text())
+    search = record["temperature_search"]
+    assert outcome.out.count("run at temperature") == len(search["trials"]) >= 3
+    _, *words = shlex.split(outcome.out.strip().splitlines()[-1])
+    assert vogn(*words, "--epochs", "1", "--samples", "2", "--no-compare", "--output", "trained").code == 0
+    trained = json.loads((tmp_path / "trained" / "config.json").read_text())["resolved"]["optimizer"]
+    tuned = record["resolved"]["optimizer"]
+    assert trained["weight_decay"] == pytest.approx(tuned["weight_decay"], rel=0.01)
+    assert trained["ess"] == pytest.approx(tuned["ess"] * search["factor"], rel=0.01)
+    assert search["factor"] > 1.0  # with 60 examples, 0.3 is a lot of noise
+
+
 def test_it_says_the_same_twice_and_leaves_the_global_generator(vogn, tiny, tmp_path):
     lines = []
     for name in ("run_a", "run_b"):
@@ -130,6 +146,9 @@ def test_tests_of_the_same_second_get_different_names(vogn, tiny, tmp_path, monk
         (["--search-damping", "--no-runs"], ["--search-damping compares the ends of short runs"]),
         (["--search-damping", "--damping", "0"], ["--search-damping begins at --damping 0"]),
         (["--search-damping", "--method", "ivon"], ["--search-damping begins at --damping 0"]),
+        (["--search-temperature", "--deterministic"], ["--search-temperature needs --variational"]),
+        (["--search-temperature", "--ess", "100"], ["--search-temperature excludes --ess"]),
+        (["--search-temperature", "--data", "diabetes"], ["--search-temperature is for classification"]),
         (["--damping", "-1"], ["--damping is -1.0; it must be at least 0"]),
         (["--steps", "5"], ["--steps is 5; it must be at least 20"]),
         (["--data", "mnist"], ["unknown data 'mnist'"]),

@@ -135,11 +135,15 @@ def tune(
         bool,
         typer.Option("--search-damping", help="Compare dampings too, each at its best rate; the best in longer runs."),
     ] = False,
+    search_temperature: Annotated[
+        bool,
+        typer.Option("--search-temperature", help="Compare temperatures too, by runs on the validation part."),
+    ] = False,
     device: options.Device = None,
     threads: options.Threads = None,
     output: options.Output = None,
 ) -> None:
-    """Find a learning rate (and a damping) by short runs; end with the options for `vogn train`."""
+    """Find a learning rate (a damping, a temperature) by short runs; end with the options for `vogn train`."""
     given = {
         "method": None if method is None else method.lower(),
         "variational": None if deterministic is None else not deterministic,
@@ -172,6 +176,7 @@ def tune(
             steps=steps,
             runs=runs,
             search_damping=search_damping,
+            search_temperature=search_temperature,
             output=output,
             console=Console(),
         )

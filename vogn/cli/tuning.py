@@ -28,6 +28,7 @@ from vogn.data import Split, epoch_batches
 from vogn.optim import METHODS, NaturalGradient
 from vogn.optim.damping_search import DampingSearch, damping_search
 from vogn.optim.range_test import FEWEST_STEPS, RangeTest, learning_rate_range_test
+from vogn.optim.temperature_search import TemperatureSearch, temperature_search
 
 _MOST_STEPS = 1_000_000
 _LONGEST = 6.0
@@ -44,6 +45,7 @@ def tune(
     steps: int,
     runs: bool,
     search_damping: bool,
+    search_temperature: bool,
     output: Path | None,
     console: Console,
 ) -> RangeTest:
@@ -55,6 +57,7 @@ def tune(
         given: settings that the command line gave, by field of :class:`Settings`; ``None`` for the others.
         smallest, largest, steps, runs: see :func:`vogn.learning_rate_range_test`.
         search_damping: see :func:`vogn.damping_search`.
+        search_temperature: see :func:`vogn.temperature_search`; at the rate and the damping that were found.
         output: folder for ``range_test.json`` and ``range_test.png``; ``None`` makes a name.
         console: where to write.
     """
@@ -68,6 +71,8 @@ def tune(
     recipe = task.recipe(settings.method, settings.variational)
     if search_damping:
         _check_search(settings, recipe, runs)
+    if search_temperature:
+        _check_temperature(settings, recipe, len(data.validation))
     contender = contender_of(settings, recipe, settings.variational)
     rehearse(settings, contender, data)
     folder = RunFolder.create(output or new_path(settings, contender.key, suffix="-tune"))
@@ -80,22 +85,37 @@ def tune(
     held_out = _batches(data.validation) if runs and len(data.validation) else None
     options: dict[str, Any] = {"smallest": smallest, "largest": largest, "steps": steps, "held_out": held_out}
     search: DampingSearch | None = None
+    colder: TemperatureSearch | None = None
+    longer = _longer(session, steps)
     with RangeTestBar(console, contender.label, steps) as bar:
         if search_damping:
-            search = damping_search(*subjects, **options, longer=_longer(session, steps), indexed=True, watch=bar)
+            search = damping_search(*subjects, **options, longer=longer, indexed=True, watch=bar)
             chosen = dict(search.tests)[search.damping]
             assert chosen is not None
             found = replace(chosen, suggestion=search.suggestion)
         else:
             found = learning_rate_range_test(*subjects, runs=runs, **options, indexed=True, watch=bar)
+        if search_temperature:
+            for group in optimizer.param_groups:
+                group.update({"lr": found.suggestion} | ({} if search is None else {"damping": search.damping}))
+            outside = _batches(data.validation)
+            long = round(longer * steps)
+            colder = temperature_search(*subjects, held_out=outside, steps=long, indexed=True, watch=bar)
     record = {"settings": settings.to_dict(), "resolved": session.resolved(), "versions": versions()}
     if search is not None:
         record["damping_search"] = search.to_dict()
+    chosen_options = dict(given) | {"lr": found.suggestion}
+    if colder is not None:
+        record["temperature_search"] = colder.to_dict()
+        chosen_options |= _tempered(settings, recipe, colder.factor)
     folder.write_json("range_test.json", record | {"range_test": found.to_dict()})
     plot_range_test(found, folder.path / "range_test.png")
     _tell(console, found, search, folder.path)
+    for factor, loss in colder.trials if colder is not None else ():
+        temperature = _tempered(settings, recipe, factor)["temperature"]
+        say(console, f"run at temperature {temperature:g}: ends with loss {loss:.4f}")
     damping = None if search is None else search.damping
-    say(console, f"vogn train {_options(dict(given) | {'lr': found.suggestion}, damping)}")
+    say(console, f"vogn train {_options(chosen_options, damping)}")
     return found
 
 
@@ -170,6 +190,25 @@ def _check_search(settings: Settings, recipe: Recipe, runs: bool) -> None:
     damping = recipe.options.get("damping", default) if settings.damping is None else settings.damping
     if not damping > 0.0:
         raise UsageError(f"--search-damping begins at --damping {damping:g}, which must be above 0")
+
+
+def _check_temperature(settings: Settings, recipe: Recipe, validation: int) -> None:
+    if not settings.variational:
+        raise UsageError("--search-temperature needs --variational: a deterministic run has no temperature")
+    if recipe.evidence:
+        raise UsageError("--search-temperature is for classification: a regression has its posterior, temperature 1")
+    if settings.ess is not None:
+        raise UsageError("--search-temperature excludes --ess, which leaves no temperature to choose")
+    if not validation:
+        raise UsageError("--search-temperature compares runs on a validation part, and these data have none")
+
+
+def _tempered(settings: Settings, recipe: Recipe, factor: float) -> dict[str, float]:
+    """Temperature and prior precision with which ``ess`` is so many times as large and the weight decay the same."""
+    temperature = recipe.temperature if settings.temperature is None else settings.temperature
+    precision = recipe.prior_precision if settings.prior_precision is None else settings.prior_precision
+    values = {"temperature": temperature / factor, "prior_precision": precision * factor}
+    return {name: float(f"{value:.3g}") for name, value in values.items()}
 
 
 def _options(given: Mapping[str, Any], damping: float | None) -> str:

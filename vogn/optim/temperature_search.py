@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +32,13 @@ class TemperatureSearch:
 
     factor: float
     trials: tuple[tuple[float, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; the loss of a run that failed is ``None``."""
+        return {
+            "factor": self.factor,
+            "trials": [[factor, loss if math.isfinite(loss) else None] for factor, loss in self.trials],
+        }
 
 
 def temperature_search(
