@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks import auto_settings
 from benchmarks.cells import write_cell
@@ -65,3 +67,29 @@ def test_what_longer_runs_changed_is_counted(tmp_path, capsys):
         write_cell(tmp_path / f"digits-vogn-{seed}.json", {"hand": HAND, "auto": auto})
     auto_settings.finals(tmp_path)
     assert "| digits, vogn | 3 | 1e-01 | 0 | 1 | 0 | 2 | 0 | 0 |" in capsys.readouterr().out
+
+
+def test_perceptrons_run_several_times_after_one_search(monkeypatch, tmp_path):
+    """Both ways with further seeds at the settings that are known; a cell that has its search is not searched again."""
+    calls = []
+
+    def regress(method, seed, x, y, x_test, y_test, configuration, searched=None):
+        calls.append((seed, configuration, searched))
+        return {"lr": 0.5, "damping": 0.01, "rmse": 1.0 + seed} if searched is None else {"rmse": 2.0 + seed / 1000}
+
+    class Rows:
+        x, y, scale = np.zeros((4, 2)), torch.zeros(4), 3.0
+
+    monkeypatch.setattr(auto_settings, "split", lambda *_, **__: (Rows, Rows))
+    monkeypatch.setattr(auto_settings, "hand_tuned", lambda *_: {"lr": 0.1, "prior": 1.0})
+    monkeypatch.setattr(auto_settings, "regress", regress)
+    found = auto_settings.regressions("yacht", "vogn", 2, tmp_path, tmp_path, {})
+    settings = {"lr": 0.5, "damping": 0.01}
+    assert [call for call in calls if call[1] is None] == [
+        (2, None, None), *((2 + 1000 * k, None, settings) for k in range(1, 5))
+    ]  # fmt: skip
+    assert found["auto"]["rmses"] == pytest.approx([9.0, *(3.0 * (3.002 + k - 1) for k in range(1, 5))])
+    assert found["auto"]["rmse"] == pytest.approx(np.mean(found["auto"]["rmses"])) and found["auto"]["lr"] == 0.5
+    calls.clear()
+    again = auto_settings.regressions("yacht", "vogn", 2, tmp_path, tmp_path, {"auto": {**settings, "rmse": 9.0}})
+    assert again["auto"]["rmses"] == found["auto"]["rmses"] and (2, None, None) not in calls
