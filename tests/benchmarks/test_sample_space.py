@@ -104,6 +104,23 @@ def test_step_times_are_ratios_to_the_baseline(data, tmp_path):
     assert all(0 < line["quartiles"][0] <= line["ratio"] <= line["quartiles"][1] for line in found.values())
 
 
+def test_rows_of_equal_time_have_their_own_epochs_and_tasks(data, tmp_path, capsys):
+    from benchmarks.sample_space.__main__ import further_seeds, tuning
+    from benchmarks.sample_space.report import report
+    from benchmarks.sample_space.rows import ROWS
+
+    record = cell(data, tmp_path, "cifar10", "sgd-kfac-time")
+    assert record["epochs"] == len(record["curve"]) == ROWS["sgd-kfac-time"].epochs["cifar10"]
+    cell(data, tmp_path, "cifar10", "sgd")
+    options = {"form": "smoke", "curves": False, "reference": "sgd", "seeds": 0, "data_dir": data}
+    arguments = argparse.Namespace(results=tmp_path, **options)
+    report(arguments, ["cifar10"])
+    assert "| sgd-kfac-time, 13 epochs |" in capsys.readouterr().out
+    for stage in (tuning, further_seeds):
+        assert not stage(arguments, ["mnist", "multi30k"], ["sgd-kfac-time"])
+    assert len(tuning(arguments, ["mnist", "cifar10"], ["sgd-kfac-time"])) == 4
+
+
 def test_report_takes_the_configuration_with_the_lowest_validation_loss(data, tmp_path, capsys):
     from benchmarks.sample_space.report import finished, report, summarise
 
