@@ -163,6 +163,28 @@ def test_the_lowest_of_the_longer_runs_wins(monkeypatch, good, expected):
     assert (found.to_dict()["finals"][0][2] is None) == (good is None)
 
 
+@pytest.mark.parametrize("gain, kept", [(0.004, True), (0.02, False)])
+def test_another_rate_must_win_by_a_standard_error(monkeypatch, gain, kept):
+    """Of 0.01 here; between dampings the lower mean is enough."""
+    scatter = np.resize([0.1, -0.1], 100)
+
+    def test(twin, *_, **options):
+        loss = abs(np.log10(twin.param_groups[0]["damping"]) + 1.0)
+        return RangeTest((1e-4, 1.0), (1.0, 0.5), (1.0, 0.5), 0.2, False, final=(loss, loss))
+
+    def ends(twin, model, likelihood, batches, rate, steps, **options):
+        damping = twin.param_groups[0]["damping"]
+        if rate == pytest.approx(0.2 * CAUTION) and damping == pytest.approx(0.1):
+            return list(0.5 - gain + scatter)
+        return [0.5 + (0.001 if damping == 1.0 else 0.0)] * 100
+
+    monkeypatch.setattr("vogn.optim.damping_search.learning_rate_range_test", test)
+    monkeypatch.setattr("vogn.optim.damping_search.run_ends", ends)
+    model = network()
+    found = vogn.damping_search(optimizer(model, damping=1.0), model, Categorical(), loader())
+    assert (found.damping, found.suggestion) == pytest.approx((0.1, 0.2 if kept else 0.2 * CAUTION))
+
+
 def test_a_search_leaves_a_bad_damping():
     """A thousand times the curvature makes steps so short that any smaller damping is better."""
     model = network()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vogn.errors import RangeTestError
 from vogn.optim.base import NaturalGradient
-from vogn.optim.range_choice import STRIDE, Losses, climb
+from vogn.optim.range_choice import STRIDE, Losses, better, climb
 from vogn.optim.range_test import (
     CAUTION,
     STEPS,
@@ -28,6 +28,8 @@ FARTHEST = 1000.0
 """The search goes no farther from the optimizer's damping than this factor."""
 LONGER = 3.0
 """The runs that decide between finalists are so many times as long as those that choose them."""
+OTHER_ERRORS = 1.0
+"""A finalist at another rate than that of its damping's short runs must be better by so many standard errors."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ def damping_search(
     What wins short runs need not win long ones: these stand less, of large rates and of small dampings alike, but have
     time for small rates. Up to six finalists, the winner and the damping to begin with, each at its rate, a quarter of
     a decade above it, where it was before a half step back, and half a decade below, are therefore compared once more
-    by runs that are ``longer`` times as long, and the lowest mean loss decides: best ones as long as the run that
-    follows, where that is affordable.
+    by runs that are ``longer`` times as long: best ones as long as the run that follows, where that is affordable. Of
+    a damping's rates another one must be better than its own by a standard error of the paired differences, or wins by
+    chance; of the dampings the lower mean loss decides.
 
     Costs a range test (four to seven times ``steps``) for each damping, three to five of them as a rule, and
     ``6 * longer * steps`` for the finalists.
@@ -145,14 +148,22 @@ def damping_search(
         steps = round(longer * options.get("steps", STEPS))
         rest = {key: options[key] for key in ("held_out", "indexed", "watch") if key in options}
         largest = options.get("largest") or newton_rate(optimizer)
+        winners: list[tuple[float, float]] = []
         for damping in dict.fromkeys((best, start)):
             test = tests[damping]
             if test is None:
                 continue
             near = (test.suggestion * factor for factor in (1.0, CAUTION, 1.0 / STRIDE))
-            for rate in dict.fromkeys(min(max(rate, test.rates[0]), largest) for rate in near):
-                losses = run_ends(*at(damping), loader, rate, steps, **rest)
-                finals.append((damping, rate, sum(losses) / len(losses) if losses else math.inf))
-        damping, rate, loss = min(finals, key=lambda final: final[2])
+            rates = dict.fromkeys(min(max(rate, test.rates[0]), largest) for rate in near)
+            runs = {rate: run_ends(*at(damping), loader, rate, steps, **rest) for rate in rates}
+            finals += [(damping, rate, _mean(losses)) for rate, losses in runs.items()]
+            own, *others = runs
+            able = [own, *(rate for rate in others if better(runs[rate], runs[own], OTHER_ERRORS))]
+            winners.append((damping, min((_mean(runs[rate]), rate) for rate in able)[1]))
+        damping, rate, loss = min((final for final in finals if final[:2] in winners), key=lambda final: final[2])
         setting = (damping, rate) if math.isfinite(loss) else setting
     return DampingSearch(*setting, tuple(sorted(tests.items(), key=lambda pair: pair[0])), tuple(finals))
+
+
+def _mean(losses: Losses) -> float:
+    return sum(losses) / len(losses) if losses else math.inf
