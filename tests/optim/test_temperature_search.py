@@ -51,8 +51,7 @@ def test_runs_differ_in_the_noise_alone_and_nothing_changes():
         assert loss == np.mean(losses[factor])
     # 100 examples' worth of posterior drown what can be learnt here
     assert found.factor > 1.0
-    gains = np.array(losses[found.factor / STRIDE]) - np.array(losses[found.factor])
-    assert gains.mean() > gains.std() / math.sqrt(60)
+    assert np.mean(losses[found.factor]) == min(loss for _, loss in found.trials)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(random, torch.get_rng_state()) and opt.param_groups[0]["ess"] == 100.0
 
@@ -60,14 +59,14 @@ def test_runs_differ_in_the_noise_alone_and_nothing_changes():
 @pytest.mark.parametrize(
     "means, expected",
     [
-        ({0: 1.0, 1: 0.9, 2: 0.8, 3: 0.795}, 2),  # 0.005 is less than a standard error
-        ({0: 1.0, 1: 0.995, -1: 1.1}, 0),
-        ({0: 1.0, 1: 1.2, -1: 0.999, -2: 0.998, -3: 1.1}, -2),  # a warmer one needs a lower mean alone
+        ({0: 1.0, 1: 0.9, 2: 0.8, 3: 0.795, 4: 0.9, -1: 1.1}, 3),
+        ({0: 1.0, 1: 1.2, -1: 0.999, -2: 0.998, -3: 1.1}, -2),
+        ({0: 1.0, 1: 0.995, 2: 1.1, -1: 0.9, -2: 1.0}, -1),
         ({0: None, 1: 0.9, 2: 1.0}, 1),
         ({0: 1.0, 1: None, -1: None}, 0),
     ],
 )
-def test_a_colder_posterior_must_be_better_by_a_standard_error(monkeypatch, means, expected):
+def test_the_lowest_mean_wins_as_far_as_it_falls(monkeypatch, means, expected):
     scatter = 0.1 * torch.randn(100, generator=torch.Generator().manual_seed(0)).double()
     scatter -= scatter.mean()
 

@@ -17,8 +17,6 @@ from vogn.optim.range_test import STEPS, Watch, copies, require_alone, run_ends
 
 FARTHEST = 1000.0
 """The search goes no farther from the optimizer's temperature than this factor."""
-ERRORS = 1.0
-"""A colder posterior must be better by so many standard errors: it fits faster, and knows less of its uncertainty."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,9 @@ def temperature_search(
     The noise of the weights regularises, and beyond some width it keeps a network from learning; which width that is
     depends on the network, the data and the length of training. Runs of ``steps`` steps with warm-up and cosine decay,
     on the same batches, at the rates and dampings that the optimizer has, are compared by the losses of the held-out
-    examples at the mean of the weights. Temperatures differ by half decades; a colder one must be better by a standard
-    error of the paired differences, a warmer one by a lower mean, and the search goes on while they are. Where training
-    fails at the optimizer's temperature it begins with the first colder one at which it does not.
+    examples at the mean of the weights. Temperatures differ by half decades; colder and warmer ones are tried, and the
+    search goes on as long as the mean loss falls. Where training fails at the optimizer's temperature it begins with
+    the first colder one at which it does not.
 
     ``weight_decay`` stays, so that the mean is regularised as before: only ``ess``, the number of examples over the
     temperature, changes. Costs three to five runs. Choose rate and damping before
@@ -115,7 +113,7 @@ def temperature_search(
     while not ends(start) and start * STRIDE < FARTHEST:
         start *= STRIDE
     try:
-        factor, trials, _ = climb(start, ends, 1.0 / FARTHEST, FARTHEST, errors=ERRORS)
+        factor, trials, _ = climb(start, ends, 1.0 / FARTHEST, FARTHEST, errors=0.0)
     except RangeTestError as error:
         raise RangeTestError(
             "training fails at every temperature that was tried: lower the learning rate, or raise the damping"
