@@ -48,7 +48,7 @@ VECTORS = (
     "since the first layer needs no input gradient, that alone is 1.39"
 )
 CONVOLUTION_FACTORS = (
-    "an observing step is 2.9 plain ones, 2.2 with statistics of a quarter: the factors, and a backward pass for the "
+    "an observing step is 2.9 plain ones, 2.1 with statistics of a quarter: the factors, and a backward pass for the "
     "drawn labels, which goes through the whole batch in any case; charged every tenth step, this is most of the excess"
 )
 POSITION_FACTORS = (
