@@ -1,8 +1,8 @@
 """Where does a training step spend its time?
 
 Time of parts of a step (processor time, with several threads elapsed time), by clocks around the functions that do
-them; medians over steps. What no part holds
-(Python, copies, the network's own loss) is the rest. The kinds of steps of a schedule are shown one by one.
+them; medians over steps. What no part holds (Python, copies, the network's own loss) is the rest. The kinds of steps of
+a schedule are shown one by one.
 
     python -m benchmarks.speed.parts --cases mlp --rows "ivon (v" "vogn (v"
 """

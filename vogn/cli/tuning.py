@@ -122,7 +122,7 @@ def tune(
 def _longer(session: Session, steps: int) -> float:
     """How many short runs the finalists' runs are as long as."""
     settings = session.settings
-    training = settings.epochs * math.ceil(len(session.data.train) / settings.batch_size)
+    training = settings.epochs * len(epoch_batches(len(session.data.train), settings.batch_size, settings.seed, 0))
     return min(max(training / steps, 1.0), _LONGEST)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vogn.errors import RangeTestError
 from vogn.optim.base import NaturalGradient
-from vogn.optim.range_choice import STRIDE, Losses, better, climb
+from vogn.optim.range_choice import STRIDE, Losses, better, climb, mean_loss
 from vogn.optim.range_test import (
     CAUTION,
     STEPS,
@@ -156,14 +156,10 @@ def damping_search(
             near = (test.suggestion * factor for factor in (1.0, CAUTION, 1.0 / STRIDE))
             rates = dict.fromkeys(min(max(rate, test.rates[0]), largest) for rate in near)
             runs = {rate: run_ends(*at(damping), loader, rate, steps, **rest) for rate in rates}
-            finals += [(damping, rate, _mean(losses)) for rate, losses in runs.items()]
+            finals += [(damping, rate, mean_loss(losses)) for rate, losses in runs.items()]
             own, *others = runs
             able = [own, *(rate for rate in others if better(runs[rate], runs[own], OTHER_ERRORS))]
-            winners.append((damping, min((_mean(runs[rate]), rate) for rate in able)[1]))
+            winners.append((damping, min((mean_loss(runs[rate]), rate) for rate in able)[1]))
         damping, rate, loss = min((final for final in finals if final[:2] in winners), key=lambda final: final[2])
         setting = (damping, rate) if math.isfinite(loss) else setting
     return DampingSearch(*setting, tuple(sorted(tests.items(), key=lambda pair: pair[0])), tuple(finals))
-
-
-def _mean(losses: Losses) -> float:
-    return sum(losses) / len(losses) if losses else math.inf

@@ -127,8 +127,12 @@ def climb(
             f"short runs fail at every learning rate that was tried ({', '.join(f'{rate:.2g}' for rate in tried)}), "
             "though single steps do not: lower the temperature, or raise the damping"
         )
-    means = ((rate, float(np.mean(losses)) if losses else math.inf) for rate, losses in sorted(tried.items()))
-    return best, tuple(means), at(best)
+    return best, tuple((rate, mean_loss(losses)) for rate, losses in sorted(tried.items())), at(best)
+
+
+def mean_loss(losses: Losses) -> float:
+    """Infinite for a run that failed, which has none."""
+    return float(np.mean(losses)) if losses else math.inf
 
 
 def better(losses: Losses, others: Losses, errors: float) -> bool:

@@ -22,7 +22,7 @@ from vogn.likelihoods import Gaussian
 from vogn.optim.base import NaturalGradient
 from vogn.optim.calling import outputs_of
 from vogn.optim.methods import sets_groups
-from vogn.optim.range_choice import ERRORS, STRIDE, better, choose, climb, smoothed
+from vogn.optim.range_choice import ERRORS, STRIDE, better, choose, climb, mean_loss, smoothed
 
 Watch = Callable[[int, float, float], None]
 Batch = tuple[Any, Any, Tensor | None]
@@ -176,8 +176,8 @@ def learning_rate_range_test(
         far = choice < FAR * largest and bool(ends(choice)) and better(ends(first), ends(choice), ERRORS)
         best, _, final = climb(first if far else choice, ends, smallest, largest)
         best = best / CAUTION if best > choice else best
-        means = ((rate, float(np.mean(losses)) if losses else math.inf) for rate, losses in sorted(made.items()))
-        found = replace(found, suggestion=best, runs=tuple(means), final=tuple(final))
+        tried = tuple((rate, mean_loss(losses)) for rate, losses in sorted(made.items()))
+        found = replace(found, suggestion=best, runs=tried, final=tuple(final))
     return found
 
 
