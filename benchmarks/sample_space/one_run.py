@@ -29,7 +29,7 @@ class Diverged(Exception):
 def train(
     row: Row, configuration: Mapping[str, Any], task: Task, size: Size, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, float], str]:
-    """Train with warm-up and cosine decay of the learning rate.
+    """Train for ``size.epochs``, with warm-up and cosine decay of the learning rate.
 
     Returns:
         For each epoch the training loss (mean over its steps), the loss and metric on the validation part, and the CPU
@@ -38,7 +38,8 @@ def train(
     torch.manual_seed(seed)
     model = task.model()
     steps = len(epoch_batches(task.examples, size.batch, seed, 0))
-    optimizer = row.build(model, Run(task.examples, size.batch, steps), seed=seed, **configuration)
+    options = {key: value for key, value in configuration.items() if key != "epochs"}
+    optimizer = row.build(model, Run(task.examples, size.batch, steps), seed=seed, **options)
     rates = [group["lr"] for group in optimizer.param_groups]
     curve: list[dict[str, Any]] = []
     step, seconds = 0, 0.0
@@ -82,8 +83,8 @@ def one_step(row: Row, optimizer: Any, task: Task, model: torch.nn.Module, batch
 def run_cell(arguments: argparse.Namespace) -> None:
     """Train and measure one (task, method, configuration, seed)."""
     row, size = ROWS[arguments.method], size_of(arguments, arguments.task)
-    size = replace(size, epochs=row.epochs.get(arguments.task, size.epochs))
     configuration = row.configurations(arguments.task)[arguments.configuration]
+    size = replace(size, epochs=configuration.get("epochs", size.epochs))
     task = make_task(arguments, arguments.task)
     curve, test, failure = train(row, configuration, task, size, arguments.seed)
     record = {

@@ -47,12 +47,11 @@ class Row:
     Args:
         build: from model, run, seed and configuration to the optimizer.
         grid: the configurations, for each task where it has its own, else those of ``"all"``; without these, the row is
-            of the other tasks alone.
+            of the other tasks alone. A configuration may name ``epochs``, where they are others than the study's.
         method: its name in ``vogn.METHODS``; empty for an optimizer of torch.
         indexed: whether it is told which examples are in the batch.
         period: steps after which the work of a step repeats itself.
         timed: name to further options, for every form of the step whose time differs.
-        epochs: of the tasks for which they are others than the study's.
     """
 
     build: Callable[..., torch.optim.Optimizer]
@@ -61,7 +60,6 @@ class Row:
     indexed: bool = False
     period: int = 1
     timed: Mapping[str, Configuration] = field(default_factory=dict)
-    epochs: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def available(self) -> bool:
@@ -142,6 +140,7 @@ def _pairs(*pairs: tuple[float, float]) -> tuple[dict[str, Any], ...]:
     return tuple({"lr": lr, "damping": damping} for lr, damping in pairs)
 
 
+_KFAC = _kronecker("kfac", Kronecker, damping="factored")
 _KRON = _pairs((0.1, 1e-3), (0.3, 1e-3), (0.3, 1e-2), (0.3, 1e-1))
 _FNGD = {
     "all": _pairs((0.3, 10.0), (0.3, 100.0), (1.0, 10.0), (1.0, 100.0)),
@@ -152,6 +151,15 @@ _RATES = {
     "all": grid({}, {"lr": 0.01}, {"lr": 0.03}, {"lr": 0.1}, {"lr": 0.3}),
     "multi30k": grid({}, {"lr": 0.03}, {"lr": 0.1}, {"lr": 0.3}, {"lr": 1.0}),
 }
+
+
+def _long(configurations: tuple[dict[str, Any], ...], *lengths: int) -> dict[str, tuple[dict[str, Any], ...]]:
+    """The grid on CIFAR-10 with each of these numbers of epochs."""
+    return {"cifar10": tuple(options | {"epochs": epochs} for epochs in lengths for options in configurations)}
+
+
+LENGTHS = 8, 16, 24
+"""Epochs among which the rows of "own length" choose on validation data; 4 are those of the study."""
 ROWS: dict[str, Row] = {
     "fngd": Row(
         _fngd,
@@ -161,7 +169,7 @@ ROWS: dict[str, Row] = {
         timed={"coefficients measured": {"freeze_after": None}, "coefficients kept": {"freeze_after": 1}},
     ),
     "fngd-measured": Row(_natural("fngd", freeze_after=None), _FNGD, "fngd", indexed=True),
-    "kfac": Row(_kronecker("kfac", Kronecker, damping="factored"), {"all": _KRON}, "kfac", period=EVERY),
+    "kfac": Row(_KFAC, {"all": _KRON}, "kfac", period=EVERY),
     "adamw": Row(_adamw, {"all": grid({"weight_decay": 1e-2}, *({"lr": lr} for lr in (1e-3, 3e-3, 1e-2, 3e-2)))}),
     "sgd": Row(_sgd, _RATES),
     "smw": Row(_smw, {"all": _pairs((0.3, 0.1), (1.0, 1.0), (3.0, 1.0), (3.0, 10.0))}, "smw"),
@@ -179,9 +187,13 @@ ROWS: dict[str, Row] = {
     "kfac-paper": Row(
         _kronecker("kfac", Kronecker, PAPER, damping="factored"), {"cifar10": _KRON}, "kfac", period=PAPER[1]
     ),
-    "fngd-kfac-time": Row(_fngd, {"cifar10": _FNGD["all"]}, "fngd", indexed=True, epochs={"cifar10": 9}),
-    "sgd-kfac-time": Row(_sgd, {"cifar10": _RATES["all"]}, epochs={"cifar10": 13}),
+    "fngd-kfac-time": Row(_fngd, _long(_FNGD["all"], 9), "fngd", indexed=True),
+    "sgd-kfac-time": Row(_sgd, _long(_RATES["all"], 13)),
+    "kfac-own-length": Row(_KFAC, _long(_KRON, *LENGTHS), "kfac", period=EVERY),
+    "fngd-own-length": Row(_fngd, _long(_FNGD["all"], *LENGTHS), "fngd", indexed=True),
+    "sgd-own-length": Row(_sgd, _long(_RATES["all"], *LENGTHS)),
 }
-"""Rows in ``kfac-time`` have as many epochs as fit into the processor time of ``kfac-paper``."""
+"""Rows in ``kfac-time`` have as many epochs as fit into the processor time of ``kfac-paper``; those of "own length"
+train for as long as helps them."""
 FIRST = ("fngd", "kfac", "adamw", "sgd")
 """Rows whose cells are run before those of the others."""
