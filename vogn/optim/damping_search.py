@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from vogn.errors import RangeTestError
 from vogn.optim.base import NaturalGradient
-from vogn.optim.range_choice import STRIDE, Losses, better, climb, mean_loss
+from vogn.optim.range_choice import STRIDE, Losses, better_in_all, climb, mean_loss
 from vogn.optim.range_test import (
     CAUTION,
     STEPS,
@@ -29,7 +29,11 @@ FARTHEST = 1000.0
 LONGER = 3.0
 """The runs that decide between finalists are so many times as long as those that choose them."""
 OTHER_ERRORS = 1.0
-"""A finalist at another rate than that of its damping's short runs must be better by so many standard errors."""
+"""A finalist of another damping than the one to begin with, or at another rate than that of its damping's short runs,
+must be better by so many standard errors."""
+Setting = TypeVar("Setting")
+Runs = Sequence[Losses]
+"""The ends of a setting's runs, one for each fold."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ def damping_search(
     loader: Iterable[Any],
     *,
     longer: float = LONGER,
+    further: Sequence[tuple[Iterable[Any], Iterable[Any] | None]] = (),
     **options: Any,
 ) -> DampingSearch:
     """Range tests at the optimizer's damping and at neighbouring ones, as long as their best short run ends lower.
@@ -78,10 +83,11 @@ def damping_search(
     a decade above it, where it was before a half step back, and half a decade below, are therefore compared once more
     by runs that are ``longer`` times as long: best ones as long as the run that follows, where that is affordable. Of
     a damping's rates another one must be better than its own by a standard error of the paired differences, or wins by
-    chance; of the dampings the lower mean loss decides.
+    chance; so must the winner of the short runs be beside the damping to begin with. Where a few hundred held-out
+    examples and one run cannot tell them apart, ``further`` parts of the data repeat the finalists' runs.
 
     Costs a range test (four to seven times ``steps``) for each damping, three to five of them as a rule, and
-    ``6 * longer * steps`` for the finalists.
+    ``6 * longer * steps`` for the finalists, again for each of ``further``.
 
     Model, optimizer and likelihood are not touched: set ``damping`` and ``lr`` of the groups yourself.
 
@@ -89,6 +95,8 @@ def damping_search(
         optimizer, model, likelihood, loader: see :func:`vogn.learning_rate_range_test`. All groups have one damping.
         longer: length of the finalists' runs, in ``steps``, >= 1; 0 leaves them out. Together with ``steps`` it should
             not make them longer than the run that follows.
+        further: pairs of loader and held-out batches besides ``loader`` and ``held_out``, other folds of a
+            cross-validation for instance: the finalists are run on each, and compared by all of their losses.
         **options: further arguments of :func:`vogn.learning_rate_range_test`, ``held_out`` above all; not ``runs``.
 
     Raises:
@@ -146,20 +154,38 @@ def damping_search(
     finals: list[tuple[float, float, float]] = []
     if longer:
         steps = round(longer * options.get("steps", STEPS))
-        rest = {key: options[key] for key in ("held_out", "indexed", "watch") if key in options}
+        rest = {key: options[key] for key in ("indexed", "watch") if key in options}
+        folds = ((loader, options.get("held_out")), *further)
         largest = options.get("largest") or newton_rate(optimizer)
-        winners: list[tuple[float, float]] = []
+        winners: dict[tuple[float, float], Runs] = {}
+
+        def in_all(damping: float, rate: float) -> Runs:
+            return [
+                run_ends(*at(damping), batches, rate, steps, held_out=outside, **rest) for batches, outside in folds
+            ]
+
         for damping in dict.fromkeys((best, start)):
             test = tests[damping]
             if test is None:
                 continue
             near = (test.suggestion * factor for factor in (1.0, CAUTION, 1.0 / STRIDE))
             rates = dict.fromkeys(min(max(rate, test.rates[0]), largest) for rate in near)
-            runs = {rate: run_ends(*at(damping), loader, rate, steps, **rest) for rate in rates}
-            finals += [(damping, rate, mean_loss(losses)) for rate, losses in runs.items()]
-            own, *others = runs
-            able = [own, *(rate for rate in others if better(runs[rate], runs[own], OTHER_ERRORS))]
-            winners.append((damping, min((mean_loss(runs[rate]), rate) for rate in able)[1]))
-        damping, rate, loss = min((final for final in finals if final[:2] in winners), key=lambda final: final[2])
-        setting = (damping, rate) if math.isfinite(loss) else setting
+            runs = {rate: in_all(damping, rate) for rate in rates}
+            finals += [(damping, rate, _mean(losses)) for rate, losses in runs.items()]
+            rate = _kept(runs)
+            winners[damping, rate] = runs[rate]
+        kept = _kept({setting: winners[setting] for setting in reversed(winners)})  # the damping to begin with first
+        setting = kept if all(winners[kept]) else setting
     return DampingSearch(*setting, tuple(sorted(tests.items(), key=lambda pair: pair[0])), tuple(finals))
+
+
+def _mean(runs: Runs) -> float:
+    """Over all losses; infinite if a run failed."""
+    return mean_loss([loss for losses in runs for loss in losses]) if all(runs) else math.inf
+
+
+def _kept(runs: Mapping[Setting, Runs]) -> Setting:
+    """The first, unless others are better by :data:`OTHER_ERRORS`: then the one of these whose mean loss is lowest."""
+    own, *others = runs
+    able = [own, *(setting for setting in others if better_in_all(runs[setting], runs[own], OTHER_ERRORS))]
+    return min(able, key=lambda setting: _mean(runs[setting]))

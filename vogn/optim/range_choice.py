@@ -140,7 +140,20 @@ def better(losses: Losses, others: Losses, errors: float) -> bool:
 
     Empty ones are of a run that failed: never better, and worse than any others.
     """
-    if not losses or not others:
-        return bool(losses)
-    gains = np.asarray(others) - np.asarray(losses)
-    return bool(gains.mean() > errors * gains.std() / math.sqrt(len(gains)))
+    return better_in_all([losses], [others], errors)
+
+
+def better_in_all(losses: Sequence[Losses], others: Sequence[Losses], errors: float) -> bool:
+    """The same for runs that are repeated: of all losses together.
+
+    The standard error is the larger one of two: that of the examples, and that of the repetitions, which differ by
+    chance too. Runs that failed once are failures.
+    """
+    if not (all(losses) and all(others)):
+        return all(losses)
+    gains = [np.asarray(b) - np.asarray(a) for a, b in zip(losses, others, strict=True)]
+    every = np.concatenate(gains)
+    error = float(every.std()) / math.sqrt(len(every))
+    if len(gains) > 1:
+        error = max(error, float(np.std([gain.mean() for gain in gains], ddof=1)) / math.sqrt(len(gains)))
+    return bool(every.mean() > errors * error)
