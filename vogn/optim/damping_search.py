@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vogn.errors import RangeTestError
 from vogn.optim.base import NaturalGradient
-from vogn.optim.range_choice import STRIDE, Losses, better_in_all, climb, mean_loss
+from vogn.optim.range_choice import STRIDE, Losses, better_in_all, climb, mean_loss, plain_loss
 from vogn.optim.range_test import (
     CAUTION,
     STEPS,
@@ -55,7 +55,7 @@ class DampingSearch:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         tests = [[damping, None if test is None else test.to_dict()] for damping, test in self.tests]
-        finals = [[*setting, loss if math.isfinite(loss) else None] for *setting, loss in self.finals]
+        finals = [[*setting, plain_loss(loss)] for *setting, loss in self.finals]
         return {"damping": self.damping, "suggestion": self.suggestion, "tests": tests, "finals": finals}
 
 

@@ -135,6 +135,11 @@ def mean_loss(losses: Losses) -> float:
     return float(np.mean(losses)) if losses else math.inf
 
 
+def plain_loss(loss: float) -> float | None:
+    """For JSON, which has no infinity: ``None`` for a run that failed."""
+    return loss if math.isfinite(loss) else None
+
+
 def better(losses: Losses, others: Losses, errors: float) -> bool:
     """Whether losses are lower than others by more than so many standard errors of the paired differences.
 

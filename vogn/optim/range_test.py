@@ -22,7 +22,7 @@ from vogn.likelihoods import Gaussian
 from vogn.optim.base import NaturalGradient
 from vogn.optim.calling import outputs_of
 from vogn.optim.methods import sets_groups
-from vogn.optim.range_choice import ERRORS, STRIDE, better, choose, climb, mean_loss, smoothed
+from vogn.optim.range_choice import ERRORS, STRIDE, better, choose, climb, mean_loss, plain_loss, smoothed
 
 Watch = Callable[[int, float, float], None]
 Batch = tuple[Any, Any, Tensor | None]
@@ -69,7 +69,7 @@ class RangeTest:
         """Plain values, for JSON, without ``final``; the loss of a run that failed is ``None``."""
         kept = {key: value for key, value in vars(self).items() if key != "final"}
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
-        return plain | {"runs": [[rate, loss if math.isfinite(loss) else None] for rate, loss in self.runs]}
+        return plain | {"runs": [[rate, plain_loss(loss)] for rate, loss in self.runs]}
 
 
 def learning_rate_range_test(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from vogn.errors import RangeTestError
 from vogn.optim.base import NaturalGradient
-from vogn.optim.range_choice import STRIDE, climb
+from vogn.optim.range_choice import STRIDE, climb, plain_loss
 from vogn.optim.range_test import STEPS, Watch, copies, require_alone, run_ends
 
 FARTHEST = 1000.0
@@ -33,10 +32,7 @@ class TemperatureSearch:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; the loss of a run that failed is ``None``."""
-        return {
-            "factor": self.factor,
-            "trials": [[factor, loss if math.isfinite(loss) else None] for factor, loss in self.trials],
-        }
+        return {"factor": self.factor, "trials": [[factor, plain_loss(loss)] for factor, loss in self.trials]}
 
 
 def temperature_search(
