@@ -1,5 +1,6 @@
 """`vogn tune` end to end on a tiny data set."""
 
+import itertools
 import json
 import shlex
 
@@ -78,6 +79,26 @@ def test_finalists_run_as_long_as_training_within_bounds(vogn, tiny, monkeypatch
     assert seen == [expected]
 
 
+def test_folds_hold_out_other_examples_of_the_training_part(vogn, tiny, monkeypatch):
+    """The parts are disjoint, as large as the validation part, and not trained on."""
+    seen = []
+
+    def spy(*subjects, longer, further, held_out, **options):
+        size = sum(len(y) for _, y in held_out)
+        for batches, outside in further:
+            trained = {tuple(row.tolist()) for _, (x, _) in itertools.islice(batches, 10) for row in x.flatten(1)}
+            left = {tuple(row.tolist()) for x, _ in outside for row in x.flatten(1)}
+            assert len(left) == size and not trained & left
+            seen.append((len(trained), left))
+        return damping_search(*subjects, longer=longer, further=further, held_out=held_out, **options)
+
+    monkeypatch.setattr("vogn.cli.tuning.damping_search", spy)
+    outcome = vogn("tune", "--data", tiny, *TINY, "--epochs", "1", "--search-damping", "--folds", "3")
+    assert outcome.code == 0, outcome.err
+    (first, a), (second, b) = seen
+    assert first == second == 60 - 6 - len(a) and not a & b  # the validation part has six
+
+
 def test_a_search_for_the_temperature_keeps_the_weight_decay(vogn, tiny, tmp_path):
     options = ["--method", "vogn", "--temperature", "0.3", "--prior-precision", "3", "--epochs", "20"]
     outcome = vogn("tune", "--data", tiny, *options, *TINY, "--search-temperature", "--output", "run")
@@ -146,6 +167,8 @@ def test_tests_of_the_same_second_get_different_names(vogn, tiny, tmp_path, monk
         (["--search-damping", "--no-runs"], ["--search-damping compares the ends of short runs"]),
         (["--search-damping", "--damping", "0"], ["--search-damping begins at --damping 0"]),
         (["--search-damping", "--method", "ivon"], ["--search-damping begins at --damping 0"]),
+        (["--folds", "2"], ["--folds repeats the longer runs of --search-damping"]),
+        (["--folds", "0", "--search-damping"], ["--folds is 0; with 1258 training and 180 validation examples 1 to 4"]),
         (["--search-temperature", "--deterministic"], ["--search-temperature needs --variational"]),
         (["--search-temperature", "--ess", "100"], ["--search-temperature excludes --ess"]),
         (["--search-temperature", "--data", "diabetes"], ["--search-temperature is for classification"]),

@@ -139,6 +139,9 @@ def tune(
         bool,
         typer.Option("--search-temperature", help="Compare temperatures too, by runs on the validation part."),
     ] = False,
+    folds: Annotated[
+        int, option("Folds of --search-damping's longer runs: other examples are held out in each.", default=1)
+    ] = 1,
     device: options.Device = None,
     threads: options.Threads = None,
     output: options.Output = None,
@@ -177,6 +180,7 @@ def tune(
             runs=runs,
             search_damping=search_damping,
             search_temperature=search_temperature,
+            folds=folds,
             output=output,
             console=Console(),
         )

@@ -25,6 +25,7 @@ from vogn.cli.session import Session, open_data, rehearse
 from vogn.cli.settings import Settings, given_settings
 from vogn.cli.tasks import task_of
 from vogn.data import Split, epoch_batches
+from vogn.data.order import epoch_order
 from vogn.optim import METHODS, NaturalGradient
 from vogn.optim.damping_search import DampingSearch, damping_search
 from vogn.optim.range_test import FEWEST_STEPS, RangeTest, learning_rate_range_test
@@ -46,6 +47,7 @@ def tune(
     runs: bool,
     search_damping: bool,
     search_temperature: bool,
+    folds: int,
     output: Path | None,
     console: Console,
 ) -> RangeTest:
@@ -58,6 +60,8 @@ def tune(
         smallest, largest, steps, runs: see :func:`vogn.learning_rate_range_test`.
         search_damping: see :func:`vogn.damping_search`.
         search_temperature: see :func:`vogn.temperature_search`; at the rate and the damping that were found.
+        folds: on which the longer runs of the search for a damping are made: the validation part is held out in the
+            first, as many other examples in each of the others.
         output: folder for ``range_test.json`` and ``range_test.png``; ``None`` makes a name.
         console: where to write.
     """
@@ -73,6 +77,7 @@ def tune(
         _check_search(settings, recipe, runs)
     if search_temperature:
         _check_temperature(settings, recipe, len(data.validation))
+    _check_folds(folds, search_damping, len(data.train), len(data.validation))
     contender = contender_of(settings, recipe, settings.variational)
     rehearse(settings, contender, data)
     folder = RunFolder.create(output or new_path(settings, contender.key, suffix="-tune"))
@@ -89,7 +94,8 @@ def tune(
     longer = _longer(session, steps)
     with RangeTestBar(console, contender.label, steps) as bar:
         if search_damping:
-            search = damping_search(*subjects, **options, longer=longer, indexed=True, watch=bar)
+            further = _further(session, folds)
+            search = damping_search(*subjects, **options, longer=longer, further=further, indexed=True, watch=bar)
             chosen = dict(search.tests)[search.damping]
             assert chosen is not None
             found = replace(chosen, suggestion=search.suggestion)
@@ -130,6 +136,17 @@ def _batches(part: Split) -> list[tuple[Tensor, Tensor]]:
     return list(zip(part.x.split(_AT_ONCE), part.y.split(_AT_ONCE), strict=True))
 
 
+def _further(session: Session, folds: int) -> list[tuple[_TrainingBatches, list[tuple[Tensor, Tensor]]]]:
+    """Batches and held-out part of all folds but the first: parts of the training data, none of them twice."""
+    train, size = session.data.train, len(session.data.validation)
+    order, found = epoch_order(len(train), session.settings.seed, 0), []
+    for k in range(folds - 1):
+        outside = order[k * size : (k + 1) * size]
+        inside = torch.cat([order[: k * size], order[(k + 1) * size :]])
+        found.append((_TrainingBatches(session, inside), _batches(Split(train.x[outside], train.y[outside]))))
+    return found
+
+
 def _tell(console: Console, found: RangeTest, search: DampingSearch | None, path: Path) -> None:
     """What was found, in words."""
     for damping, test in search.tests if search is not None else ():
@@ -153,15 +170,22 @@ def _tell(console: Console, found: RangeTest, search: DampingSearch | None, path
 
 
 class _TrainingBatches:
-    """The batches that training would see, epoch after epoch; from the first one whenever it is gone through."""
+    """The batches that training would see, epoch after epoch; from the first one whenever it is gone through.
 
-    def __init__(self, session: Session) -> None:
+    Args:
+        inside: the training examples that are used; ``None``: all.
+    """
+
+    def __init__(self, session: Session, inside: Tensor | None = None) -> None:
         self._session = session
+        self._inside = torch.arange(len(session.data.train)) if inside is None else inside
 
     def __iter__(self) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
         session, settings, train = self._session, self._session.settings, self._session.data.train
         for epoch in itertools.count():
-            for number, indices in enumerate(epoch_batches(len(train), settings.batch_size, settings.seed, epoch)):
+            batches = epoch_batches(len(self._inside), settings.batch_size, settings.seed, epoch)
+            for number, places in enumerate(batches):
+                indices = self._inside[places]
                 x = train.x[indices]
                 if session.data.augmentation is not None:
                     x = session.data.augmentation(x, seed=settings.seed, epoch=epoch, batch=number)
@@ -201,6 +225,20 @@ def _check_temperature(settings: Settings, recipe: Recipe, validation: int) -> N
         raise UsageError("--search-temperature excludes --ess, which leaves no temperature to choose")
     if not validation:
         raise UsageError("--search-temperature compares runs on a validation part, and these data have none")
+
+
+def _check_folds(folds: int, search_damping: bool, train: int, validation: int) -> None:
+    if folds == 1:
+        return
+    if not search_damping:
+        raise UsageError("--folds repeats the longer runs of --search-damping: give both, or leave it out")
+    if not validation:
+        raise UsageError("--folds holds as many examples out as the validation part has, and these data have none")
+    most = max(1, train // (2 * validation)) + 1
+    if not 1 <= folds <= most:
+        raise UsageError(
+            f"--folds is {folds}; with {train} training and {validation} validation examples 1 to {most} are possible"
+        )
 
 
 def _tempered(settings: Settings, recipe: Recipe, factor: float) -> dict[str, float]:
