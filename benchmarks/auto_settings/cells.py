@@ -45,7 +45,8 @@ def repeated(data: str, run: Callable[[int, bool, Found | None], Found], found: 
 
     Args:
         run: with number of the run, whether by hand, and what was searched if that is known; returns a record.
-        found: of a cell that has runs already, all or the first, with what the search chose; empty if there is none.
+        found: of a cell that has runs already, all or the first, with what the search chose, or a part of that alone;
+            empty if there is none.
     """
     new: Found = {}
     score = SCORES[data]
@@ -53,12 +54,18 @@ def repeated(data: str, run: Callable[[int, bool, Found | None], Found], found: 
         if "scores" in found.get(way, {}):
             new[way] = found[way]
             continue
-        first = found.get(way) or run(0, way == "hand", None)
-        searched = {key: first[key] for key in SET if key in first}
+        first = found.get(way, {})
+        if score not in first:
+            first = first | run(0, way == "hand", _settings(first))
+        searched = _settings(first)
         others = [run(k, way == "hand", searched) for k in range(1, RUNS[data])]
         scores = [record[score] for record in (first, *others)]
         new[way] = first | {score: float(np.mean(scores)), "scores": scores}
     return new
+
+
+def _settings(record: Found) -> Found | None:
+    return {key: record[key] for key in SET if key in record} or None
 
 
 def classifications(name: str, method: str, seed: int, directory: Path, found: Found) -> Found:

@@ -70,32 +70,47 @@ def search(
     steps: int,
     training_steps: int,
     images: bool = False,
+    known: Found | None = None,
 ) -> Found:
     """Learning rate and damping of a search that trains on four fifths of the data and compares on the rest; the run
     has all of them again. The longer runs of the search take ``training_steps``. For images they are made on three of
-    five folds, and a search for the factor of ``ess`` follows."""
+    five folds, and a search for the factor of ``ess`` follows on the other two.
+
+    Args:
+        known: what an earlier search has found, which is not searched again.
+    """
     torch.manual_seed(seed)
     order = torch.randperm(len(data[0]))
     count, folds = len(order) // HELD_OUT, []
-    for k in range(FOLDS if images else 1):
+    for k in range(HELD_OUT if images else 1):
         low, high = k * count, (k + 1) * count
         split = torch.cat([order[:low], order[high:]]), order[low:high]
         inside, outside = (TensorDataset(*(tensor[part] for tensor in data)) for part in split)
         folds.append((DataLoader(inside, batch_size=batch, shuffle=True), DataLoader(outside, batch_size=256)))
-    (loader, held_out), *further = folds
-    longer = training_steps / steps
-    found = vogn.damping_search(
-        optimizer, model, likelihood, loader, held_out=held_out, further=further, steps=steps, longer=longer
-    )
-    tests = [
-        [damping, None if test is None else {"lr": test.suggestion, "loss": float(np.mean(test.final))}]
-        for damping, test in found.tests
-    ]
-    chosen = {"lr": found.suggestion, "damping": found.damping, "tests": tests, "finals": found.to_dict()["finals"]}
-    if images:
+    chosen = dict(known or {})
+    if "lr" not in chosen:
+        (loader, held_out), *further = folds[:FOLDS]
+        found = vogn.damping_search(
+            optimizer,
+            model,
+            likelihood,
+            loader,
+            held_out=held_out,
+            further=further,
+            steps=steps,
+            longer=training_steps / steps,
+        )
+        tests = [
+            [damping, None if test is None else {"lr": test.suggestion, "loss": float(np.mean(test.final))}]
+            for damping, test in found.tests
+        ]
+        finals = found.to_dict()["finals"]
+        chosen |= {"lr": found.suggestion, "damping": found.damping, "tests": tests, "finals": finals}
+    if images and "ess_factor" not in chosen:
         set_groups(optimizer, chosen)
+        (loader, held_out), *further = folds[FOLDS:]
         colder = vogn.temperature_search(
-            optimizer, model, likelihood, loader, held_out=held_out, steps=training_steps
+            optimizer, model, likelihood, loader, held_out=held_out, further=further, steps=training_steps
         )
         chosen |= {"ess_factor": colder.factor, "ess_factors": colder.to_dict()["trials"]}
     return chosen
@@ -151,8 +166,8 @@ def classify(
     else:
         optimizer = automatic(method, model, loader, seed)
         steps = study.epochs * epoch
-        chosen = searched or search(
-            optimizer, model, Categorical(), (x, y), study.batch, seed, 100, steps, images=True
+        chosen = search(
+            optimizer, model, Categorical(), (x, y), study.batch, seed, 100, steps, images=True, known=searched
         )
         set_groups(optimizer, chosen)
         for group in optimizer.param_groups:
@@ -213,7 +228,7 @@ def regress(
             start=epochs // 2 * epoch,
             measure=lambda: vogn.laplace(model, likelihood, batches, structure="dense"),
         )
-        chosen = searched or search(optimizer, model, likelihood, (x, y), BATCH, seed, STEPS // 5, STEPS)
+        chosen = search(optimizer, model, likelihood, (x, y), BATCH, seed, STEPS // 5, STEPS, known=searched)
     else:
         chosen = {"lr": configuration["lr"]}
     set_groups(optimizer, chosen)

@@ -26,10 +26,11 @@ SCORES = dict.fromkeys(SIZES, "accuracy") | dict.fromkeys(REGRESSIONS, "rmse")
 HELD_OUT = 5
 """A fifth of the training data is held out in searches."""
 FOLDS = 3
-"""So many of the five folds have the longer runs of an image classifier's search."""
+"""So many of the five folds have the longer runs of an image classifier's search; the others those for the temperature,
+for a setting that was chosen on a fold has had luck there, which neighbouring temperatures have not."""
 RULE = "the lowest mean loss, also far from a sweep that chose little, confirmed by runs as long as the training, "
 RULE += "in which another rate, or another damping than the one to begin with, must win by a standard error"
-IMAGE_RULE = RULE + " of three folds; the temperature by runs as long too"
+IMAGE_RULE = RULE + " of three folds; the temperature by runs as long on the other two"
 """Rules of the searches. Cells of another rule are run again."""
 Found = dict[str, Any]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -42,6 +42,7 @@ def temperature_search(
     loader: Iterable[Any],
     *,
     held_out: Iterable[Any],
+    further: Sequence[tuple[Iterable[Any], Iterable[Any]]] = (),
     steps: int = STEPS,
     indexed: bool = False,
     watch: Watch | None = None,
@@ -60,12 +61,18 @@ def temperature_search(
     (:func:`vogn.damping_search`), and make runs as long as the training if that is affordable: short ones stand more
     noise. Where the posterior is to be the true one, of temperature 1, there is nothing to search.
 
+    Rate and damping were chosen because a run with them ended low, at the temperature of today, and part of that is
+    chance, which another temperature does not have: compare on other folds, or at least with the batches in another
+    order, than those that chose them.
+
     Model, optimizer and likelihood are not touched: multiply ``ess`` of the groups yourself.
 
     Args:
         optimizer, model, likelihood, loader, indexed, watch: see :func:`vogn.learning_rate_range_test`; in variational
             mode.
         held_out: batches ``(inputs, targets)`` that training does not see; a few hundred examples do.
+        further: pairs of loader and held-out batches besides ``loader`` and ``held_out``: every temperature is run on
+            each, and compared by all of their losses.
         steps: of a run, >= 1.
 
     Returns:
@@ -103,7 +110,11 @@ def temperature_search(
         twin, network, loss_of = copies(optimizer, model, likelihood)
         for group in twin.param_groups:
             group["ess"] *= factor
-        return run_ends(twin, network, loss_of, loader, rate, steps, held_out=held_out, indexed=indexed, watch=watch)
+        runs = [
+            run_ends(twin, network, loss_of, batches, rate, steps, held_out=outside, indexed=indexed, watch=watch)
+            for batches, outside in ((loader, held_out), *further)
+        ]
+        return [loss for losses in runs for loss in losses] if all(runs) else []
 
     start = 1.0
     while not ends(start) and start * STRIDE < FARTHEST:
