@@ -10,6 +10,7 @@ import torch
 
 from vogn.optim import METHODS
 from vogn.optim.damping_search import damping_search
+from vogn.optim.temperature_search import temperature_search
 
 TINY = ["--model", "mlp", "--batch-size", "30", "--device", "cpu", "--steps", "40"]
 
@@ -113,6 +114,26 @@ def test_a_search_for_the_temperature_keeps_the_weight_decay(vogn, tiny, tmp_pat
     assert trained["weight_decay"] == pytest.approx(tuned["weight_decay"], rel=0.01)
     assert trained["ess"] == pytest.approx(tuned["ess"] * search["factor"], rel=0.01)
     assert search["factor"] > 1.0  # with 60 examples, 0.3 is a lot of noise
+
+
+def test_temperatures_are_compared_in_another_order_than_dampings(vogn, tiny, monkeypatch):
+    orders = []
+
+    def spy(name, found):
+        def searched(optimizer, model, likelihood, batches, **options):
+            indices = [indices for indices, _ in itertools.islice(batches, 2)]  # one epoch
+            orders.append((name, torch.cat(indices).tolist()))
+            return found(optimizer, model, likelihood, batches, **options)
+
+        return searched
+
+    for name, found in (("damping_search", damping_search), ("temperature_search", temperature_search)):
+        monkeypatch.setattr(f"vogn.cli.tuning.{name}", spy(name, found))
+    options = ["--method", "vogn", "--epochs", "1", "--damping", "0.1", "--search-damping", "--search-temperature"]
+    assert vogn("tune", "--data", tiny, *TINY, *options).code == 0
+    (first, a), (second, b) = orders
+    assert (first, second) == ("damping_search", "temperature_search")
+    assert a != b and sorted(a) == sorted(b)
 
 
 def test_it_says_the_same_twice_and_leaves_the_global_generator(vogn, tiny, tmp_path):

@@ -56,6 +56,30 @@ def test_runs_differ_in_the_noise_alone_and_nothing_changes():
     assert torch.equal(random, torch.get_rng_state()) and opt.param_groups[0]["ess"] == 100.0
 
 
+def test_further_folds_are_run_and_counted_too(monkeypatch):
+    """The first fold says colder, the larger second warmer; a failure on one is one of the temperature."""
+    batches, other = [loader(), loader()], [data(10, 9)]
+    held_out = [data(10, 7)]
+
+    def ends(twin, model, likelihood, where, rate, steps, **options):
+        step, fold = round(math.log(twin.param_groups[0]["ess"] / 100.0, STRIDE)), batches.index(where)
+        assert options["held_out"] is (held_out, other)[fold]
+        if fold and step == -2:
+            return []
+        return [1.0 + (-0.1 if fold == 0 else 0.1) * step] * (10 + 20 * fold)
+
+    monkeypatch.setattr("vogn.optim.temperature_search.run_ends", ends)
+    model, opt = optimizer()
+    found = vogn.temperature_search(
+        opt, model, Categorical(), batches[0], held_out=held_out, further=[(batches[1], other)]
+    )
+    assert found.factor == pytest.approx(1.0 / STRIDE)
+    losses = {round(math.log(factor, STRIDE)): loss for factor, loss in found.trials}
+    assert losses == {-2: math.inf, -1: pytest.approx(0.95), 0: pytest.approx(1.0), 1: pytest.approx(1.05)}
+    alone = vogn.temperature_search(opt, model, Categorical(), batches[0], held_out=held_out)
+    assert alone.factor > 1.0
+
+
 @pytest.mark.parametrize(
     "means, expected",
     [

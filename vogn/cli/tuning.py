@@ -104,6 +104,8 @@ def tune(
         if search_temperature:
             for group in optimizer.param_groups:
                 group.update({"lr": found.suggestion} | ({} if search is None else {"damping": search.damping}))
+            # in another order than the runs that chose rate and damping, which had luck in theirs
+            subjects = (*subjects[:3], _TrainingBatches(session, order=1))
             outside = _batches(data.validation)
             long = round(longer * steps)
             colder = temperature_search(*subjects, held_out=outside, steps=long, indexed=True, watch=bar)
@@ -174,16 +176,17 @@ class _TrainingBatches:
 
     Args:
         inside: the training examples that are used; ``None``: all.
+        order: another number, other batches.
     """
 
-    def __init__(self, session: Session, inside: Tensor | None = None) -> None:
-        self._session = session
+    def __init__(self, session: Session, inside: Tensor | None = None, order: int = 0) -> None:
+        self._session, self._order = session, order
         self._inside = torch.arange(len(session.data.train)) if inside is None else inside
 
     def __iter__(self) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
         session, settings, train = self._session, self._session.settings, self._session.data.train
         for epoch in itertools.count():
-            batches = epoch_batches(len(self._inside), settings.batch_size, settings.seed, epoch)
+            batches = epoch_batches(len(self._inside), settings.batch_size, settings.seed + self._order, epoch)
             for number, places in enumerate(batches):
                 indices = self._inside[places]
                 x = train.x[indices]
