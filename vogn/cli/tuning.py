@@ -237,7 +237,7 @@ def _check_folds(folds: int, search_damping: bool, train: int, validation: int) 
         raise UsageError("--folds repeats the longer runs of --search-damping: give both, or leave it out")
     if not validation:
         raise UsageError("--folds holds as many examples out as the validation part has, and these data have none")
-    most = max(1, train // (2 * validation)) + 1
+    most = 1 + train // (2 * validation)  # half of the training part may be held out
     if not 1 <= folds <= most:
         raise UsageError(
             f"--folds is {folds}; with {train} training and {validation} validation examples 1 to {most} are possible"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vogn.errors import RangeTestError
 from vogn.optim.base import NaturalGradient
-from vogn.optim.range_choice import STRIDE, Losses, better_in_all, climb, mean_loss, plain_loss
+from vogn.optim.range_choice import STRIDE, Losses, better_in_all, climb, joined, mean_loss, plain_loss
 from vogn.optim.range_test import (
     CAUTION,
     STEPS,
@@ -158,20 +158,20 @@ def damping_search(
         folds = ((loader, options.get("held_out")), *further)
         largest = options.get("largest") or newton_rate(optimizer)
         winners: dict[tuple[float, float], Runs] = {}
-
-        def in_all(damping: float, rate: float) -> Runs:
-            return [
-                run_ends(*at(damping), batches, rate, steps, held_out=outside, **rest) for batches, outside in folds
-            ]
-
         for damping in dict.fromkeys((best, start)):
             test = tests[damping]
             if test is None:
                 continue
             near = (test.suggestion * factor for factor in (1.0, CAUTION, 1.0 / STRIDE))
             rates = dict.fromkeys(min(max(rate, test.rates[0]), largest) for rate in near)
-            runs = {rate: in_all(damping, rate) for rate in rates}
-            finals += [(damping, rate, _mean(losses)) for rate, losses in runs.items()]
+            subjects = at(damping)
+            runs = {
+                rate: [
+                    run_ends(*subjects, batches, rate, steps, held_out=outside, **rest) for batches, outside in folds
+                ]
+                for rate in rates
+            }
+            finals += [(damping, rate, mean_loss(joined(losses))) for rate, losses in runs.items()]
             rate = _kept(runs)
             winners[damping, rate] = runs[rate]
         kept = _kept({setting: winners[setting] for setting in reversed(winners)})  # the damping to begin with first
@@ -179,13 +179,8 @@ def damping_search(
     return DampingSearch(*setting, tuple(sorted(tests.items(), key=lambda pair: pair[0])), tuple(finals))
 
 
-def _mean(runs: Runs) -> float:
-    """Over all losses; infinite if a run failed."""
-    return mean_loss([loss for losses in runs for loss in losses]) if all(runs) else math.inf
-
-
 def _kept(runs: Mapping[Setting, Runs]) -> Setting:
     """The first, unless others are better by :data:`OTHER_ERRORS`: then the one of these whose mean loss is lowest."""
     own, *others = runs
     able = [own, *(setting for setting in others if better_in_all(runs[setting], runs[own], OTHER_ERRORS))]
-    return min(able, key=lambda setting: _mean(runs[setting]))
+    return min(able, key=lambda setting: mean_loss(joined(runs[setting])))

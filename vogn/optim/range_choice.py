@@ -135,6 +135,11 @@ def mean_loss(losses: Losses) -> float:
     return float(np.mean(losses)) if losses else math.inf
 
 
+def joined(runs: Sequence[Losses]) -> Losses:
+    """All losses of a run that is repeated; empty, a failure, if one of the repetitions failed."""
+    return [loss for losses in runs for loss in losses] if all(runs) else []
+
+
 def plain_loss(loss: float) -> float | None:
     """For JSON, which has no infinity: ``None`` for a run that failed."""
     return loss if math.isfinite(loss) else None

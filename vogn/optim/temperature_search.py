@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vogn.errors import RangeTestError
 from vogn.optim.base import NaturalGradient
-from vogn.optim.range_choice import STRIDE, climb, plain_loss
+from vogn.optim.range_choice import STRIDE, Losses, climb, joined, plain_loss
 from vogn.optim.range_test import STEPS, Watch, copies, require_alone, run_ends
 
 FARTHEST = 1000.0
@@ -106,7 +106,7 @@ def temperature_search(
     rate = max(group["lr"] for group in optimizer.param_groups)
 
     @cache
-    def ends(factor: float) -> list[float]:
+    def ends(factor: float) -> Losses:
         twin, network, loss_of = copies(optimizer, model, likelihood)
         for group in twin.param_groups:
             group["ess"] *= factor
@@ -114,7 +114,7 @@ def temperature_search(
             run_ends(twin, network, loss_of, batches, rate, steps, held_out=outside, indexed=indexed, watch=watch)
             for batches, outside in ((loader, held_out), *further)
         ]
-        return [loss for losses in runs for loss in losses] if all(runs) else []
+        return joined(runs)
 
     start = 1.0
     while not ends(start) and start * STRIDE < FARTHEST:
