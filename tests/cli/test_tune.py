@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from vogn.data import load_real_data
 from vogn.optim import METHODS
 from vogn.optim.damping_search import damping_search
+from vogn.optim.range_test import learning_rate_range_test
 from vogn.optim.temperature_search import temperature_search
 
 TINY = ["--model", "mlp", "--batch-size", "30", "--device", "cpu", "--steps", "40"]
@@ -231,3 +233,51 @@ def test_the_number_of_threads_is_torch_s(vogn, tiny, tmp_path):
     outcome = vogn("tune", "--data", tiny, *TINY, "--threads", threads, "--output", "run")
     assert outcome.code == 0, outcome.err
     assert json.loads((tmp_path / "run" / "range_test.json").read_text())["resolved"]["threads"] == threads
+
+
+def test_short_runs_come_down_to_a_fixed_noise_as_training_does(vogn, tmp_path, monkeypatch):
+    """A noise of 1 beside targets of standard deviation 30."""
+    x = np.random.default_rng(0).normal(size=(120, 2))
+    y = 10 * (3 * x[:, 0] + np.sin(x[:, 1])) + np.random.default_rng(1).normal(size=len(x))
+    np.savez(tmp_path / "near.npz", x_train=x, y_train=y)
+    seen = []
+
+    def spy(optimizer, model, likelihood, loader, **options):
+        seen.append(likelihood)
+        return learning_rate_range_test(optimizer, model, likelihood, loader, **options)
+
+    monkeypatch.setattr("vogn.cli.tuning.learning_rate_range_test", spy)
+    data, losses = f"npz:{tmp_path / 'near.npz'}", []
+    for noise in ("1", "20"):
+        outcome = vogn("tune", "--data", data, "--noise", noise, *TINY, "--output", noise)
+        assert outcome.code == 0, outcome.err
+        losses.append(json.loads((tmp_path / noise / "range_test.json").read_text())["range_test"]["losses"])
+    assert losses[0] != losses[1]
+    outputs, targets = torch.zeros(4, 1), torch.full((4, 1), 0.01)
+    for likelihood, noise in zip(seen, (1.0, 20.0), strict=True):
+        assert float(likelihood.noise) == 1.0  # a standard deviation of the targets
+        likelihood.follow(outputs, targets)
+        assert float(likelihood.noise) == pytest.approx(noise / load_real_data(data).targets.std)
+
+
+def test_what_was_found_is_told_before_it_is_written(vogn, tiny, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vogn.cli.run_folder.RunFolder.write_json", full)
+    outcome = vogn("tune", "--data", tiny, *TINY, "--no-runs", "--output", "run")
+    assert outcome.code != 0 and "vogn train" in outcome.out
+
+
+def test_a_folder_that_cannot_be_written_into_is_refused_before_the_work(vogn, tiny, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    outcome = vogn("tune", "--data", tiny, *TINY, "--output", "run")
+    assert outcome.code == 2 and "cannot be written into" in outcome.err and "short runs" not in outcome.out
+
+
+def test_a_folder_that_is_taken_cannot_be_resumed(vogn, tiny, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "file").touch()
+    outcome = vogn("tune", "--data", tiny, *TINY, "--output", "run")
+    assert outcome.code == 2 and "give another --output" in outcome.err and "--resume" not in outcome.err

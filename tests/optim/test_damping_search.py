@@ -14,8 +14,9 @@ import vogn
 from tiny_models import fill, normal
 from vogn.errors import RangeTestError
 from vogn.likelihoods import Categorical
+from vogn.optim.copied_runs import copies, losses_on, run_ends
 from vogn.optim.range_choice import STRIDE, better_in_all
-from vogn.optim.range_test import CAUTION, RangeTest, copies, losses_on, run_ends
+from vogn.optim.range_test import CAUTION, RangeTest
 
 
 def data(n, seed, signal=1.0):
@@ -283,3 +284,10 @@ def test_a_learned_noise_is_that_of_the_residuals_wherever_losses_are_compared()
     test = vogn.learning_rate_range_test(opt, model, likelihood, halves[0], steps=60, held_out=halves[1])
     assert float(likelihood.log_noise.exp()) == pytest.approx(2.0)
     assert min(test.losses) < np.log(2.0) + 0.5 * np.log(2 * np.pi)  # below what the first noise allows at best
+
+
+def test_further_folds_are_pairs():
+    model = network()
+    opt = optimizer(model)
+    with pytest.raises(ValueError, match=r"further\[1\] is no pair of a loader and held-out batches"):
+        vogn.damping_search(opt, model, Categorical(), None, further=[(None, None), loader()])

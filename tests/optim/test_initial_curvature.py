@@ -51,3 +51,15 @@ def test_what_it_cannot_be_computed_from_is_named():
     nn.init.zeros_(model.bias)
     with pytest.raises(ValueError, match="compares its noise with the weights, which are all zero"):
         vogn.IVON(model, ess=10, initial_curvature="auto")
+
+
+@pytest.mark.parametrize("method", ["ivon", "evon"])
+def test_a_default_group_may_be_empty(method):
+    model = network()
+    groups = [{"params": list(layer.parameters())} for layer in model if list(layer.parameters())]
+    opt = vogn.METHODS[method].build(model, ess=50, initial_curvature="auto", groups=groups)
+    assert not opt.param_groups[0]["params"]
+    for group in opt.param_groups[1:]:
+        rms = torch.cat([p.detach().flatten() for p in group["params"] if p.ndim > 1]).square().mean().sqrt()
+        assert (50 * group["initial_curvature"]) ** -0.5 == pytest.approx(0.1 * float(rms))
+    train(opt, model, 2)

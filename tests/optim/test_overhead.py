@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import vogn
-from vogn.optim.overhead import OverheadBudget, intervals
+from tiny_models import fill, normal
+from vogn.likelihoods import Categorical
+from vogn.optim.overhead import REPEATS, TRIAL, WARM_UP, OverheadBudget, intervals
 
 
 class ScriptedClock:
@@ -152,3 +154,15 @@ def test_the_bound_is_positive(overhead):
     with pytest.raises(ValueError, match=r"overhead=.* must be a positive share of a step's time"):
         build(overhead=overhead)
 
+
+
+def test_a_default_group_may_be_empty():
+    model = fill(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double())
+    groups = [{"params": list(model[0].parameters())}, {"params": list(model[2].parameters())}]
+    opt = vogn.KFAC(model, lr=0.01, ess=50, overhead=0.1, groups=groups)
+    for _ in range(WARM_UP + REPEATS * TRIAL["refresh_every"] + 1):
+        opt.zero_grad()
+        with opt.sampled_params():
+            Categorical()(model(normal(8, 3)), torch.zeros(8, dtype=torch.long)).backward()
+        opt.step()
+    assert not opt.param_groups[0]["params"] and all(group["overhead_met"] for group in opt.param_groups)

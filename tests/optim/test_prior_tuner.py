@@ -292,3 +292,31 @@ def test_what_is_measured_is_tuned_as_after_training(frozen):
     found = vogn.PriorTuner(opt, every=1, measure=measured).tune()
     after = vogn.tune_prior_precision(measured()).sampled_blocks
     assert list(found.values()) == pytest.approx([block.shift * block.ess for block in after], rel=1e-4)
+
+
+def test_one_pattern_is_one_pattern():
+    model = fill(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double())
+    opt = vogn.KFAC(model, lr=0.05, ess=100, weight_decay=0.01, groups=vogn.layer_groups(model))
+    train(opt, model, 3)
+    assert set(vogn.PriorTuner(opt, every=1, only="2.*").tune()) == {1}
+    assert opt.param_groups[0]["weight_decay"] == 0.01
+
+
+@pytest.mark.parametrize("only", ["3.*", ["2.*", "heads.*"]])
+def test_a_pattern_that_matches_nothing_is_refused(only):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    groups = [{"params": list(model[0].parameters())}, {"params": list(model[2].parameters())}]  # the first is empty
+    with pytest.raises(ValueError, match=r"only=.* matches no parameter"):
+        vogn.PriorTuner(vogn.KFAC(model, ess=100, groups=groups), every=1, only=only)
+
+
+def test_an_empty_default_group_is_none_to_tune():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    groups = [{"params": list(model.parameters()), "sampled": False}]
+    with pytest.raises(ValueError, match="no sampled group"):
+        vogn.PriorTuner(vogn.KFAC(model, ess=100, groups=groups), every=1)
+
+
+def test_a_group_without_ess_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"set ess=len\(train_set\)"):
+        vogn.PriorTuner(vogn.KFAC(nn.Linear(3, 3), variational=False), every=1)

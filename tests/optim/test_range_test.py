@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import vogn
 from tiny_models import batch, fill, train
 from vogn.data import Indexed
 from vogn.errors import NotPositiveDefiniteError, RangeTestError
 from vogn.likelihoods import Categorical
+from vogn.optim.copied_runs import copies, run_ends
 from vogn.optim.range_choice import choose
 from vogn.optim.range_test import newton_rate
 
@@ -331,3 +332,63 @@ def test_a_fall_by_less_than_a_ten_thousandth_is_none():
     assert choose(rates, losses)
     with pytest.raises(RangeTestError, match="does not fall"):
         choose(rates, 1.1 - np.linspace(0.0, 1.0, 48) * 1e-4)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_examples_that_are_not_finite_are_named(runs):
+    model = plain()
+    x, y = (tensor.clone() for tensor in easy().dataset.tensors)
+    x[130, 0] = torch.nan
+    data = DataLoader(TensorDataset(x, y), batch_size=64)
+    with pytest.raises(ValueError, match="training batch of step 3 has inputs that are NaN or infinite"):
+        vogn.learning_rate_range_test(vogn.VOGN(model, ess=192), model, Categorical(), data, runs=runs)
+
+
+def test_generators_of_samplers_and_of_held_out_loaders_come_back():
+    """Hence runs of another rate see the same batches, and held-out losses come in the same order."""
+    model = plain()
+    opt = vogn.VOGN(model, ess=192)
+    generators = [torch.Generator().manual_seed(k) for k in range(2)]
+    examples = easy().dataset
+    sampler = BatchSampler(RandomSampler(examples, generator=generators[0]), 64, False)
+    batches = DataLoader(examples, batch_sampler=sampler)
+    held_out = DataLoader(examples, batch_size=50, shuffle=True, generator=generators[1])
+    states = [generator.get_state() for generator in generators]
+    options = {"steps": 20, "held_out": held_out}
+    first = run_ends(opt, model, Categorical(), batches, 0.01, **options)
+    assert first == run_ends(opt, model, Categorical(), batches, 0.01, **options)
+    unseeded = DataLoader(examples, batch_size=50, shuffle=True)
+    options["held_out"] = unseeded
+    assert run_ends(opt, model, Categorical(), batches, 0.01, **options) == run_ends(
+        opt, model, Categorical(), batches, 0.01, **options
+    )
+    assert all(map(torch.equal, states, [generator.get_state() for generator in generators]))
+
+
+def test_hooks_are_not_copied_so_that_they_may_hold_anything(tmp_path):
+    model = plain()
+    opt = vogn.VOGN(model, ess=192)
+    with open(tmp_path / "log", "w") as log:
+
+        class Logger:
+            def __init__(self):
+                self.file = log  # cannot be copied
+
+            def hook(self, *arguments):
+                self.file.write("step")
+
+        opt.register_step_post_hook(Logger().hook)
+        vogn.learning_rate_range_test(opt, model, Categorical(), easy(), steps=20, runs=False)
+        assert len(opt._optimizer_step_post_hooks) == 1
+    assert not (tmp_path / "log").read_text()
+
+
+def test_copies_do_not_choose_a_schedule_by_their_own_times():
+    model = plain()
+    opt = vogn.VOGN(model, ess=192, overhead=0.05)
+    twin, _ = copies(opt, model)
+    assert twin.param_groups[0]["overhead"] is None and opt.param_groups[0]["overhead"] == 0.05
+    assert twin.param_groups[0]["observe_every"] == opt.param_groups[0]["observe_every"]
+    for group in opt.param_groups:
+        group.update(observe_every=7, overhead_met=True)
+    assert copies(opt, model)[0].param_groups[0]["observe_every"] == 7

@@ -1,9 +1,18 @@
 """``effective_sample_size`` counts examples, not batches, and ``ess="auto"`` is what it returns."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 from torch.utils.data.distributed import DistributedSampler
 
 import vogn
@@ -77,3 +86,23 @@ def test_groups_take_numbers():
     model = nn.Linear(3, 1)
     with pytest.raises(ValueError, match=r"a param group has ess='auto': groups take numbers"):
         vogn.VOGN(model, ess=5, groups=[{"params": model.bias, "ess": "auto"}])
+
+
+@pytest.mark.parametrize("count", [np.int64(100), np.float32(100), np.array(100), torch.tensor(100)])
+def test_numbers_of_other_libraries_are_numbers(count):
+    assert vogn.effective_sample_size(count, temperature=0.5) == 200.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": range(10)},
+        {"sampler": [3, 5, 8, 1, 2, 9, 4, 7, 6, 0]},
+        {"batch_sampler": BatchSampler(SubsetRandomSampler(range(10)), 5, False)},
+    ],
+)
+def test_a_fixed_part_of_the_data_is_counted_alone(options):
+    data = TensorDataset(torch.zeros(100, 3))
+    assert vogn.effective_sample_size(DataLoader(data, **options)) == 10.0
+    everything = DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 5, False))
+    assert vogn.effective_sample_size(everything) == 100.0

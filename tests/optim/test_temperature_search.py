@@ -15,8 +15,8 @@ import vogn
 from tiny_models import fill, normal
 from vogn.errors import RangeTestError
 from vogn.likelihoods import Categorical
+from vogn.optim.copied_runs import copies, run_ends
 from vogn.optim.range_choice import STRIDE
-from vogn.optim.range_test import copies, run_ends
 
 
 def data(n, seed):
@@ -121,3 +121,40 @@ def test_what_it_cannot_compare_is_refused(monkeypatch):
     monkeypatch.setattr("vogn.optim.temperature_search.run_ends", lambda *_, **__: [])
     with pytest.raises(RangeTestError, match="training fails at every temperature"):
         vogn.temperature_search(opt, model, Categorical(), loader(), held_out=[data(10, 7)])
+
+
+def test_a_method_that_sets_ess_has_no_temperature():
+    model = fill(nn.Linear(4, 3)).float()
+    opt = vogn.KalmanNaturalGradient(model, ess=100.0)
+    with pytest.raises(ValueError, match="KalmanNaturalGradient sets ess itself"):
+        vogn.temperature_search(opt, model, Categorical(), loader(), held_out=[data(60, 7)], steps=40)
+
+
+def test_groups_without_noise_have_no_temperature():
+    """A Bayesian head on a deterministic body."""
+    model = fill(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))).float()
+    body = [{"params": list(model[0].parameters()), "variational": False, "ess": None}]
+    opt = vogn.VOGN(model, lr=0.1, ess=100.0, weight_decay=1e-2, damping=1e-2, groups=body)
+    found = vogn.temperature_search(opt, model, Categorical(), loader(), held_out=[data(60, 7)], steps=40)
+    assert found.factor > 0 and len(found.trials) >= 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"held_out": None}, "held_out=None: training losses always prefer less noise"),
+        ({"further": [loader()]}, r"further\[0\] is no pair of a loader and held-out batches"),
+    ],
+)
+def test_what_it_would_notice_late_is_refused_at_once(options, message):
+    model, opt = optimizer()
+    with pytest.raises(ValueError, match=message):
+        vogn.temperature_search(opt, model, Categorical(), None, **{"held_out": [data(60, 7)]} | options)
+
+
+def test_held_out_examples_that_are_not_finite_are_named():
+    model, opt = optimizer()
+    x, y = data(60, 7)
+    x[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="held-out batch 2 has inputs that are NaN or infinite"):
+        vogn.temperature_search(opt, model, Categorical(), loader(), held_out=[data(60, 8), (x, y)], steps=40)

@@ -42,6 +42,11 @@ class Observation:
         self.likelihood: Likelihood = Categorical() if likelihood is None else likelihood
         self.training: Likelihood = self.likelihood
 
+    @property
+    def searching(self) -> Likelihood:
+        """The one of short runs from the present state, which follow a learnable noise themselves."""
+        return self.training
+
     def before_step(self, session: Session, step: int, total: int) -> None:
         """Called before step number ``step`` (from 0) of ``total``."""
 
@@ -79,6 +84,13 @@ class RealObservation(Observation):
         if likelihood.log_noise is None:
             self.remedy = ", or raise --noise"
             self._train_with(FIRST_NOISE)
+
+    @property
+    def searching(self) -> Likelihood:
+        """See :class:`Observation`. Short runs must come down to a fixed noise too, whatever is compared there."""
+        if self.training is self.likelihood:
+            return self.training
+        return Gaussian("learn", initial=float(self.training.noise), floor=float(self.likelihood.noise))
 
     def before_step(self, session: Session, step: int, total: int) -> None:
         """Ask the evidence at some steps: for priors that were not given, and for what the network has fitted."""

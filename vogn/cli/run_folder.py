@@ -51,11 +51,15 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path) -> RunFolder:
+    def create(cls, path: Path, *, resumable: bool = True) -> RunFolder:
         """A new folder, parents included.
 
+        Args:
+            path: the folder.
+            resumable: whether the command has a ``--resume``.
+
         Raises:
-            UsageError: it exists and is not empty, or cannot be made.
+            UsageError: it exists and is not empty, cannot be made, or cannot be written into.
         """
         try:
             occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
@@ -64,10 +68,10 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"cannot create {path}: {error.strerror}") from error
         if occupied:
-            raise UsageError(
-                f"{path} exists already; give another --output, or continue that run with --resume "
-                f"{shlex.quote(str(path))}"
-            )
+            continued = f", or continue that run with --resume {shlex.quote(str(path))}" if resumable else ""
+            raise UsageError(f"{path} exists already; give another --output{continued}")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise UsageError(f"{path} cannot be written into: change its permissions, or give another --output")
         return cls(path)
 
     @contextmanager

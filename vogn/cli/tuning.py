@@ -80,13 +80,13 @@ def tune(
     _check_folds(folds, search_damping, len(data.train), len(data.validation))
     contender = contender_of(settings, recipe, settings.variational)
     rehearse(settings, contender, data)
-    folder = RunFolder.create(output or new_path(settings, contender.key, suffix="-tune"))
+    folder = RunFolder.create(output or new_path(settings, contender.key, suffix="-tune"), resumable=False)
     session = Session.start(settings, contender, data, folder)
     optimizer = session.optimizer
     assert isinstance(optimizer, NaturalGradient)
     session.model.train()
     torch.manual_seed(settings.seed)
-    subjects = (optimizer, session.model, session.observation.training, _TrainingBatches(session))
+    subjects = (optimizer, session.model, session.observation.searching, _TrainingBatches(session))
     held_out = _batches(data.validation) if runs and len(data.validation) else None
     options: dict[str, Any] = {"smallest": smallest, "largest": largest, "steps": steps, "held_out": held_out}
     search: DampingSearch | None = None
@@ -116,14 +116,14 @@ def tune(
     if colder is not None:
         record["temperature_search"] = colder.to_dict()
         chosen_options |= _tempered(settings, recipe, colder.factor)
-    folder.write_json("range_test.json", record | {"range_test": found.to_dict()})
-    plot_range_test(found, folder.path / "range_test.png")
     _tell(console, found, search, folder.path)
     for factor, loss in colder.trials if colder is not None else ():
         temperature = _tempered(settings, recipe, factor)["temperature"]
         say(console, f"run at temperature {temperature:g}: ends with loss {loss:.4f}")
     damping = None if search is None else search.damping
     say(console, f"vogn train {_options(chosen_options, damping)}")
+    folder.write_json("range_test.json", record | {"range_test": found.to_dict()})
+    plot_range_test(found, folder.path / "range_test.png")
     return found
 
 

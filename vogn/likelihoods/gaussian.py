@@ -36,14 +36,15 @@ class Gaussian(Likelihood):
         noise: standard deviation in the unit of the targets, > 0, or ``"learn"``: ``log_noise`` is then a parameter,
             yielded by :meth:`parameters` for an optimizer of its own.
         initial: first value of a learnable noise, > 0. Ignored for a fixed noise.
+        floor: :meth:`follow` takes a learnable noise no lower, in [0, ``initial``]. Ignored for a fixed noise.
 
     Raises:
-        ValueError: for a noise that is not positive and finite.
+        ValueError: for a noise that is not positive and finite, or a floor above it.
     """
 
     kind: ClassVar[str] = "gaussian"
 
-    def __init__(self, noise: float | Literal["learn"] = 0.1, *, initial: float = 0.1) -> None:
+    def __init__(self, noise: float | Literal["learn"] = 0.1, *, initial: float = 0.1, floor: float = 0.0) -> None:
         learn = isinstance(noise, str)
         if learn and noise != "learn":
             raise ValueError(f"noise={noise!r}; give a positive standard deviation or 'learn'")
@@ -51,6 +52,9 @@ class Gaussian(Likelihood):
         if not (math.isfinite(value) and value > 0):
             name = "initial" if learn else "noise"
             raise ValueError(f"{name}={value:g}; a standard deviation must be positive and finite")
+        if learn and not 0.0 <= floor <= value:
+            raise ValueError(f"floor={floor:g} must be between 0 and initial={value:g}")
+        self._floor = floor
         self.log_noise = nn.Parameter(torch.tensor(value).log()) if learn else None
         self._fixed = value
 
@@ -67,7 +71,8 @@ class Gaussian(Likelihood):
         """Move the square of a learnable noise towards the mean squared residual; a fixed noise stays.
 
         With ``share=1`` the noise is the most likely one for these outputs; with a small share, step after step, an
-        average over batches. A noise that would become zero or is not finite stays as it is.
+        average over batches. It goes down to ``floor`` at most; a noise that would become zero or is not finite stays
+        as it is.
 
         Args:
             outputs, targets: as in the call.
@@ -78,7 +83,7 @@ class Gaussian(Likelihood):
         seen = (at_least_float32(outputs) - targets).square().mean()
         square = torch.lerp(self.log_noise.exp().square(), seen.to(self.log_noise), share)
         if bool(square.isfinite() & (square > 0)):
-            self.log_noise.copy_(0.5 * square.log())
+            self.log_noise.copy_(0.5 * square.clamp(min=self._floor**2).log())
 
     def check_shapes(self, outputs: Tensor, targets: Tensor) -> None:
         """See :meth:`Likelihood.check_shapes`."""
@@ -162,12 +167,14 @@ class Gaussian(Likelihood):
         """See :meth:`Likelihood.to_dict`; a learnable noise is stored with its current value."""
         if self.log_noise is None:
             return {"kind": self.kind, "noise": self._fixed}
-        return {"kind": self.kind, "noise": "learn", "log_noise": float(self.log_noise.detach())}
+        kept = {"floor": self._floor} if self._floor else {}
+        return {"kind": self.kind, "noise": "learn", "log_noise": float(self.log_noise.detach())} | kept
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Gaussian:
         """Rebuild from :meth:`to_dict`."""
-        likelihood = cls(data["noise"])
+        floor = float(data.get("floor", 0.0))
+        likelihood = cls(data["noise"], initial=max(0.1, floor), floor=floor)
         if likelihood.log_noise is not None:
             with torch.no_grad():
                 likelihood.log_noise.fill_(data["log_noise"])

@@ -11,16 +11,9 @@ from torch import Tensor, nn
 
 from vogn.errors import RangeTestError
 from vogn.optim.base import NaturalGradient
+from vogn.optim.copied_runs import copies, require_pairs, run_ends
 from vogn.optim.range_choice import STRIDE, Losses, better_in_all, climb, joined, mean_loss, plain_loss
-from vogn.optim.range_test import (
-    CAUTION,
-    STEPS,
-    RangeTest,
-    copies,
-    learning_rate_range_test,
-    newton_rate,
-    run_ends,
-)
+from vogn.optim.range_test import CAUTION, STEPS, RangeTest, learning_rate_range_test, newton_rate
 
 FACTOR = 10.0
 """Neighbouring dampings differ by it."""
@@ -101,8 +94,8 @@ def damping_search(
 
     Raises:
         RangeTestError: if no damping has a rate at which the loss falls.
-        ValueError: as there, and if ``longer`` is out of range, the damping is not positive, or not the same in all
-            groups.
+        ValueError: as there, and if ``longer`` is out of range, ``further`` holds something else than pairs, the
+            damping is not positive, or not the same in all groups.
 
     Example:
         >>> import torch, vogn
@@ -126,6 +119,7 @@ def damping_search(
         raise ValueError(f"longer={longer} must be 0 or at least 1")
     if not start > 0.0:
         raise ValueError(f"damping={start} must be positive: the search multiplies and divides it by {FACTOR:g}")
+    require_pairs(further, "held-out batches (or None)")
     tests: dict[float, RangeTest | None] = {}
     failures: list[RangeTestError] = []
 

@@ -39,6 +39,8 @@ def automatic(group: Mapping[str, Any], statistics: Sequence[Statistic]) -> floa
         raise ValueError(
             "initial_curvature='auto' of the Price statistic follows from ess: pass ess=len(train_set), or a number"
         )
+    if not group["params"]:  # a default group may be empty
+        return 1.0
     weights = [whole(p.detach()) for p in group["params"] if p.is_floating_point()]
     chosen = [weight for weight in weights if weight.ndim >= 2] or weights
     size = sum(weight.numel() for weight in chosen)

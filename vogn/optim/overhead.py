@@ -49,16 +49,17 @@ class OverheadBudget:
             for group in groups[1:]:  # one may have been added
                 group.update({key: groups[0][key] for key in (*TRIAL, "overhead_met")})
             return
-        for device in {parameter.device for parameter in groups[0]["params"] if parameter.is_cuda}:
-            torch.cuda.synchronize(device)
+        devices = {parameter.device: None for group in groups for parameter in group["params"]}
+        for device in devices:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
         now = self._clock()
         period = TRIAL["refresh_every"]
         if self._last is not None and self._seen >= WARM_UP:
             self._times[(groups[0]["steps_done"] - 1) % period].append(now - self._last)
         self._seen, self._last = self._seen + 1, now
         if all(len(self._times[kind]) >= REPEATS for kind in range(period)):
-            device = groups[0]["params"][0].device
-            medians = torch.tensor([median(self._times[kind]) for kind in range(period)], device=device)
+            medians = torch.tensor([median(self._times[kind]) for kind in range(period)], device=next(iter(devices)))
             both, after, plain, observe, after_observe, again = replicas.average(medians).tolist()
             plain = (plain + again) / 2.0
             observe += after_observe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -57,15 +58,15 @@ class PriorTuner:
         temperature: the one in ``ess``, > 0. The evidence is that of the untempered posterior, so that training at a
             lower temperature keeps its objective.
         bounds: smallest and largest precision.
-        only: patterns of parameter names (``"classifier.*"``, as in ``structure``): groups that hold a parameter which
-            none of them matches keep their prior. ``None`` tunes all groups.
+        only: a pattern of parameter names (``"classifier.*"``, as in ``structure``), or several: groups that hold a
+            parameter which none of them matches keep their prior. ``None`` tunes all groups.
         measure: returns a posterior of the present weights, whose curvature is used instead of the tracked one:
             ``lambda: vogn.laplace(model, likelihood, loader, structure="dense")``. Called at every tuning; its prior
             does not matter, its blocks must not span groups.
 
     Raises:
-        ValueError: if a number is out of range, no group is left to tune, a group has no ``ess``, the method sets
-            ``weight_decay`` itself, or what is measured does not fit the groups.
+        ValueError: if a number is out of range, a pattern matches nothing, no group is left to tune, a group that is
+            tuned has no ``ess``, the method sets ``weight_decay`` itself, or what is measured does not fit the groups.
         UnsupportedObservationError: naming the block, if its structure has no inverse diagonal.
 
     Example:
@@ -98,7 +99,7 @@ class PriorTuner:
         start: int | None = None,
         temperature: float = 1.0,
         bounds: tuple[float, float] = (1e-4, 1e6),
-        only: Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
         measure: Callable[[], GaussianPosterior] | None = None,
     ) -> None:
         start = every if start is None else start
@@ -114,13 +115,20 @@ class PriorTuner:
             raise ValueError(f"{type(optimizer).__name__} sets weight_decay itself: there is no prior to tune")
         self.optimizer, self.every, self.start = optimizer, every, start
         self.temperature, self.bounds = temperature, bounds
-        self.only = None if only is None else tuple(only)
+        self.only = None if only is None else (only,) if isinstance(only, str) else tuple(only)
         self.measure = measure
+        names = [name for group in optimizer.param_groups for name in group["param_names"]]
+        unmatched = [key for key in self.only or () if not any(matches(key, [name]) for name in names)]
+        if unmatched:
+            close = difflib.get_close_matches(unmatched[0], names, 1)
+            hint = f"; is {close[0]!r} meant?" if close else ""
+            raise ValueError(f"only={only}: {unmatched[0]!r} matches no parameter{hint}")
         if not any(map(self._wanted, optimizer.param_groups)):
             raise ValueError(
                 f"only={only}: no sampled group has nothing but such parameters; give them a group of their own "
                 "(groups=vogn.layer_groups(model))"
             )
+        self._require_ess()
 
     def step(self) -> dict[int, float]:
         """Tune if it is due; call it after every ``opt.step()``.
@@ -143,6 +151,7 @@ class PriorTuner:
             RuntimeError: inside a sampled context.
         """
         self.optimizer._contexts.require_mean("tuning the prior")
+        self._require_ess()
         table, _ = self.optimizer._build()
         measured = None
         if self.measure is not None:
@@ -153,8 +162,6 @@ class PriorTuner:
             members = [block for block, owner in table if owner is group]
             if not self._wanted(group) or not members or table.without_curvature(group):
                 continue
-            if group["ess"] is None:
-                raise ValueError("the prior's precision is weight_decay * ess: set ess=len(train_set)")
             ess = float(group["ess"]) * self.temperature
             options: dict[str, Any] = {"bounds": self.bounds, "halvings": HALVINGS}
             if measured is not None:
@@ -170,7 +177,12 @@ class PriorTuner:
     def _wanted(self, group: Mapping[str, Any]) -> bool:
         """Whether the group is one of those that are tuned."""
         names = group["param_names"] if self.only is not None else ()
-        return bool(group["sampled"]) and all(any(matches(key, [n]) for key in self.only or ()) for n in names)
+        able = bool(group["sampled"]) and bool(group["params"])
+        return able and all(any(matches(key, [n]) for key in self.only or ()) for n in names)
+
+    def _require_ess(self) -> None:
+        if any(group["ess"] is None for group in filter(self._wanted, self.optimizer.param_groups)):
+            raise ValueError("the prior's precision is weight_decay * ess: set ess=len(train_set)")
 
 
 def _of_group(measured: Sequence[PosteriorBlock], names: Sequence[str]) -> list[PosteriorBlock]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sized
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
-from torch.utils.data import DataLoader, SubsetRandomSampler
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, SubsetRandomSampler
 
 SampleSize = float | Literal["auto"] | None
 """What optimizers take as ``ess``: a number, ``"auto"`` (counted in ``data``), or ``None`` where nothing is sampled."""
@@ -23,8 +26,9 @@ def effective_sample_size(
 
     Args:
         data: the training data: a ``DataLoader`` (its data set is counted, not its batches; of a
-            ``SubsetRandomSampler`` the subset, and of a ``DistributedSampler`` all processes' examples), a data set,
-            tensor or array, or the number of examples. Lists are refused: they could hold examples or batches.
+            ``SubsetRandomSampler``, or a list or range as sampler, the subset, and of a ``DistributedSampler`` all
+            processes' examples), a data set, tensor or array, or the number of examples. Lists are refused: they could
+            hold examples or batches.
         augmentation_factor: how many times larger augmentation makes the data, > 0; 1 without augmentation, about 10
             for crops and flips. :attr:`vogn.data.Data.augmentation_factor` knows it for the data of this library.
         temperature: > 0; 1 is Bayes' rule, below 1 the posterior is narrower.
@@ -61,7 +65,7 @@ def effective_sample_size(
 
 def _count(data: Sized | DataLoader[object] | float) -> float:
     """Number of training examples."""
-    if isinstance(data, (int, float)):
+    if isinstance(data, (int, float, Real)) or (isinstance(data, (Tensor, np.ndarray)) and data.ndim == 0):
         return float(data)
     if isinstance(data, (list, tuple, dict, str)):
         raise TypeError(
@@ -69,8 +73,10 @@ def _count(data: Sized | DataLoader[object] | float) -> float:
             "examples, a data set, or a DataLoader"
         )
     if isinstance(data, DataLoader):
-        if isinstance(data.sampler, SubsetRandomSampler):
-            return float(len(data.sampler))
+        sampler: Any = getattr(data.batch_sampler, "sampler", data.sampler)
+        listed = isinstance(sampler, Sized) and not isinstance(sampler, Sampler)
+        if listed or isinstance(sampler, SubsetRandomSampler):
+            return float(len(sampler))  # always the same examples
         return _count(data.dataset)  # type: ignore[arg-type]
     try:
         return float(len(data))

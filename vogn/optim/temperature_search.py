@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from vogn.errors import RangeTestError
 from vogn.optim.base import NaturalGradient
+from vogn.optim.copied_runs import Watch, copies, require_alone, require_pairs, run_ends
+from vogn.optim.methods import sets_groups
 from vogn.optim.range_choice import STRIDE, Losses, climb, joined, plain_loss
-from vogn.optim.range_test import STEPS, Watch, copies, require_alone, run_ends
+from vogn.optim.range_test import STEPS
 
 FARTHEST = 1000.0
 """The search goes no farther from the optimizer's temperature than this factor."""
@@ -57,19 +59,19 @@ def temperature_search(
     the first colder one at which it does not.
 
     ``weight_decay`` stays, so that the mean is regularised as before: only ``ess``, the number of examples over the
-    temperature, changes. Costs three to five runs. Choose rate and damping before
-    (:func:`vogn.damping_search`), and make runs as long as the training if that is affordable: short ones stand more
-    noise. Where the posterior is to be the true one, of temperature 1, there is nothing to search.
+    temperature, changes, and only in groups that are variational. Costs three to five runs. Choose rate and damping
+    before (:func:`vogn.damping_search`), and make runs as long as the training if that is affordable: short ones stand
+    more noise. Where the posterior is to be the true one, of temperature 1, there is nothing to search.
 
     Rate and damping were chosen because a run with them ended low, at the temperature of today, and part of that is
     chance, which another temperature does not have: compare on other folds, or at least with the batches in another
     order, than those that chose them.
 
-    Model, optimizer and likelihood are not touched: multiply ``ess`` of the groups yourself.
+    Model, optimizer and likelihood are not touched: multiply ``ess`` of the variational groups yourself.
 
     Args:
-        optimizer, model, likelihood, loader, indexed, watch: see :func:`vogn.learning_rate_range_test`; in variational
-            mode.
+        optimizer, model, likelihood, loader, indexed, watch: see :func:`vogn.learning_rate_range_test`; at least one
+            group in variational mode.
         held_out: batches ``(inputs, targets)`` that training does not see; a few hundred examples do.
         further: pairs of loader and held-out batches besides ``loader`` and ``held_out``: every temperature is run on
             each, and compared by all of their losses.
@@ -80,8 +82,9 @@ def temperature_search(
 
     Raises:
         RangeTestError: if training fails at all temperatures that were tried.
-        ValueError: in deterministic mode, where weights have no noise, if ``steps`` is not positive, the loader or
-            ``held_out`` is empty, or several processes train together.
+        ValueError: in deterministic mode, where weights have no noise, if the method sets ``ess`` itself, ``steps`` is
+            not positive, the loader or ``held_out`` is empty, ``further`` holds something else than pairs, a loss is
+            not finite because the data are not, or several processes train together.
         RuntimeError: inside a sampled context.
 
     Example:
@@ -98,10 +101,15 @@ def temperature_search(
         >>> 1e-3 <= found.factor <= 1e3
         True
     """
-    if not all(group["variational"] for group in optimizer.param_groups):
+    if not any(group["variational"] for group in optimizer.param_groups):
         raise ValueError("a deterministic optimizer has no temperature: set variational=True")
+    if sets_groups(optimizer):
+        raise ValueError(f"{type(optimizer).__name__} sets ess itself: there is no temperature to choose")
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
+    if held_out is None:
+        raise ValueError("held_out=None: training losses always prefer less noise; give examples that are held out")
+    require_pairs(further, "held-out batches")
     require_alone(optimizer, "a temperature search", "ess")
     rate = max(group["lr"] for group in optimizer.param_groups)
 
@@ -109,7 +117,8 @@ def temperature_search(
     def ends(factor: float) -> Losses:
         twin, network, loss_of = copies(optimizer, model, likelihood)
         for group in twin.param_groups:
-            group["ess"] *= factor
+            if group["variational"]:
+                group["ess"] *= factor
         runs = [
             run_ends(twin, network, loss_of, batches, rate, steps, held_out=outside, indexed=indexed, watch=watch)
             for batches, outside in ((loader, held_out), *further)
