@@ -55,7 +55,8 @@ class RecalibrationWarning(UserWarning):
 
 
 class PosteriorWarning(UserWarning):
-    """A posterior has collapsed to a point, or its noise drowns the weights."""
+    """A posterior may not be what was wanted: it has collapsed to a point, its noise drowns the weights, it is the
+    prior where no gradient came, or rounding errors decide it."""
 
 
 @contextmanager

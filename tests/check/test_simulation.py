@@ -120,3 +120,19 @@ def test_the_posterior_covers_the_whole_model(regression):
 
     with pytest.raises(ValueError, match="the posterior of fit has no parameter 'bias'"):
         vogn.simulation_based_calibration(regression.model, regression.likelihood, regression.x, fit)
+
+
+def test_a_fit_that_seeds_torch_does_not_correlate_the_draws():
+    """Else every simulation draws with the same noise, and the exact posterior fails."""
+    x = torch.ones(5, 1, dtype=torch.float64)
+    likelihood = vogn.likelihoods.Gaussian(1.0)
+
+    def fit(model, inputs, targets):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            model.weight.fill_(float(targets.sum()) / 6)
+        return vogn.laplace(model, likelihood, [(inputs, targets)], structure="dense", prior_precision=1.0)
+
+    model = nn.Linear(1, 1, bias=False).double()
+    found = vogn.simulation_based_calibration(model, likelihood, x, fit, simulations=200, seed=1)
+    assert found.shape == "flat" and found.p_value > 0.05

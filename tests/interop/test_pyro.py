@@ -256,3 +256,23 @@ def test_what_has_no_density_is_sampled_and_not_scored():
 def test_dropout_masks_are_no_sites():
     with pytest.raises(ValueError, match="a draw of MCDropout is more than its weights"):
         to_pyro(vogn.MCDropout(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))))
+
+
+def test_a_posterior_over_a_part_takes_the_rest_from_the_network():
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double(), torch.randn(40, 2).double()
+    posterior = vogn.laplace(network, Gaussian(0.1), [(x, x[:, :1])], subset="last_layer")
+    weighed = random_weights(network, vogn.Prior(0.0, 1.0))
+
+    def model(x):
+        return pyro.sample("y", dist.Normal(weighed(x), 0.1).to_event(2))
+
+    pyro.set_rng_seed(1)
+    guide = to_pyro(posterior, network=network)
+    draws = Predictive(model, guide=guide, num_samples=600)(x)["y"]
+    expected = vogn.predict(network, posterior, x, samples=600)
+    assert_close(draws.mean(0), expected.mean, atol=0.05, rtol=0.0)
+    assert_close(draws.std(0), expected.variance.sqrt(), atol=0.0, rtol=0.2)
+    assert set(guide()) == {name for name, _ in network.named_parameters()}
+    with pytest.raises(ValueError, match="parameters that the model lacks"):
+        to_pyro(posterior, network=nn.Linear(2, 1))

@@ -1,6 +1,7 @@
 """The Laplace approximation against dense matrices, and that it leaves the network alone."""
 
 import math
+import warnings
 from pathlib import Path
 
 import pages
@@ -191,3 +192,78 @@ def test_regression_counts_loss_terms():
 def test_the_page_runs():
     names = pages.run(Path(__file__).parents[2] / "docs" / "laplace.md")
     assert names["found"].mean.shape == (5, 3) and bool(names["evidence"].isfinite())
+
+
+def test_a_learnable_noise_is_left_alone():
+    likelihood = Gaussian("learn", initial=0.4)
+    vogn.laplace(nn.Linear(3, 3), likelihood, [(torch.randn(4, 3), torch.randn(4, 3))])
+    assert likelihood.log_noise.grad is None and likelihood.log_noise.requires_grad
+    likelihood.log_noise.grad = torch.tensor(2.0)
+    vogn.laplace(nn.Linear(3, 3), likelihood, [(torch.randn(4, 3), torch.randn(4, 3))])
+    assert float(likelihood.log_noise.grad) == 2.0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_last_layer_that_shares_its_weight_is_refused(bias):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.Embedding(6, 4), nn.Linear(4, 6, bias=bias)
+            self.out.weight = self.table.weight
+
+        def forward(self, x):
+            return self.out(self.table(x).mean(1))
+
+    data = [(torch.randint(6, (8, 3)), torch.randint(6, (8,)))]
+    with pytest.raises(ValueError, match=r"'out' shares a weight with 'table.weight'.*subset=\['table.weight'\]"):
+        vogn.laplace(Tied(), Categorical(), data, subset="last_layer")
+    assert vogn.laplace(Tied(), Categorical(), data, subset=["table.weight"]).names == ("table.weight",)
+
+
+def test_parameters_that_no_gradient_reaches_are_told():
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            with torch.no_grad():
+                features = torch.tanh(self.body(x))
+            return self.head(features)
+
+    model = Frozen().double()
+    with pytest.warns(vogn.errors.PosteriorWarning, match="no gradient has reached block 'body.weight'") as seen:
+        vogn.laplace(model, Categorical(), [batch(8, 0, torch.float64)])
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vogn.laplace(model, Categorical(), [batch(8, 0, torch.float64)], subset=["head"])
+
+
+def test_rounding_errors_above_the_prior_are_told():
+    """The same in double precision, where the posterior is another one, is silent."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 50), nn.Tanh(), nn.Linear(50, 1))
+    x = torch.linspace(-3, 3, 500)[:, None]
+
+    def entropy():
+        dtype = next(model.parameters()).dtype
+        data = [(x.to(dtype), x.to(dtype).sin())]
+        found = vogn.laplace(model, Gaussian(0.03), data, structure="dense", partition="model", prior_precision=0.3)
+        return float(found.entropy())
+
+    with pytest.warns(vogn.errors.PosteriorWarning, match=r"rounding errors.* larger than the prior precision 3.0e"):
+        single = entropy()
+    model.double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        double = entropy()
+    assert double > single + 10
+
+
+def test_what_cannot_be_measured_says_what_to_do():
+    model, data = nn.Linear(3, 3), [(torch.randn(4, 3), torch.randn(4, 3))]
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"outside of torch.inference_mode\(\)"):
+        vogn.laplace(model, Gaussian(0.1), data)
+    with pytest.raises(ValueError, match=r"no pair \(inputs, targets\): give a generator of such pairs"):
+        vogn.laplace(model, Gaussian(0.1), [{"x": data[0][0], "labels": data[0][1]}])

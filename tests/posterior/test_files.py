@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import vogn
 from vogn.errors import CheckpointError
 from vogn.linalg.layout import JoinedLayout, MatrixLayout, StackLayout
 from vogn.posterior import GaussianPosterior, PosteriorBlock, files
@@ -179,3 +180,20 @@ def test_a_description_that_makes_no_sense_raises(path, change, message):
 def test_a_missing_file_is_file_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match="no posterior file"):
         GaussianPosterior.load(tmp_path / "nothing")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere; make it first"):
+        vogn.Point({"w": torch.zeros(2)}).save(tmp_path / "nowhere" / "p.safetensors")
+
+
+def test_precisions_and_temperatures_that_are_tensors_are_saved_as_numbers(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    posterior = vogn.laplace(model, vogn.likelihoods.Gaussian(0.5), [(torch.randn(8, 2), torch.randn(8, 1))])
+    precision = torch.tensor(1.5, requires_grad=True).exp()
+    found = vogn.with_prior_precision(posterior, precision).tempered(torch.tensor(2.0))
+    found.save(tmp_path / "p.safetensors")
+    loaded = vogn.load_posterior(tmp_path / "p.safetensors")
+    expected = vogn.with_prior_precision(posterior, float(precision)).tempered(2.0)
+    for name, variance in loaded.variance().items():
+        torch.testing.assert_close(variance, expected.variance()[name])

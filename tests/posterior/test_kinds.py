@@ -405,3 +405,41 @@ def test_a_mixture_of_what_cannot_be_saved_says_so(tmp_path):
     with pytest.raises(TypeError, match="component 1, a Foreign, cannot be saved"):
         vogn.Mixture([vogn.Point(weights(0)), Foreign()]).save(tmp_path / "q")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mixture_of_mixtures_draws_from_all_of_them():
+    a, b, c = (vogn.Point({"w": torch.tensor([float(k)])}) for k in range(3))
+    nested = vogn.Mixture([vogn.Mixture([a, b], weights=[1, 3]), c], weights=[2, 1])
+    flat = vogn.Mixture([a, b, c], weights=[1, 3, 2])
+    assert nested.weights == pytest.approx(flat.weights)
+    draws = nested.sample(600)["w"]
+    assert [int((draws == k).sum()) for k in range(3)] == pytest.approx([100, 300, 200], abs=2)
+    assert float(draws.mean()) == pytest.approx(float(nested.mean()["w"]), abs=0.01)
+
+
+class Encoder(nn.Module):
+    """Its layer has a fused form in evaluation mode, without dropout."""
+
+    def __init__(self, layers):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True)
+        self.body = layer if layers == 1 else nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean(1))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_dropout_inside_transformer_layers_is_drawn(layers):
+    torch.manual_seed(0)
+    model, x = Encoder(layers), torch.randn(5, 4, 8)
+    dropout = vogn.MCDropout(model, likelihood=vogn.likelihoods.Gaussian(0.1))
+    found = vogn.predict(model, dropout, x, samples=20, keep_samples=True)
+    assert float(found.epistemic.min()) > 1e-3
+    assert torch.backends.mha.get_fastpath_enabled()
+    by_hand = []
+    with dropout.drawing(model.eval(), seed=0, draw=3), torch.no_grad():
+        assert [m.training for m in model.modules() if isinstance(m, nn.Dropout)] == [True] * 3 * layers
+        by_hand = model(x)
+    torch.testing.assert_close(found.samples[3], by_hand)

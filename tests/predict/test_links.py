@@ -290,3 +290,45 @@ def test_an_ensemble_can_be_linearised(link):
     torch.testing.assert_close(found.mean, expected.mean, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(found.variance, expected.variance, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(found.aleatoric, expected.aleatoric, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("link", ["probit", "laplace_bridge"])
+@pytest.mark.parametrize("subset", ["all", "last_layer"])
+def test_networks_in_half_precision_are_linked_in_single(link, subset):
+    model, x = fill(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5))).float(), normal(20, 4).float()
+    posterior = laplace(model, Categorical(), (x, torch.arange(20) % 5), subset=subset, prior_precision=20.0)
+    posterior = posterior.tempered(0.02)
+    exact = vogn.predict(model, posterior, x, method="linearized", link=link)
+    half = vogn.predict(model.bfloat16(), posterior, x.bfloat16(), method="linearized", link=link)
+    assert half.mean.dtype == half.epistemic.dtype == torch.float32
+    torch.testing.assert_close(half.mean.sum(-1), torch.ones(20))
+    torch.testing.assert_close(half.mean, exact.mean, atol=0.01, rtol=0.0)
+    torch.testing.assert_close(half.epistemic, exact.epistemic, atol=1e-5, rtol=0.1)
+
+
+@pytest.mark.parametrize("link", ["exact", "mc"])
+def test_a_hook_that_changes_the_last_layers_outputs_counts(link):
+    model, x = fill(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()), normal(8, 3)
+    model[2].register_forward_hook(lambda module, inputs, outputs: 0.1 * outputs)
+    posterior = laplace(model, Gaussian(noise=0.3), (x, normal(8, 2)), subset="last_layer", structure="dense")
+    found = vogn.predict(model, posterior, x, method="linearized", link=link, samples=4000)
+    _, covariance = dense(model, posterior, x)
+    expected = covariance.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(found.epistemic, expected, rtol=1e-7 if link == "exact" else 0.1, atol=1e-12)
+
+
+def test_a_last_layer_may_be_called_by_keyword():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(input=torch.tanh(self.body(x)))
+
+    model, x = fill(Net().double()), normal(8, 3)
+    posterior = laplace(model, Gaussian(noise=0.3), (x, normal(8, 2)), subset="last_layer", structure="dense")
+    assert last_layer_of(model, posterior) is not None
+    found = vogn.predict(model, posterior, x, method="linearized")
+    _, covariance = dense(model, posterior, x)
+    torch.testing.assert_close(found.epistemic, covariance.diagonal(dim1=1, dim2=2), rtol=1e-7, atol=1e-12)

@@ -7,19 +7,19 @@ its structure cannot afford gets the stated fallback structure; nothing is skipp
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vogn.capture.forwards import is_replaced
 from vogn.capture.selection import Selection, StructureKey
 from vogn.layers import LayerRule, child_axes, find_explicit, find_rule
 from vogn.layers.bare import parameter_layout
 from vogn.layers.base import Axes
-from vogn.linalg.layout import JoinedLayout, Layout, StackLayout
+from vogn.linalg.layout import JoinedLayout, Layout, MatrixLayout, StackLayout
 from vogn.structures.base import Structure
 
 Partition = Literal["layer", "parameter", "model"]
@@ -169,7 +169,10 @@ def _members(model: nn.Module | None, tracked: Mapping[str, nn.Parameter], *, ru
     """
     name_of = {parameter: name for name, parameter in tracked.items()}
     owners: dict[nn.Parameter, int] = {}
+    paddings: dict[Tensor, int | None] = {}
     for module in model.modules() if model is not None else ():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            paddings[module.weight] = module.padding_idx
         for _, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             owners[parameter] = owners.get(parameter, 0) + 1
     found: dict[str, Member] = {}
@@ -190,6 +193,8 @@ def _members(model: nn.Module | None, tracked: Mapping[str, nn.Parameter], *, ru
         if name not in found:
             shape = tuple(parameter.shape)
             layout = StackLayout((name,), (shape,)) if rules else parameter_layout(name, shape)
+            if isinstance(layout, MatrixLayout) and owners.get(parameter) == 1:
+                layout = replace(layout, constant=paddings.get(parameter))
             found[name] = Member(layout, None, None, (), (parameter,))
         if found[name] not in members:
             members.append(found[name])
@@ -200,9 +205,18 @@ def _tied(uses: list[Member]) -> Member:
     """One member over a shared parameter, elementwise where its layers see it in different shapes."""
     first = uses[0]
     layout = first.layout
-    if any(use.layout != layout for use in uses):
+    if any(use.layout.constants != layout.constants for use in uses) and isinstance(layout, MatrixLayout):
+        layout = replace(layout, constant=None)  # a weight for some of them
+    if not all(_alike(use.layout, layout) for use in uses):
         layout = StackLayout(layout.names, layout.shapes)
     return Member(layout, first.module, first.rule, first.attributes, first.parameters, uses=tuple(uses))
+
+
+def _alike(layout: Layout, other: Layout) -> bool:
+    """Whether they pack alike."""
+    if isinstance(layout, MatrixLayout) and isinstance(other, MatrixLayout):
+        return replace(layout, constant=None) == replace(other, constant=None)
+    return layout == other
 
 
 def partition(

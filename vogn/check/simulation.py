@@ -221,8 +221,9 @@ def _simulate(
         student.eval()
         targets = likelihood.sample(functional_call(student, truth, args, kwargs))
         student.train(model.training)
+    of_draws = int(torch.randint(1 << 31, ()))  # now: fit may seed torch itself
     posterior = fit(student, inputs, targets)
-    samples = posterior.sample(draws, seed=int(torch.randint(1 << 31, ())))
+    samples = posterior.sample(draws, seed=of_draws)
     missing = sorted(truth.keys() - samples.keys())
     if missing:
         raise ValueError(f"the posterior of fit has no parameter {missing[0]!r}: it must cover the whole model")

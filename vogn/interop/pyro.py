@@ -14,6 +14,7 @@ from torch.distributions import constraints
 from torch.func import functional_call
 
 from vogn.posterior import Posterior, Prior
+from vogn.predict.evaluation import check_weights
 
 STARTS = 1 << 20
 """Draws begin at a random one of this many places in a posterior's sequence."""
@@ -92,9 +93,9 @@ class WeightDistribution(TorchDistribution):
 class PosteriorGuide:
     """A posterior as a guide: one joint draw, and a site for every parameter. See :func:`to_pyro`."""
 
-    def __init__(self, posterior: Posterior, prefix: str) -> None:
+    def __init__(self, posterior: Posterior, prefix: str, fixed: Mapping[str, Tensor]) -> None:
         self.distribution = WeightDistribution(posterior)
-        self.prefix = prefix
+        self.prefix, self.fixed = prefix, fixed
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample all sites; the model's arguments are ignored."""
@@ -103,10 +104,12 @@ class PosteriorGuide:
         for name, value in self.distribution.unpack(vector).items():
             event = value.ndim - vector.ndim + 1
             values[name] = pyro.sample(self.prefix + name, Delta(value, event_dim=event))
+        for name, value in self.fixed.items():
+            values[name] = pyro.sample(self.prefix + name, Delta(value, event_dim=value.ndim))
         return values
 
 
-def to_pyro(posterior: Posterior, *, prefix: str = "") -> PosteriorGuide:
+def to_pyro(posterior: Posterior, *, network: nn.Module | None = None, prefix: str = "") -> PosteriorGuide:
     """A guide that draws the posterior's weights, for ``pyro.infer.Predictive``, ``Trace_ELBO``, importance sampling.
 
     Every parameter is a site of its own name, as in a ``pyro.nn.PyroModule`` or :func:`random_weights`. The joint
@@ -114,10 +117,12 @@ def to_pyro(posterior: Posterior, *, prefix: str = "") -> PosteriorGuide:
 
     Args:
         posterior: any :class:`vogn.Posterior` that draws weights.
+        network: gives the parameters that the posterior does not cover (one over the last layer, say) sites too, at
+            their present values. Without it they have none, and a model samples them from its prior.
         prefix: in front of the names, where the network is a part of the model: ``"network."``.
 
     Raises:
-        ValueError: if a draw is more than its weights (:class:`vogn.MCDropout`).
+        ValueError: if a draw is more than its weights (:class:`vogn.MCDropout`), or the network lacks one of them.
 
     Example:
         >>> import pyro, torch, vogn
@@ -131,7 +136,11 @@ def to_pyro(posterior: Posterior, *, prefix: str = "") -> PosteriorGuide:
         >>> tuple(predictive(x)["y"].shape)
         (8, 20, 1)
     """
-    return PosteriorGuide(posterior, prefix)
+    parameters = {} if network is None else {name: p.detach().clone() for name, p in network.named_parameters()}
+    if network is not None:
+        check_weights(network, posterior.mean(), batch=0)
+    covered = posterior.mean().keys()
+    return PosteriorGuide(posterior, prefix, {name: p for name, p in parameters.items() if name not in covered})
 
 
 class RandomWeights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -17,7 +18,8 @@ from vogn.types import Shape
 def table_layout(
     module: nn.Embedding | nn.EmbeddingBag, names: Mapping[str, str], shapes: Mapping[str, Shape]
 ) -> MatrixLayout:
-    """A look-up table ``(num_embeddings, embedding_dim)`` as a block ``(embedding_dim, num_embeddings)``.
+    """A look-up table ``(num_embeddings, embedding_dim)`` as a block ``(embedding_dim, num_embeddings)``; the entry of
+    ``padding_idx`` is a constant.
 
     Raises:
         UnsupportedObservationError: for ``sparse=True`` or a ``max_norm``.
@@ -33,7 +35,8 @@ def table_layout(
             f"block {name!r}: {kind}(max_norm={module.max_norm}) overwrites its weight in forward, which a "
             "restored mean would undo; build the layer with max_norm=None and use a prior (weight_decay) instead"
         )
-    return matrix_layout(names, shapes, (module.embedding_dim, module.num_embeddings), permute=(1, 0))
+    layout = matrix_layout(names, shapes, (module.embedding_dim, module.num_embeddings), permute=(1, 0))
+    return replace(layout, constant=module.padding_idx)
 
 
 def inverse_frequency(index: Tensor, size: int, like: Tensor) -> Tensor:

@@ -48,6 +48,11 @@ class Layout(ABC):
         """Number of parameters in the block."""
         return math.prod(self.block_shape)
 
+    @property
+    def constants(self) -> tuple[tuple[str, int], ...]:
+        """Name of a parameter and place in its first dimension, of all that are no weights: they never get noise."""
+        return ()
+
 
 @dataclass(frozen=True)
 class MatrixLayout(Layout):
@@ -59,6 +64,7 @@ class MatrixLayout(Layout):
         matrix: ``(*lead, d_out, d_in)`` of the weight without the bias column; ``d_in = 0`` if there is only a bias.
         permute: order of the weight's dimensions before it is reshaped (transposed weights); ``()`` keeps them.
         view: shape in which ``permute`` counts the dimensions (groups split off a dimension); ``()`` is the weight's.
+        constant: place in the weight's first dimension that no gradient reaches (the ``padding_idx`` of an embedding).
     """
 
     names: tuple[str, ...]
@@ -66,6 +72,12 @@ class MatrixLayout(Layout):
     matrix: Shape
     permute: tuple[int, ...] = ()
     view: Shape = ()
+    constant: int | None = None
+
+    @property
+    def constants(self) -> tuple[tuple[str, int], ...]:
+        """See :attr:`Layout.constants`."""
+        return () if self.constant is None else ((self.names[0], self.constant),)
 
     @property
     def has_weight(self) -> bool:
@@ -126,7 +138,7 @@ class MatrixLayout(Layout):
             "matrix": list(self.matrix),
             "permute": list(self.permute),
             "view": list(self.view),
-        }
+        } | ({} if self.constant is None else {"constant": self.constant})
 
 
 @dataclass(frozen=True)
@@ -181,6 +193,11 @@ class JoinedLayout(Layout):
     def shapes(self) -> tuple[Shape, ...]:  # type: ignore[override]
         """All parameter shapes, member by member."""
         return tuple(shape for member in self.members for shape in member.shapes)
+
+    @property
+    def constants(self) -> tuple[tuple[str, int], ...]:
+        """See :attr:`Layout.constants`."""
+        return tuple(pair for member in self.members for pair in member.constants)
 
     @property
     def block_shape(self) -> Shape:
@@ -277,7 +294,8 @@ def layout_from_dict(data: Mapping[str, Any]) -> Layout:
         return JoinedLayout(tuple(layout_from_dict(member) for member in data["members"]))
     names, shapes = tuple(data["names"]), tuple(tuple(shape) for shape in data["shapes"])
     if data["kind"] == "matrix":
-        return MatrixLayout(names, shapes, tuple(data["matrix"]), tuple(data["permute"]), tuple(data.get("view", ())))
+        matrix, permute, view = tuple(data["matrix"]), tuple(data["permute"]), tuple(data.get("view", ()))
+        return MatrixLayout(names, shapes, matrix, permute, view, data.get("constant"))
     if data["kind"] == "stack":
         return StackLayout(names, shapes)
     raise ValueError(f"unknown layout kind {data['kind']!r}; known kinds: matrix, stack, joined")

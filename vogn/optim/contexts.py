@@ -82,6 +82,7 @@ class SampledContexts:
                 values = table.placement[block].spread(context.displacement.get(block.name))
                 named = zip(block.layout.names, block.parameters, strict=True)
                 offsets += [(parameter, values[name]) for name, parameter in named if parameter.requires_grad]
+        constants = _constants([block for block in table.blocks if block.name in context.displaced])
         means = _clones([parameter.detach() for parameter, _ in offsets])
         for bundle in bundles:
             weights, kept = [parameter.detach() for parameter in bundle.parameters], bundle.scratch("kept")
@@ -92,6 +93,7 @@ class SampledContexts:
         _displace(offsets)
         for own in draws:
             self._means += own.write()
+        copy_each(constants)
         self._marks = _gradient_marks(parameters)
 
     def leave(self) -> None:
@@ -126,6 +128,16 @@ class SampledContexts:
                 "run the context mc_samples times per step (micro-batches inside one context accumulate)"
             )
         return wanted if self.samples else 1
+
+
+def _constants(blocks: Iterable[Block]) -> list[tuple[Tensor, Tensor]]:
+    """Parts of parameters that are no weights, and copies of them."""
+    found = []
+    for block in blocks:
+        named = dict(zip(block.layout.names, block.parameters, strict=True))
+        parts = [named[name].detach()[place] for name, place in block.layout.constants if not is_sharded(named[name])]
+        found += [(part, part.clone()) for part in parts]
+    return found
 
 
 def _clones(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from vogn.capture.selection import StructureOption, make_selection, matches
+from vogn.errors import PosteriorWarning
+from vogn.likelihoods import Likelihood
 from vogn.optim.base import NaturalGradient
 from vogn.optim.calling import outputs_of
 from vogn.optim.kfac import fisher_statistic
 from vogn.posterior import GaussianPosterior
-from vogn.structures import Kronecker
+from vogn.structures import Dense, Kronecker
 
 Subset = Literal["all", "last_layer"] | Sequence[str]
 
@@ -39,7 +42,9 @@ def laplace(
 
     ``H_n`` is the curvature of the loss of example ``n``, in the structure that is asked for. Any network will do that
     this library trains: normalisation, attention, recurrent layers, tied weights. Weights, gradients, buffers, modes
-    and ``requires_grad`` are left as they are; the network runs in evaluation mode.
+    and ``requires_grad`` are left as they are; the network runs in evaluation mode. A ``PosteriorWarning`` tells of
+    parameters that no gradient reaches, whose posterior is the prior, and of dense blocks whose rounding errors exceed
+    the prior's precision.
 
     Args:
         model: the trained network; returns the outputs of the likelihood.
@@ -61,7 +66,9 @@ def laplace(
         The posterior, with ``ess`` the number of loss terms over the temperature.
 
     Raises:
-        ValueError: if the loader is empty, a number is out of range, or the subset matches no parameter.
+        ValueError: if the loader is empty, a number is out of range, the subset matches no parameter, or the last
+            layer shares its weights with another.
+        RuntimeError: under ``torch.inference_mode``.
 
     Example:
         >>> import torch, vogn
@@ -79,8 +86,10 @@ def laplace(
     for name, value in (("prior_precision", prior_precision), ("temperature", temperature)):
         if not 0 < value < float("inf"):
             raise ValueError(f"{name}={value} must be a positive finite number")
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("vogn.laplace differentiates: call it outside of torch.inference_mode()")
     wanted = _subset(model, subset)
-    with _undisturbed(model, wanted):
+    with _undisturbed(model, likelihood, wanted):
         settings: dict[str, Any] = {"curvature_decay": 0.0, "loss_reduction": "sum", "process_group": None}
         optimizer = NaturalGradient(
             model,
@@ -97,9 +106,36 @@ def laplace(
             group["ess"] = terms / temperature
             group["weight_decay"] = prior_precision / group["ess"]
         posterior = optimizer.posterior()
+        table, _ = optimizer._build()
+        unseen = [block.name for block in table.blocks if not table.known(block)]
         optimizer.close()
     posterior.method = "laplace"
+    _warn(posterior, unseen)
     return posterior
+
+
+def _warn(posterior: GaussianPosterior, unseen: Sequence[str]) -> None:
+    """Of blocks that are the prior, and of dense ones whose rounding is no smaller than it."""
+    if unseen:
+        warnings.warn(
+            f"no gradient has reached block {unseen[0]!r}{' and others' if len(unseen) > 1 else ''}: the posterior of "
+            "these parameters is the prior. If the network uses them (under torch.no_grad, say), leave them out: "
+            "freeze them with requires_grad_(False), or name the others in subset=",
+            PosteriorWarning,
+            stacklevel=3,
+        )
+    for block in posterior.sampled_blocks:
+        if not isinstance(block.structure, Dense):
+            continue
+        rounding = torch.finfo(block.state["C"].dtype).eps * float(block.structure.to_dense(block.state).trace())
+        if rounding > block.shift:
+            warnings.warn(
+                f"block {block.name!r}: the curvature's rounding errors, about {rounding * block.ess:.1e}, are larger "
+                f"than the prior precision {block.shift * block.ess:.1e}, so that its posterior is too narrow where "
+                "the data say little: compute it in float64 (model.double() and such data), or in another structure",
+                PosteriorWarning,
+                stacklevel=3,
+            )
 
 
 def _measure(optimizer: NaturalGradient, model: nn.Module, likelihood: Any, loader: Iterable[Any]) -> int:
@@ -137,7 +173,10 @@ def _measure(optimizer: NaturalGradient, model: nn.Module, likelihood: Any, load
 
 def _split(batch: Any, number: int) -> tuple[Any, Tensor]:
     if isinstance(batch, (Tensor, Mapping)) or not isinstance(batch, Sequence) or len(batch) != 2:
-        raise ValueError(f"batch {number} of the loader is no pair (inputs, targets)")
+        raise ValueError(
+            f"batch {number} of the loader is no pair (inputs, targets): give a generator of such pairs, for example "
+            "[(batch, batch['labels']) for batch in loader] where the network takes dictionaries"
+        )
     return batch[0], batch[1]
 
 
@@ -151,8 +190,16 @@ def _subset(model: nn.Module, subset: Subset) -> set[str]:
     if subset == "last_layer":
         if not names:
             raise ValueError("the model has no parameters")
-        holders = {name.rpartition(".")[0] for name in names}
+        everywhere = [(name, id(p)) for name, p in model.named_parameters(remove_duplicate=False)]
+        holders = {name.rpartition(".")[0] for name, _ in everywhere}
         last = [path for path, _ in model.named_modules() if path in holders][-1]
+        own = {number for name, number in everywhere if name.rpartition(".")[0] == last}
+        tied = [name for name, number in everywhere if number in own and name.rpartition(".")[0] != last]
+        if tied:
+            raise ValueError(
+                f"subset='last_layer': {last!r} shares a weight with {tied[0]!r}, so that it has no posterior of its "
+                f"own: name what is meant, subset=[{tied[0]!r}], or take subset='all'"
+            )
         return {name for name in names if name.rpartition(".")[0] == last}
     for pattern in subset:
         if not matches(pattern, names):
@@ -161,11 +208,14 @@ def _subset(model: nn.Module, subset: Subset) -> set[str]:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module, wanted: set[str]) -> Iterator[None]:
+def _undisturbed(model: nn.Module, likelihood: Any, wanted: set[str]) -> Iterator[None]:
     """Evaluation mode, gradients for the wanted parameters alone; everything comes back."""
     modes = {module: module.training for module in model.modules()}
-    kept = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
+    learnable = tuple(likelihood.parameters()) if isinstance(likelihood, Likelihood) else ()
+    kept = {parameter: (parameter.requires_grad, parameter.grad) for parameter in (*model.parameters(), *learnable)}
     try:
+        for parameter in learnable:
+            parameter.requires_grad_(False)
         model.eval()
         for name, parameter in model.named_parameters():
             parameter.grad = None

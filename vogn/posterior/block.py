@@ -67,8 +67,8 @@ class PosteriorBlock:
             "layout": self.layout.to_dict(),
             "structure": structure_to_dict(self.structure),
             "state": list(self.state),
-            "shift": self.shift,
-            "ess": self.ess,
+            "shift": float(self.shift),  # a tensor, where the evidence is differentiated
+            "ess": float(self.ess),
             "sampled": self.sampled,
         }
 

@@ -49,6 +49,8 @@ class MCDropout(Point):
     def drawing(self, model: nn.Module, *, seed: int, draw: int) -> Iterator[None]:
         """Dropout is on inside, with the masks of a draw; afterwards as before.
 
+        The fused transformer layers of evaluation mode are off inside: they have no dropout.
+
         Args:
             model: in evaluation mode, inside a context that restores torch's random states.
             seed, draw: fix the masks, together with the inputs and how they are cut into batches.
@@ -60,11 +62,14 @@ class MCDropout(Point):
         flags = [layer.training for layer in layers]
         number = int(torch.randint(1 << 62, (), generator=generator(seed=seed, stream="dropout", step=0, sample=draw)))
         torch.manual_seed(number)
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
         try:
             for layer in layers:
                 layer.training = True
             yield
         finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
             for layer, flag in zip(layers, flags, strict=True):
                 layer.training = flag
 

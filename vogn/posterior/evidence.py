@@ -89,7 +89,8 @@ def with_prior_precision(posterior: GaussianPosterior, precision: float | Mappin
         ValueError: if a number is not positive and finite, or a pattern matches no sampled block.
     """
     chosen = dict(precision) if isinstance(precision, Mapping) else {"*": precision}
-    for number in chosen.values():
+    for given in chosen.values():
+        number = float(given.detach()) if isinstance(given, Tensor) else given
         if not (number > 0 and math.isfinite(number)):
             raise ValueError(f"a prior precision must be a positive finite number, got {number}")
     unused, blocks = set(chosen), []

@@ -52,6 +52,7 @@ class SavedPosterior(ABC):
         """Write a safetensors file; it appears complete or not at all. See :mod:`vogn.posterior.files`.
 
         Raises:
+            FileNotFoundError: if the folder does not exist.
             ValueError: if the likelihood's description is not plain data.
         """
         write_file(path, self.FORMAT, *self.content())
@@ -71,9 +72,12 @@ def write_file(path: str | Path, kind: str, description: Mapping[str, Any], tens
     """Write the file beside its destination, then move it there, so that a crash leaves no half-written file.
 
     Raises:
+        FileNotFoundError: if the folder does not exist.
         ValueError: if the description is not plain data.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     try:
         text = json.dumps(description)
     except TypeError as error:

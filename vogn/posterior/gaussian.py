@@ -23,6 +23,7 @@ class GaussianPosterior(SavedPosterior):
 
     Blocks with ``sampled=False``, and parameters without a block, are point masses: their samples equal the mean, their
     variance is zero, and :meth:`log_prob`, :meth:`entropy`, :meth:`kl` and :meth:`functional_variance` leave them out.
+    The entry of an embedding's ``padding_idx`` equals its mean in every sample, too; densities count it with its prior.
     All tensors are copied; half precision becomes float32.
 
     Args:
@@ -126,13 +127,15 @@ class GaussianPosterior(SavedPosterior):
             if block.name in noise:
                 for name, displacement in block.layout.unpack(block.root(noise[block.name])).items():
                     out[name] += displacement
+            for name, place in block.layout.constants:
+                out[name][:, place] = self._means[name][place]
         return out
 
     def variance(self) -> dict[str, Tensor]:
         """Marginal variances, ``{name: shape}``; zero for point masses."""
         out = {name: torch.zeros_like(mean) for name, mean in self._means.items()}
         for block in self.sampled_blocks:
-            out.update(block.layout.unpack(block.variance()))
+            out.update(_without_constants(block, block.layout.unpack(block.variance())))
         return out
 
     def functional_variance(self, jacobian: Mapping[str, Tensor]) -> Tensor:
@@ -151,7 +154,7 @@ class GaussianPosterior(SavedPosterior):
             raise ValueError("functional_variance needs at least one sampled block; this posterior is a point mass")
         total: Tensor | None = None
         for block in self.sampled_blocks:
-            rows = self._pack(block, jacobian)
+            rows = self._pack(block, _without_constants(block, jacobian))
             if rows.ndim != 2 + len(block.layout.block_shape):
                 raise ValueError(f"the Jacobian of block {block.name!r} must have shape (B, K, *shape)")
             solved = block.covariance_product(rows)
@@ -251,7 +254,7 @@ class GaussianPosterior(SavedPosterior):
         """
         if not (temperature > 0 and math.isfinite(temperature)):
             raise ValueError(f"temperature={temperature} must be a finite number > 0; predict with the mean for 0")
-        blocks = [replace(block, ess=block.ess / temperature) for block in self._blocks]
+        blocks = [replace(block, ess=block.ess / float(temperature)) for block in self._blocks]
         return GaussianPosterior(blocks, self._means, likelihood=self.likelihood, method=self.method)
 
     def content(self) -> Content:
@@ -296,6 +299,16 @@ class GaussianPosterior(SavedPosterior):
                 )
             ready[name] = tensor.to(self._means[name])
         return block.layout.pack(ready)
+
+
+def _without_constants(block: PosteriorBlock, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``{name: (*batch, *shape)}`` with zero where the layout has no weight."""
+    found, shapes = dict(tensors), dict(zip(block.layout.names, block.layout.shapes, strict=True))
+    for name, place in block.layout.constants:
+        if name in found:
+            found[name] = found[name].clone()
+            found[name].select(-len(shapes[name]), place).zero_()
+    return found
 
 
 def _working_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -24,7 +24,8 @@ class Mixture(SavedPosterior):
     """``sum_i w_i q_i``: for example the Gaussian posteriors of several runs from different starts.
 
     Which component a draw comes from follows a golden-ratio sequence: among any first draws of a seed every component
-    is about as frequent as its weight. Networks with batch norm need ``predict(..., calibration=)``.
+    is about as frequent as its weight. A component that is a mixture itself is replaced by its components. Networks
+    with batch norm need ``predict(..., calibration=)``.
 
     Args:
         components: posteriors over the same parameters, at least one.
@@ -46,17 +47,20 @@ class Mixture(SavedPosterior):
     FORMAT: ClassVar[str] = "vogn.posterior.mixture"
 
     def __init__(self, components: Sequence[Posterior], weights: Sequence[float] | None = None) -> None:
-        self.components = tuple(components)
-        if not self.components:
+        parts = tuple(components)
+        if not parts:
             raise ValueError("a mixture needs at least one component")
-        if any(hasattr(component, "drawing") for component in self.components):
+        if any(hasattr(component, "drawing") for component in parts):
             raise ValueError("a mixture draws weights, and dropout masks are none: average the predictions instead")
-        given = [1.0] * len(self.components) if weights is None else [float(weight) for weight in weights]
-        if len(given) != len(self.components):
-            raise ValueError(f"{len(given)} weights for {len(self.components)} components")
+        given = [1.0] * len(parts) if weights is None else [float(weight) for weight in weights]
+        if len(given) != len(parts):
+            raise ValueError(f"{len(given)} weights for {len(parts)} components")
         if not all(weight >= 0.0 and math.isfinite(weight) for weight in given) or not sum(given) > 0.0:
             raise ValueError(f"weights={given} must be finite numbers >= 0, not all of them zero")
-        self.weights = tuple(weight / sum(given) for weight in given)
+        # the sequence inside a component would follow the one that chooses it, and miss some of its parts
+        flat = [pair for part, weight in zip(parts, given, strict=True) for pair in _parts(part, weight / sum(given))]
+        self.components: tuple[Posterior, ...] = tuple(part for part, _ in flat)
+        self.weights = tuple(weight for _, weight in flat)
         self._means = [component.mean() for component in self.components]
         for k, mean in enumerate(self._means[1:], start=1):
             check_same_parameters(f"component {k}", mean, "component 0", self._means[0])
@@ -168,6 +172,13 @@ class Mixture(SavedPosterior):
             own = {key.removeprefix(f"{k}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{k}/")}
             components.append(KINDS[part["format"]].from_content(part["description"], own))
         return cls(components, description["weights"])
+
+
+def _parts(component: Posterior, weight: float) -> list[tuple[Posterior, float]]:
+    """What is to be mixed for a component of this weight."""
+    if not isinstance(component, Mixture):
+        return [(component, weight)]
+    return [(part, weight * own) for part, own in zip(component.components, component.weights, strict=True)]
 
 
 def sum_of(tensors: Sequence[Tensor]) -> Tensor:

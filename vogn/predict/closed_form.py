@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vogn.likelihoods import Likelihood
+from vogn.likelihoods.base import at_least_float32
 from vogn.posterior.protocol import Posterior
 from vogn.predict.evaluation import Call, calls_of, concatenated, plain_attention, weights_for
 from vogn.predict.jacobians import jacobians
@@ -50,12 +51,13 @@ def closed_form(
     no_calls: list[tuple[Tensor, Tensor]] = []
     for call in calls_of(model, statistics, batches):
         with nullcontext(no_calls) if short is None else features_of(short[0]) as seen:
-            whole = call.outputs(dict(mean))
+            raw = call.outputs(dict(mean))
+        whole = at_least_float32(raw)
         if whole.ndim > 2:
             raise ValueError(
                 f"closed-form links need outputs (N, K) or (N,), got {('N', *whole.shape[1:])}: use link='mc'"
             )
-        if short is not None and is_last(seen, whole):
+        if short is not None and is_last(seen, raw):
             gaussians = _by_features(seen[0][0], whole, short[1], found)
         else:
             gaussians = _by_jacobians(model, posterior, mean, call, found)
@@ -82,6 +84,7 @@ def _by_jacobians(
 ) -> OutputGaussian:
     """Any network and any posterior."""
     with plain_attention():
-        for centre, found in jacobians(model, mean, call.buffers, call.inputs):
+        for outputs, found in jacobians(model, mean, call.buffers, call.inputs):
+            centre = at_least_float32(outputs)
             covariance = posterior.functional_variance(found).to(centre)
             yield centre, covariance if link.full else covariance.diagonal(dim1=-2, dim2=-1)

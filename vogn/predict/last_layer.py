@@ -118,9 +118,13 @@ def is_last(seen: list[tuple[Tensor, Tensor]], outputs: Tensor) -> bool:
 
 @contextmanager
 def features_of(layer: nn.Linear) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """The inputs and outputs of the layer's calls inside."""
+    """The inputs and outputs of the layer's calls inside; what other hooks make of its outputs comes later."""
     seen: list[tuple[Tensor, Tensor]] = []
-    handle = layer.register_forward_hook(lambda module, args, output: seen.append((args[0].detach(), output.detach())))
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        seen.append(((args[0] if args else kwargs["input"]).detach(), output.detach()))
+
+    handle = layer.register_forward_hook(note, prepend=True, with_kwargs=True)
     try:
         yield seen
     finally:

@@ -24,8 +24,9 @@ class Predictive:
         energy: ``-log sum_k exp(f_k)`` of the outputs, averaged over the weight samples, ``(N, ...)``; ``None`` unless
             the outputs are logits of classes.
         samples_used: number of weight samples that were averaged; 0 where none were drawn.
-        standard_error: ``(N, ..., K)``, Monte Carlo standard error of ``mean``, how much it varies between seeds;
-            ``None`` where the weight samples do not tell (``noise="sobol"``, a single one) or there are none.
+        standard_error: ``(N, ..., K)``, Monte Carlo standard error of ``mean``: how much it varies between seeds, or
+            between ensembles of as many networks (all draws count as independent, members in turn too); ``None`` where
+            the weight samples do not tell (``noise="sobol"``, a single one) or there are none.
     """
 
     mean: Tensor
