@@ -55,7 +55,28 @@ def second_task(rank, group):
     return found
 
 
-NETWORKS = {"square": network, "uneven": uneven_network, "convolutional": convolutional_network}
+class Padded(nn.Module):
+    """Numbers become tokens; the padding's entry, which takes no noise, is not zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(7, 4, padding_idx=5), nn.Linear(4, 3)
+
+    def forward(self, x):
+        tokens = (x * 3).floor().long().remainder(7)
+        return self.head(self.table(tokens).sum(1).tanh())
+
+
+def padded_network(dtype=torch.float64):
+    return fill(Padded().to(dtype), seed=2)
+
+
+NETWORKS = {
+    "square": network,
+    "uneven": uneven_network,
+    "convolutional": convolutional_network,
+    "padded": padded_network,
+}
 
 
 class Branches(nn.Module):

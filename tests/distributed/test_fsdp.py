@@ -50,6 +50,14 @@ def test_two_sharded_ranks_equal_one_process(ranks, case):
 
 
 @pytest.mark.parametrize("case", ["vogn", "ivon", "kfac"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_padding_entries_take_no_noise_in_any_shard(ranks, case, size):
+    arguments = CASES[case] | {"network": "padded", "sizes": (8 // size,) * size}
+    results = ranks.run("train", size, file="sharded.py", **arguments)
+    ranks.assert_equal(results[0], ranks.alone("train", **arguments), 1e-12)
+
+
+@pytest.mark.parametrize("case", ["vogn", "ivon", "kfac"])
 def test_four_ranks_with_uneven_shards_and_two_samples_equal_one_process(ranks, case):
     arguments = CASES[case] | {
         "sizes": (2, 2, 2, 2),

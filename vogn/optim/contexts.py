@@ -14,7 +14,7 @@ from vogn.capture.context import SampleContext
 from vogn.capture.partition import Block
 from vogn.capture.places import Places
 from vogn.capture.reweighting import ExampleWeights
-from vogn.distributed import is_sharded, own_shard
+from vogn.distributed import is_sharded, own_shard, placed_like
 from vogn.errors import MissingCurvatureError, NonFiniteStatisticsError, NotPositiveDefiniteError
 from vogn.kernels import native, rooms
 from vogn.linalg.layout import columns
@@ -80,6 +80,7 @@ class SampledContexts:
         for block in table.blocks:
             if block not in done and block.name in context.displaced:
                 values = table.placement[block].spread(context.displacement.get(block.name))
+                _hold_sharded(block, values)
                 named = zip(block.layout.names, block.parameters, strict=True)
                 offsets += [(parameter, values[name]) for name, parameter in named if parameter.requires_grad]
         constants = _constants([block for block in table.blocks if block.name in context.displaced])
@@ -131,13 +132,23 @@ class SampledContexts:
 
 
 def _constants(blocks: Iterable[Block]) -> list[tuple[Tensor, Tensor]]:
-    """Parts of parameters that are no weights, and copies of them."""
+    """Parts of parameters that are no weights, and copies of them; not of sharded ones."""
     found = []
     for block in blocks:
         named = dict(zip(block.layout.names, block.parameters, strict=True))
         parts = [named[name].detach()[place] for name, place in block.layout.constants if not is_sharded(named[name])]
         found += [(part, part.clone()) for part in parts]
     return found
+
+
+def _hold_sharded(block: Block, offsets: dict[str, Tensor]) -> None:
+    """No offset for those parts that :func:`_constants` cannot point at."""
+    named = dict(zip(block.layout.names, block.parameters, strict=True))
+    for name, place in block.layout.constants:
+        if is_sharded(parameter := named[name]):
+            moves = own_shard(parameter).new_ones(parameter.shape[0], 1)
+            moves[place] = 0.0
+            offsets[name] = offsets[name] * placed_like(parameter, moves)
 
 
 def _clones(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
