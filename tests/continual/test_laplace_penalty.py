@@ -118,6 +118,7 @@ def squares_of_scores(model, task):
     return total
 
 
+@pytest.mark.filterwarnings("error::vogn.errors.PosteriorWarning")  # that the other head sees nothing is no news
 @pytest.mark.parametrize("heads", [1, 2])
 def test_ewc_is_the_written_formula_and_not_zero(heads):
     """``strength / 2 sum_j F_j (theta_j - theta*_j)^2`` with ``F = decay F_1 + F_2``, sums over all examples."""

@@ -13,7 +13,7 @@ from vogn.continual.memory import Memory, check_size, memories_from_state, most_
 from vogn.continual.method import ContinualMethod, Loader, OptimizerFactory
 from vogn.continual.ranges import check_not_negative, check_positive
 from vogn.likelihoods import Categorical, Likelihood
-from vogn.optim.laplace import laplace
+from vogn.optim.laplace import laplace, unseen_allowed
 from vogn.predict import jacobian
 
 
@@ -82,7 +82,8 @@ class FROMP(ContinualMethod):
         """Choose memorable examples, add the task's curvature, and take all kernels anew."""
         batches, head = self.batches(loader), selected_head(self.model)
         names = list(self.weights())
-        found = laplace(self.model, self.likelihood, batches, structure="diagonal", fisher="ggn", subset=names)
+        with unseen_allowed():
+            found = laplace(self.model, self.likelihood, batches, structure="diagonal", fisher="ggn", subset=names)
         for block in found.blocks:
             for name, values in block.layout.unpack(block.ess * block.state["c"]).items():
                 self.curvature[name] = self.curvature[name] + values.to(self.curvature[name])

@@ -14,7 +14,7 @@ from vogn.continual.method import ContinualMethod, Loader, OptimizerFactory
 from vogn.continual.posterior_state import posterior_from_state, posterior_state
 from vogn.continual.ranges import check_not_negative
 from vogn.likelihoods import Likelihood
-from vogn.optim.laplace import laplace
+from vogn.optim.laplace import laplace, unseen_allowed
 from vogn.posterior import GaussianPosterior, PosteriorBlock
 
 Combine = Literal["list", "nearest"]
@@ -89,10 +89,11 @@ class OnlineLaplace(ContinualMethod):
 
     def after_task(self, loader: Loader) -> None:
         """Measure the curvature of the task at the present weights, which become the centre."""
-        found = laplace(
-            self.model, self.likelihood, self.batches(loader), structure=self.structure, fisher=self.fisher,
-            subset=list(self.weights()), seed=self.seed + self._tasks,
-        )  # fmt: skip
+        with unseen_allowed():
+            found = laplace(
+                self.model, self.likelihood, self.batches(loader), structure=self.structure, fisher=self.fisher,
+                subset=list(self.weights()), seed=self.seed + self._tasks,
+            )  # fmt: skip
         self._tasks += 1
         self.centre = self.copy_of_weights()
         terms = [(self.decay * weight, posterior) for weight, posterior in self.terms]

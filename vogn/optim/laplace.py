@@ -114,6 +114,14 @@ def laplace(
     return posterior
 
 
+@contextmanager
+def unseen_allowed() -> Iterator[None]:
+    """Inside, parameters that no gradient reaches are meant to keep the prior, as the heads of other tasks are."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no gradient has reached", PosteriorWarning)
+        yield
+
+
 def _warn(posterior: GaussianPosterior, unseen: Sequence[str]) -> None:
     """Of blocks that are the prior, and of dense ones whose rounding is no smaller than it."""
     if unseen:
