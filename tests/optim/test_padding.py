@@ -76,6 +76,7 @@ def test_posteriors_hold_it_in_every_way_to_predict(structure, partition, tmp_pa
     exact = vogn.predict(model, posterior, x[:3], **options).epistemic
     sampled = vogn.predict(model, posterior, x[:3], link="mc", samples=4000, **options).epistemic
     torch.testing.assert_close(sampled, exact, rtol=0.1, atol=0.0)
+    # forward derivatives do not know of the padding: the posterior must leave its row out itself
     forward = {name: torch.func.jacfwd(lambda w: torch.func.functional_call(model, w, (x[:3],)))(
         {name: p.detach() for name, p in model.named_parameters()})[name] for name in posterior.names}  # fmt: skip
     torch.testing.assert_close(posterior.functional_variance(forward).diagonal(dim1=1, dim2=2), exact)
@@ -98,3 +99,82 @@ def test_a_weight_that_another_layer_shares_is_one():
     data = [(torch.randint(6, (30, 4)), torch.randint(6, (30,)))]
     posterior = vogn.laplace(model, vogn.likelihoods.Categorical(), data)
     assert bool((posterior.variance()["table.weight"] > 0).all())
+
+
+class Shared(nn.Module):
+    """Two tables of one weight, which is a constant for one of them at one place."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.a, self.b = nn.Embedding(6, 3, padding_idx=first), nn.Embedding(6, 3, padding_idx=second)
+        self.b.weight = self.a.weight
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head(self.a(x).sum(1) + self.b(x).prod(1))
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, None), (None, 2), (2, 3), (2, 2)])
+@pytest.mark.parametrize("method", ["vogn", "kfac", "ekfac", "von"])
+def test_tables_that_share_a_weight_with_other_paddings_train(method, first, second):
+    torch.manual_seed(0)
+    model, x = Shared(first, second).double(), torch.randint(6, (40, 4))
+    options = METHODS[method]
+    opt = vogn.METHODS[method].build(model, lr=0.05, ess=40, weight_decay=1e-3, **options)
+    for _ in range(2):
+        opt.zero_grad()
+        with opt.sampled_params():
+            Gaussian(0.5)(model(x), torch.zeros(40, 1, dtype=torch.float64)).backward()
+        opt.step()
+    held = opt.posterior().variance()["a.weight"][2]
+    assert bool((held == 0).all()) == (first == second)
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker", "dense"])
+def test_merging_keeps_it(structure):
+    model, x, y = model_and_data()
+    parts = [vogn.laplace(model, Gaussian(0.5), [(x[k::2], y[k::2])], structure=structure) for k in range(2)]
+    merged = vogn.posterior.merge(parts, vogn.Prior(0.0, 1.0))
+    assert torch.equal(merged.mean()["table.weight"][2], model.table.weight[2].detach())
+    assert not merged.variance()["table.weight"][2].any()
+
+
+def test_its_length_says_nothing_about_the_prior():
+    found = []
+    for constant in (0.0, 20.0):
+        model, x, y = model_and_data()
+        x[x == 2] = 3  # it never enters: only its length could be seen
+        with torch.no_grad():
+            model.table.weight[2] = constant
+        posterior = vogn.laplace(model, Gaussian(0.5), [(x, y)], structure="diagonal")
+        tuned = [block.shift * block.ess for block in vogn.tune_prior_precision(posterior).sampled_blocks]
+        evidence = float(vogn.log_evidence(posterior, 0.0))
+        opt = vogn.VOGN(model, lr=0.0, ess=60, weight_decay=1e-3, fisher="ggn", variational=False)
+        opt.zero_grad()
+        with opt.sampled_params():
+            Gaussian(0.5)(model(x), y).backward()
+        opt.step()
+        found.append([*tuned, evidence, *vogn.PriorTuner(opt, every=1).tune().values()])
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+def test_a_posterior_of_before_still_fits():
+    """Files that do not know of the constant have layouts that pack alike."""
+    model, x, y = model_and_data()
+    posterior = vogn.laplace(model, Gaussian(0.5), [(x, y)], structure="diagonal")
+    description, tensors = posterior.content()
+    for block in description["blocks"]:
+        block["layout"].pop("constant", None)
+    old = vogn.GaussianPosterior.from_content(description, tensors)
+    assert old.variance()["table.weight"][2].any()
+    vogn.posterior.merge([posterior, old], vogn.Prior(0.0, 1.0))
+
+
+def test_the_weight_of_a_table_is_not_computed_to_look_for_it():
+    torch.manual_seed(0)
+    table = torch.nn.utils.spectral_norm(nn.Embedding(6, 3, padding_idx=2))
+    model = nn.Sequential(table, nn.Flatten(), nn.Linear(6, 1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    opt = vogn.VOGN(model.double(), ess=10)
+    opt.coverage()
+    assert all(torch.equal(value, before[name].to(value)) for name, value in model.state_dict().items())

@@ -320,3 +320,12 @@ def test_an_empty_default_group_is_none_to_tune():
 def test_a_group_without_ess_is_refused_at_once():
     with pytest.raises(ValueError, match=r"set ess=len\(train_set\)"):
         vogn.PriorTuner(vogn.KFAC(nn.Linear(3, 3), variational=False), every=1)
+
+
+def test_a_frozen_deterministic_body_needs_no_ess():
+    model = fill(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double())
+    model[0].requires_grad_(False)
+    body = [{"params": list(model[0].parameters()), "variational": False, "ess": None}]
+    opt = vogn.VOGN(model, lr=0.05, ess=100, weight_decay=0.01, groups=body)
+    train(opt, model, 2)
+    assert set(vogn.PriorTuner(opt, every=1).tune()) == {0}

@@ -392,3 +392,30 @@ def test_copies_do_not_choose_a_schedule_by_their_own_times():
     for group in opt.param_groups:
         group.update(observe_every=7, overhead_met=True)
     assert copies(opt, model)[0].param_groups[0]["observe_every"] == 7
+
+
+def test_targets_that_the_loss_masks_are_no_reason_to_fail():
+    """A rate that is too large is divergence, though the batch holds NaN."""
+    model = plain()
+    x, _ = batch(64)
+    y = (x @ x.new_tensor([[0.5], [0.2], [-0.3]])).exp()
+    y[::4] = torch.nan
+
+    def poisson(outputs, targets):
+        seen = ~targets.isnan()
+        return (outputs[:, :1].exp() - targets.nan_to_num() * outputs[:, :1])[seen].mean()
+
+    opt = vogn.VOGN(model, ess=64, variational=False)
+    bounds = {"smallest": 1e-3, "largest": 1e4}
+    found = vogn.learning_rate_range_test(opt, model, poisson, [(x, y)], steps=80, runs=False, **bounds)
+    assert found.diverged and found.suggestion < 1.0
+
+
+def test_odd_data_sets_are_not_searched_for_generators():
+    class Data(TensorDataset):
+        sampler = dataset = batch_sampler = property(lambda self: self)
+
+    x, _ = batch(48)
+    found = DataLoader(Data(x, x.argmax(1)), batch_size=24)
+    model = plain()
+    assert vogn.learning_rate_range_test(vogn.VOGN(model, ess=48), model, Categorical(), found, steps=40, runs=False)

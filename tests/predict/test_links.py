@@ -332,3 +332,25 @@ def test_a_last_layer_may_be_called_by_keyword():
     found = vogn.predict(model, posterior, x, method="linearized")
     _, covariance = dense(model, posterior, x)
     torch.testing.assert_close(found.epistemic, covariance.diagonal(dim1=1, dim2=2), rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("where", ["hook", "forward"])
+def test_outputs_of_the_last_layer_may_change_in_place(where):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            outputs = self.head(torch.tanh(self.body(x)))
+            return outputs.mul_(0.1) if where == "forward" else outputs
+
+    model, x = fill(Net().double()), normal(8, 3)
+    if where == "hook":
+        model.head.register_forward_hook(lambda module, inputs, outputs: outputs.mul_(0.1))
+    posterior = laplace(model, Gaussian(noise=0.3), (x, normal(8, 2)), subset="last_layer", structure="dense")
+    found = vogn.predict(model, posterior, x, method="linearized")
+    weights = torch.cat([torch.tanh(model.body(x)), torch.ones(8, 1, dtype=torch.float64)], 1).detach()
+    covariance = posterior.to_dense().reshape(2, 5, 2, 5).diagonal(dim1=0, dim2=2)
+    expected = 0.01 * torch.einsum("ni,ijk,nj->nk", weights, covariance, weights)
+    torch.testing.assert_close(found.epistemic, expected, rtol=1e-7, atol=1e-12)

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vogn.capture.forwards import is_replaced
 from vogn.capture.selection import Selection, StructureKey
@@ -169,10 +169,10 @@ def _members(model: nn.Module | None, tracked: Mapping[str, nn.Parameter], *, ru
     """
     name_of = {parameter: name for name, parameter in tracked.items()}
     owners: dict[nn.Parameter, int] = {}
-    paddings: dict[Tensor, int | None] = {}
+    paddings: dict[nn.Parameter | None, int | None] = {}
     for module in model.modules() if model is not None else ():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            paddings[module.weight] = module.padding_idx
+            paddings[module._parameters.get("weight")] = module.padding_idx  # the attribute may be computed, or gone
         for _, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             owners[parameter] = owners.get(parameter, 0) + 1
     found: dict[str, Member] = {}
@@ -207,16 +207,9 @@ def _tied(uses: list[Member]) -> Member:
     layout = first.layout
     if any(use.layout.constants != layout.constants for use in uses) and isinstance(layout, MatrixLayout):
         layout = replace(layout, constant=None)  # a weight for some of them
-    if not all(_alike(use.layout, layout) for use in uses):
+    if any(use.layout != layout for use in uses):
         layout = StackLayout(layout.names, layout.shapes)
     return Member(layout, first.module, first.rule, first.attributes, first.parameters, uses=tuple(uses))
-
-
-def _alike(layout: Layout, other: Layout) -> bool:
-    """Whether they pack alike."""
-    if isinstance(layout, MatrixLayout) and isinstance(other, MatrixLayout):
-        return replace(layout, constant=None) == replace(other, constant=None)
-    return layout == other
 
 
 def partition(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -53,6 +53,15 @@ class Layout(ABC):
         """Name of a parameter and place in its first dimension, of all that are no weights: they never get noise."""
         return ()
 
+    def without_constants(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``{name: (*batch, *shape)}`` with zero where there is no weight; the others as they are."""
+        found, shapes = dict(tensors), dict(zip(self.names, self.shapes, strict=True))
+        for name, place in self.constants:
+            if name in found:
+                found[name] = found[name].clone()
+                found[name].select(-len(shapes[name]), place).zero_()
+        return found
+
 
 @dataclass(frozen=True)
 class MatrixLayout(Layout):
@@ -64,7 +73,8 @@ class MatrixLayout(Layout):
         matrix: ``(*lead, d_out, d_in)`` of the weight without the bias column; ``d_in = 0`` if there is only a bias.
         permute: order of the weight's dimensions before it is reshaped (transposed weights); ``()`` keeps them.
         view: shape in which ``permute`` counts the dimensions (groups split off a dimension); ``()`` is the weight's.
-        constant: place in the weight's first dimension that no gradient reaches (the ``padding_idx`` of an embedding).
+        constant: place in the weight's first dimension that no gradient of its layer reaches (the ``padding_idx`` of an
+            embedding). Layouts that differ in it alone pack alike and are equal.
     """
 
     names: tuple[str, ...]
@@ -72,7 +82,7 @@ class MatrixLayout(Layout):
     matrix: Shape
     permute: tuple[int, ...] = ()
     view: Shape = ()
-    constant: int | None = None
+    constant: int | None = field(default=None, compare=False)
 
     @property
     def constants(self) -> tuple[tuple[str, int], ...]:

@@ -135,6 +135,8 @@ def _constants(blocks: Iterable[Block]) -> list[tuple[Tensor, Tensor]]:
     """Parts of parameters that are no weights, and copies of them; not of sharded ones."""
     found = []
     for block in blocks:
+        if not block.layout.constants:
+            continue
         named = dict(zip(block.layout.names, block.parameters, strict=True))
         parts = [named[name].detach()[place] for name, place in block.layout.constants if not is_sharded(named[name])]
         found += [(part, part.clone()) for part in parts]

@@ -9,6 +9,8 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,17 +60,37 @@ def run_ends(
         Losses of the held-out examples after the run; without such, those of the last quarter of the steps. Empty where
         the run fails.
     """
-    device = next(model.parameters()).device
-    twin, network, loss_of = copies(optimizer, model, likelihood)
     schedule = [rate * _schedule(step, steps) for step in range(steps)]
-    losses, failed = trained(twin, network, loss_of, loader, device, schedule, indexed=indexed, watch=watch)
-    if failed:
+    run = trained(optimizer, model, likelihood, loader, schedule, indexed=indexed, watch=watch)
+    if run.failed:
         return []
     if held_out is None:
-        return losses[-round(END * steps) :]
+        return run.losses[-round(END * steps) :]
+    device = next(model.parameters()).device
     with _apart(held_out, device):
-        outside = losses_on(network, loss_of, held_out, device)
-    return outside if all(map(math.isfinite, outside)) else []
+        outside = losses_on(run.model, run.likelihood, held_out, device)
+        if all(map(math.isfinite, outside)):
+            return outside
+        for number, batch in enumerate(held_out, start=1):
+            inputs, targets = _on(device, _pair(batch, "(inputs, targets)"))
+            _require_finite_data(model, likelihood, f"held-out batch {number}", inputs, targets)
+    return []
+
+
+@dataclass(frozen=True)
+class Run:
+    """What has become of copies.
+
+    Args:
+        losses: of all steps that were made.
+        failed: whether the loss blew up.
+        model, likelihood: the copies.
+    """
+
+    losses: list[float]
+    failed: bool
+    model: nn.Module
+    likelihood: Callable[[Tensor, Any], Tensor]
 
 
 def trained(
@@ -76,22 +98,23 @@ def trained(
     model: nn.Module,
     likelihood: Callable[[Tensor, Any], Tensor],
     loader: Iterable[Any],
-    device: torch.device,
     rates: Sequence[float],
     *,
     indexed: bool = False,
     watch: Watch | None = None,
-) -> tuple[list[float], bool]:
+) -> Run:
     """Train copies, one step per rate.
 
-    Returns:
-        The losses so far, and whether the loss blew up.
-
     Raises:
-        ValueError: if the loader is empty, its batches are no pairs, or one of them, which is named, is not finite.
+        ValueError: if the loader is empty, its batches are no pairs, or the loss of one of them, which is named, is not
+            finite because its data are not.
     """
+    device = next(model.parameters()).device
+    twin, network, loss_of = copies(optimizer, model, likelihood)
+    blame = partial(_require_finite_data, model, likelihood)
     with _apart(loader, device):
-        return _train(optimizer, model, likelihood, _forever(loader, device, indexed), rates, watch)
+        losses, failed = _train(twin, network, loss_of, _forever(loader, device, indexed), rates, watch, blame)
+    return Run(losses, failed, network, loss_of)
 
 
 @contextmanager
@@ -110,31 +133,20 @@ def losses_on(
     A learnable noise is set to the residuals of all these examples: another value would hide their differences.
 
     Raises:
-        ValueError: if the loader is empty, its batches are no pairs, or examples are not finite.
+        ValueError: if the loader is empty or its batches are no pairs.
     """
     model.eval()
     seen: list[tuple[Tensor, Any]] = []
     with torch.no_grad():
-        for number, batch in enumerate(loader, start=1):
-            inputs, targets = tree_map(
-                lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, _pair(batch, "(inputs, targets)")
-            )
-            outputs = outputs_of(model, inputs)
-            if not _finite(outputs):
-                _require_finite(inputs, targets, f"held-out batch {number}")
-            seen.append((outputs, targets))
+        for batch in loader:
+            inputs, targets = _on(device, _pair(batch, "(inputs, targets)"))
+            seen.append((outputs_of(model, inputs), targets))
         if not seen:
             raise ValueError("held_out has no examples (or is an iterator that can be gone through only once)")
         if isinstance(likelihood, Gaussian):
             likelihood.follow(torch.cat([outputs for outputs, _ in seen]), torch.cat([targets for _, targets in seen]))
         terms = getattr(likelihood, "terms", likelihood)
-        found: list[float] = []
-        for number, (outputs, targets) in enumerate(seen, start=1):
-            losses = terms(outputs, targets)
-            if not _finite(losses):
-                _require_finite((), targets, f"held-out batch {number}")
-            found += losses.reshape(-1).tolist()
-        return found
+        return [value for outputs, targets in seen for value in terms(outputs, targets).reshape(-1).tolist()]
 
 
 def copies(*originals: Any) -> Any:
@@ -180,8 +192,9 @@ def _train(
     batches: Iterator[Batch],
     rates: Sequence[float],
     watch: Watch | None,
+    blame: Callable[[str, Any, Any], None],
 ) -> tuple[list[float], bool]:
-    """See :func:`trained`."""
+    """See :func:`trained`; ``blame`` looks at the batch of a step that failed."""
     top = max(float(group["lr"]) for group in optimizer.param_groups)
     shares = [float(group["lr"]) / top if top > 0.0 else 1.0 for group in optimizer.param_groups]
     losses: list[float] = []
@@ -195,7 +208,7 @@ def _train(
         except (NonFiniteStatisticsError, NotPositiveDefiniteError):
             loss = math.nan
         if not math.isfinite(loss):
-            _require_finite(inputs, targets, f"the training batch of step {number}")
+            blame(f"the training batch of step {number}", inputs, targets)
             return losses, True
         losses.append(loss)
         if watch is not None:
@@ -241,11 +254,14 @@ def _forever(loader: Iterable[Any], device: torch.device, indexed: bool) -> Iter
             seen = True
             indices, pair = _pair(batch, "(indices, (inputs, targets))") if indexed else (None, batch)
             inputs, targets = _pair(pair, "(indices, (inputs, targets))" if indexed else "(inputs, targets)")
-            yield tree_map(
-                lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (inputs, targets, indices)
-            )
+            yield _on(device, (inputs, targets, indices))
         if not seen:
             raise ValueError("the loader has no (more) batches; give one that can be gone through again")
+
+
+def _on(device: torch.device, values: tuple[Any, ...]) -> Any:
+    """The same with all tensors on the device."""
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, values)
 
 
 def _pair(value: Any, wanted: str) -> tuple[Any, Any]:
@@ -259,17 +275,31 @@ def _finite(values: Any) -> bool:
     return all(bool(leaf.isfinite().all()) for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
 
 
-def _require_finite(inputs: Any, targets: Any, where: str) -> None:
-    """Raise if it was the data: a run with another rate, damping or temperature would fail as well."""
-    for name, values in (("inputs", inputs), ("targets", targets)):
-        if not _finite(values):
-            raise ValueError(f"{where} has {name} that are NaN or infinite: leave such examples out, or mend them")
+def _require_finite_data(
+    model: nn.Module, likelihood: Callable[[Tensor, Any], Tensor], where: str, inputs: Any, targets: Any
+) -> None:
+    """Raise if it was the data that made a run fail: another rate, damping or temperature would not help.
+
+    Data may hold NaN or infinity where the network or the likelihood masks them: they are to blame only if the loss is
+    not finite at the weights from which all runs begin either.
+    """
+    guilty = [name for name, values in (("inputs", inputs), ("targets", targets)) if not _finite(values)]
+    if not guilty:
+        return
+    network, loss_of = copy.deepcopy((model, likelihood))
+    try:
+        with torch.no_grad():
+            fine = _finite(loss_of(outputs_of(network.eval(), inputs), targets))
+    except ValueError:  # a likelihood that looks at its targets
+        fine = False
+    if not fine:
+        raise ValueError(f"{where} has {guilty[0]} that are NaN or infinite: leave such examples out, or mend them")
 
 
 @contextmanager
 def _undisturbed(loader: Iterable[Any], device: torch.device) -> Iterator[None]:
     """The global random states, and those of the loader's generators, come back."""
-    generators = list(_generators(loader))
+    generators = _generators(loader)
     states = [generator.get_state() for generator in generators]
     python, numpy_state = random.getstate(), np.random.get_state()
     try:
@@ -282,11 +312,9 @@ def _undisturbed(loader: Iterable[Any], device: torch.device) -> Iterator[None]:
             generator.set_state(state)
 
 
-def _generators(loader: Any) -> Iterator[torch.Generator]:
-    """Generators of a loader, its samplers and its data set."""
-    for name in ("generator", "sampler", "batch_sampler", "dataset"):
-        part = getattr(loader, name, None)
-        if isinstance(part, torch.Generator):
-            yield part
-        elif part is not None:
-            yield from _generators(part)
+def _generators(loader: Any) -> list[torch.Generator]:
+    """Generators of a loader, its samplers and its data set, each once."""
+    batches = getattr(loader, "batch_sampler", None)
+    holders = loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)
+    found = [getattr(holder, "generator", None) for holder in (*holders, getattr(loader, "dataset", None))]
+    return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())

@@ -135,7 +135,8 @@ def _warn(posterior: GaussianPosterior, unseen: Sequence[str]) -> None:
     for block in posterior.sampled_blocks:
         if not isinstance(block.structure, Dense):
             continue
-        rounding = torch.finfo(block.state["C"].dtype).eps * float(block.structure.to_dense(block.state).trace())
+        curvature = block.structure.to_dense(block.state)
+        rounding = torch.finfo(curvature.dtype).eps * _largest_eigenvalue(curvature)
         if rounding > block.shift:
             warnings.warn(
                 f"block {block.name!r}: the curvature's rounding errors, about {rounding * block.ess:.1e}, are larger "
@@ -144,6 +145,17 @@ def _warn(posterior: GaussianPosterior, unseen: Sequence[str]) -> None:
                 PosteriorWarning,
                 stacklevel=3,
             )
+
+
+def _largest_eigenvalue(matrix: Tensor) -> float:
+    """By a few power iterations; a lower bound that is within a factor of two for a semidefinite matrix."""
+    vector = matrix[:, int(matrix.diagonal().argmax())]
+    for _ in range(20):
+        length = vector.norm()
+        if not length > 0:
+            return 0.0
+        vector = matrix @ (vector / length)
+    return float(vector.norm())
 
 
 def _measure(optimizer: NaturalGradient, model: nn.Module, likelihood: Any, loader: Iterable[Any]) -> int:
@@ -198,11 +210,9 @@ def _subset(model: nn.Module, subset: Subset) -> set[str]:
     if subset == "last_layer":
         if not names:
             raise ValueError("the model has no parameters")
-        everywhere = [(name, id(p)) for name, p in model.named_parameters(remove_duplicate=False)]
-        holders = {name.rpartition(".")[0] for name, _ in everywhere}
-        last = [path for path, _ in model.named_modules() if path in holders][-1]
-        own = {number for name, number in everywhere if name.rpartition(".")[0] == last}
-        tied = [name for name, number in everywhere if number in own and name.rpartition(".")[0] != last]
+        held = {path: {id(p) for p in module.parameters(recurse=False)} for path, module in model.named_modules()}
+        last = [path for path, own in held.items() if own][-1]
+        tied = [path for path, own in held.items() if path != last and own & held[last]]
         if tied:
             raise ValueError(
                 f"subset='last_layer': {last!r} shares a weight with {tied[0]!r}, so that it has no posterior of its "

@@ -169,7 +169,7 @@ class PriorTuner:
                 found[number] = precision_at(own, measured.mean(), **options)
             else:
                 blocks = [_with_curvature(table, block, ess) for block in members]
-                length = sum(float(whole(p.detach()).double().square().sum()) for b in members for p in b.parameters)
+                length = sum(map(_length, members))
                 found[number] = stationary_precision(blocks, length, **options)
             group["weight_decay"] = found[number] / ess
         return found
@@ -177,12 +177,18 @@ class PriorTuner:
     def _wanted(self, group: Mapping[str, Any]) -> bool:
         """Whether the group is one of those that are tuned."""
         names = group["param_names"] if self.only is not None else ()
-        able = bool(group["sampled"]) and bool(group["params"])
+        able = bool(group["sampled"]) and any(parameter.requires_grad for parameter in group["params"])
         return able and all(any(matches(key, [n]) for key in self.only or ()) for n in names)
 
     def _require_ess(self) -> None:
         if any(group["ess"] is None for group in filter(self._wanted, self.optimizer.param_groups)):
             raise ValueError("the prior's precision is weight_decay * ess: set ess=len(train_set)")
+
+
+def _length(block: Block) -> float:
+    """``|m|^2`` of a block's weights."""
+    weights = {name: whole(p.detach()) for name, p in zip(block.layout.names, block.parameters, strict=True)}
+    return sum(float(weight.double().square().sum()) for weight in block.layout.without_constants(weights).values())
 
 
 def _of_group(measured: Sequence[PosteriorBlock], names: Sequence[str]) -> list[PosteriorBlock]:

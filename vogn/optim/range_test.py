@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vogn.errors import RangeTestError
 from vogn.optim.base import NaturalGradient
-from vogn.optim.copied_runs import Watch, copies, require_alone, run_ends, trained
+from vogn.optim.copied_runs import Watch, require_alone, run_ends, trained
 from vogn.optim.methods import sets_groups
 from vogn.optim.range_choice import ERRORS, STRIDE, better, choose, climb, mean_loss, plain_loss, smoothed
 
@@ -137,7 +137,6 @@ def learning_rate_range_test(
     largest = newton_rate(optimizer) if largest is None else largest
     smallest = 1e-4 * largest if smallest is None else smallest
     _check(optimizer, smallest, largest, steps)
-    device = next(model.parameters()).device
     rates = np.geomspace(smallest, largest, steps).tolist()
 
     made: dict[float, list[float]] = {}
@@ -149,13 +148,13 @@ def learning_rate_range_test(
             )
         return made[rate]
 
-    twin, network, loss_of = copies(optimizer, model, likelihood)
-    losses, diverged = trained(twin, network, loss_of, loader, device, rates, indexed=indexed, watch=watch)
+    sweep = trained(optimizer, model, likelihood, loader, rates, indexed=indexed, watch=watch)
+    losses = sweep.losses
     if not losses:
         raise RangeTestError("the loss is not finite at the smallest learning rate: check data and model")
     rates = rates[: len(losses)]
     choice = choose(rates, losses)
-    found = RangeTest(tuple(rates), tuple(losses), tuple(smoothed(losses)), choice, diverged)
+    found = RangeTest(tuple(rates), tuple(losses), tuple(smoothed(losses)), choice, sweep.failed)
     if runs:
         first = max(FIRST * largest, smallest)
         far = choice < FAR * largest and bool(ends(choice)) and better(ends(first), ends(choice), ERRORS)

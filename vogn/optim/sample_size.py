@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, SubsetRandomSampler
+from torch.utils.data import DataLoader, SubsetRandomSampler
 
 SampleSize = float | Literal["auto"] | None
 """What optimizers take as ``ess``: a number, ``"auto"`` (counted in ``data``), or ``None`` where nothing is sampled."""
@@ -74,8 +74,7 @@ def _count(data: Sized | DataLoader[object] | float) -> float:
         )
     if isinstance(data, DataLoader):
         sampler: Any = getattr(data.batch_sampler, "sampler", data.sampler)
-        listed = isinstance(sampler, Sized) and not isinstance(sampler, Sampler)
-        if listed or isinstance(sampler, SubsetRandomSampler):
+        if isinstance(sampler, (SubsetRandomSampler, list, tuple, range)):
             return float(len(sampler))  # always the same examples
         return _count(data.dataset)  # type: ignore[arg-type]
     try:

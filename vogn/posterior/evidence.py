@@ -68,7 +68,7 @@ def log_evidence(
     total = log_likelihood if isinstance(log_likelihood, Tensor) else torch.tensor(log_likelihood, dtype=torch.float64)
     precisions = _precisions(blocks, prior_precision)
     for block, delta in zip(blocks, precisions, strict=True):
-        mean = block.layout.pack(means)
+        mean = block.layout.pack(block.layout.without_constants(means))
         delta = delta.to(mean)
         scale = torch.as_tensor(data_scale).to(mean)
         logdet = _LogDeterminant.apply(delta, scale, block)
@@ -151,7 +151,8 @@ def precision_at(blocks: Sequence[PosteriorBlock], means: Mapping[str, Tensor], 
         means: that posterior's.
         **options: ``bounds`` and ``halvings``.
     """
-    length = sum(float(block.layout.pack(means).double().square().sum()) for block in blocks)
+    weights = [block.layout.pack(block.layout.without_constants(means)) for block in blocks]
+    length = sum(float(weight.double().square().sum()) for weight in weights)
     return stationary_precision(blocks, length, **options)
 
 

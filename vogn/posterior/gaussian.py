@@ -135,7 +135,7 @@ class GaussianPosterior(SavedPosterior):
         """Marginal variances, ``{name: shape}``; zero for point masses."""
         out = {name: torch.zeros_like(mean) for name, mean in self._means.items()}
         for block in self.sampled_blocks:
-            out.update(_without_constants(block, block.layout.unpack(block.variance())))
+            out.update(block.layout.without_constants(block.layout.unpack(block.variance())))
         return out
 
     def functional_variance(self, jacobian: Mapping[str, Tensor]) -> Tensor:
@@ -154,7 +154,7 @@ class GaussianPosterior(SavedPosterior):
             raise ValueError("functional_variance needs at least one sampled block; this posterior is a point mass")
         total: Tensor | None = None
         for block in self.sampled_blocks:
-            rows = self._pack(block, _without_constants(block, jacobian))
+            rows = self._pack(block, block.layout.without_constants(jacobian))
             if rows.ndim != 2 + len(block.layout.block_shape):
                 raise ValueError(f"the Jacobian of block {block.name!r} must have shape (B, K, *shape)")
             solved = block.covariance_product(rows)
@@ -299,16 +299,6 @@ class GaussianPosterior(SavedPosterior):
                 )
             ready[name] = tensor.to(self._means[name])
         return block.layout.pack(ready)
-
-
-def _without_constants(block: PosteriorBlock, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``{name: (*batch, *shape)}`` with zero where the layout has no weight."""
-    found, shapes = dict(tensors), dict(zip(block.layout.names, block.layout.shapes, strict=True))
-    for name, place in block.layout.constants:
-        if name in found:
-            found[name] = found[name].clone()
-            found[name].select(-len(shapes[name]), place).zero_()
-    return found
 
 
 def _working_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -108,6 +108,8 @@ def merge(
             new, vector = _merged_block(block, terms)
         blocks.append(new)
         merged |= block.layout.unpack(vector)
+        for name, place in block.layout.constants:
+            merged[name][place] = means[0][name][place]
     return GaussianPosterior(blocks, merged, likelihood=first.likelihood, method="merge")
 
 

@@ -118,11 +118,11 @@ def is_last(seen: list[tuple[Tensor, Tensor]], outputs: Tensor) -> bool:
 
 @contextmanager
 def features_of(layer: nn.Linear) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """The inputs and outputs of the layer's calls inside; what other hooks make of its outputs comes later."""
+    """The inputs and outputs of the layer's calls inside; what becomes of its outputs, in place too, comes later."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        seen.append(((args[0] if args else kwargs["input"]).detach(), output.detach()))
+        seen.append(((args[0] if args else kwargs["input"]).detach().clone(), output.detach().clone()))
 
     handle = layer.register_forward_hook(note, prepend=True, with_kwargs=True)
     try:

@@ -161,13 +161,20 @@ class OperatorConformance(StructureCases):
             assert float(high) >= float(spectrum[-1]) - rounding, f"{name}: an eigenvalue lies above the bound"
 
     def test_batch_dimensions_are_carried_along(self) -> None:
-        """Operators act on every element of ``(2, 2, *shape)`` as on a single block vector."""
-        for name, shape, state, shift, _, _ in self.systems():
+        """Operators act on every element of ``(2, 2, *shape)`` as on a single block vector.
+
+        To rounding, which a sample takes times the root of curvature over shift: some processors sum the products of
+        one vector and of four in another order (up to 5.8e-12 was measured where the shift is 1e-9 of the curvature).
+        """
+        for name, shape, state, shift, dense, _ in self.systems():
+            smallest = float(shift.min()) if isinstance(shift, Tensor) else shift
+            ratio = float(torch.linalg.matrix_norm(dense, 2)) / smallest if smallest > 0 else 1.0
+            tolerance = max(1e-12, 4 * torch.finfo(dense.dtype).eps * math.sqrt(ratio))
             v = torch.randn((2, 2, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
             for feature, operator in self.operators().items():
                 whole = operator(state, v, shift)
                 parts = torch.stack([torch.stack([operator(state, x, shift) for x in row]) for row in v])
-                assert_close(whole, parts, 1e-12, f"{name}, {feature}")
+                assert_close(whole, parts, tolerance, f"{name}, {feature}")
 
     def test_sample_is_continuous_in_the_curvature(self) -> None:
         """A change of 1e-13 moves no sample by more than 1e-9, also where eigenvalues nearly coincide."""
