@@ -82,3 +82,13 @@ def test_all_coordinates_in_any_order_are_no_sketch():
     omega = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     exact = torch.linalg.solve(d.diag() + U @ U.T, v.T).T
     torch.testing.assert_close(fewer_columns.sketched_solve(d, U, omega, v), exact)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_enough_columns_miss_nothing_at_all(size):
+    """A residual of one rounding would count as one that is large, where there is no shift beside it."""
+    source = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        u = torch.randn(size, 8, generator=source, dtype=torch.float64)
+        _, _, missed = fewer_columns.representatives(u @ u.T, size)
+        assert not missed.any()

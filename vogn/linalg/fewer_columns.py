@@ -109,7 +109,8 @@ def representatives(gram: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     index, factor = pivoted_cholesky(k, rank)
     p = torch.linalg.solve_triangular(factor[:, index], factor, upper=True).T
     values, q = eigh(k - factor.T @ factor)
-    rounding = k.shape[0] * torch.finfo(k.dtype).eps * k.diagonal().sum()
+    # what is not missed must be zero: where there is no shift, the least residual counts as much as a large one
+    rounding = 8 * k.shape[0] * torch.finfo(k.dtype).eps * k.diagonal().sum()
     values = torch.where(values > rounding, values, 0.0)
     return index.to(gram.device), (q.T @ p).to(gram), values.sqrt().to(gram)
 
