@@ -386,3 +386,15 @@ def test_a_learnable_noise_follows_the_residuals():
     fixed = Gaussian(0.3)
     fixed.follow(f, y)
     assert fixed.noise == 0.3
+
+
+def test_a_noise_follows_residuals_down_to_its_floor():
+    likelihood = Gaussian("learn", initial=2.0, floor=0.5)
+    for residual, expected in ((1.0, 1.0), (0.1, 0.5), (3.0, 3.0), (0.0, 3.0)):  # none at all says nothing
+        likelihood.follow(torch.zeros(4, 2), torch.full((4, 2), residual))
+        assert float(likelihood.noise) == pytest.approx(expected)
+    again = Gaussian.from_dict(likelihood.to_dict())
+    again.follow(torch.zeros(4, 2), torch.full((4, 2), 0.1))
+    assert float(again.noise) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="floor=3 must be between 0 and initial=2"):
+        Gaussian("learn", initial=2.0, floor=3.0)

@@ -155,7 +155,6 @@ def test_the_bound_is_positive(overhead):
         build(overhead=overhead)
 
 
-
 def test_a_default_group_may_be_empty():
     model = fill(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double())
     groups = [{"params": list(model[0].parameters())}, {"params": list(model[2].parameters())}]

@@ -438,7 +438,6 @@ def test_dropout_inside_transformer_layers_is_drawn(layers):
     found = vogn.predict(model, dropout, x, samples=20, keep_samples=True)
     assert float(found.epistemic.min()) > 1e-3
     assert torch.backends.mha.get_fastpath_enabled()
-    by_hand = []
     with dropout.drawing(model.eval(), seed=0, draw=3), torch.no_grad():
         assert [m.training for m in model.modules() if isinstance(m, nn.Dropout)] == [True] * 3 * layers
         by_hand = model(x)

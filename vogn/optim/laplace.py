@@ -148,7 +148,7 @@ def _warn(posterior: GaussianPosterior, unseen: Sequence[str]) -> None:
 
 
 def _largest_eigenvalue(matrix: Tensor) -> float:
-    """By a few power iterations; a lower bound that is within a factor of two for a semidefinite matrix."""
+    """Of a semidefinite matrix, by a few power iterations: from below, and close enough for its order of magnitude."""
     vector = matrix[:, int(matrix.diagonal().argmax())]
     for _ in range(20):
         length = vector.norm()
