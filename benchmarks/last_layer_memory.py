@@ -19,7 +19,7 @@ from torch import Tensor
 
 import vogn
 from benchmarks.cells import command, environment, write_cell
-from benchmarks.speed.measuring import in_child, processor_seconds
+from benchmarks.speed.measuring import call_seconds, in_child
 from benchmarks.speed.predictive import held
 from vogn.likelihoods import Categorical
 from vogn.models import build_model
@@ -32,7 +32,7 @@ LIMIT_SECONDS = 300.0
 def measured(call: Callable[[], Any]) -> Mapping[str, float]:
     """MB that the call held at most, and seconds of processor time, in this process."""
     seconds: list[float] = []
-    memory = held(lambda: lambda: seconds.append(processor_seconds(call)))
+    memory = held(lambda: lambda: seconds.append(call_seconds(call)))
     return {"MB": memory["bytes"] / 1e6, "seconds": seconds[0]}
 
 

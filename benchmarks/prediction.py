@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import vogn
 from benchmarks.cells import command, environment, write_cell
-from benchmarks.speed.measuring import processor_seconds
+from benchmarks.speed.measuring import call_seconds
 from vogn.data import epoch_batches, load_data
 from vogn.likelihoods import Categorical
 from vogn.models import build_model
@@ -92,7 +92,7 @@ def links(predict: Callable[..., vogn.Predictive], y: Tensor) -> dict[str, dict[
             "difference": float((found.mean - exact).abs().mean()),
             "NLL": float(found.nll(y).mean()),
             "ECE": float(vogn.metrics.ece(found.mean, y)),
-            "seconds": min(processor_seconds(lambda chosen=chosen: predict(**chosen)) for _ in range(3)),
+            "seconds": min(call_seconds(lambda chosen=chosen: predict(**chosen)) for _ in range(3)),
         }
         print(f"| {name} | " + " | ".join(f"{value:.4f}" for value in line.values()) + " |", flush=True)
     return lines
@@ -120,7 +120,7 @@ def calls() -> dict[str, dict[str, float]]:
             line = {}
             for way, work in (("each", 0), ("all", 1 << 62)):
                 vectorised.WORK = work
-                line[way] = 1e3 * min(processor_seconds(call) for _ in range(3))
+                line[way] = 1e3 * min(call_seconds(call) for _ in range(3))
             vectorised.WORK = allowed
             lines[f"{name}, batch {count}"] = line | {"chosen": "all" if size <= allowed else "each"}
             print(f"| {name} | {count} | {line['each']:.1f} | {line['all']:.1f} | {size <= allowed} |", flush=True)
