@@ -9,7 +9,8 @@ structures and both subsets; relative differences, and failure above 1e-5. Conve
 - its Kronecker factors of several batches are sums of products; one batch is compared.
 - its regression likelihood is the Gaussian of one ``sigma_noise``: ``vogn.likelihoods.Gaussian(noise=...)``.
 
-    pip install --no-deps laplace-torch backpack-for-pytorch curvlinops-for-pytorch asdfghjkl einops einconv opt_einsum
+    pip install --no-deps laplace-torch backpack-for-pytorch curvlinops-for-pytorch asdfghjkl einops einconv \\
+        opt_einsum unfoldNd
     python -m benchmarks.laplace_parity
 """
 
@@ -95,8 +96,8 @@ def main() -> int:
     """Print and write the table; 1 if a difference is too large."""
     try:
         import laplace
-    except ImportError:
-        sys.exit(f"laplace-torch is not installed; see the first lines of {Path(__file__).name}")
+    except ImportError as error:
+        sys.exit(f"laplace-torch, or what it needs, is not installed ({error}); see the top of {Path(__file__).name}")
     rows = []
     print("| task | subset | structure | precision, relative difference | log evidence, ours | theirs |")
     print("|---|---|---|---|---|---|")
